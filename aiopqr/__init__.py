@@ -1,0 +1,1 @@
+from .credentials import Credential, CredentialPair, Parity, Secret
