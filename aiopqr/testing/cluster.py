@@ -1,0 +1,128 @@
+"""The files of a Postgres server: initdb, its configuration, and the sign that it is ready.
+
+Apart from the server because it knows files only, no process. initdb takes half a second, so it runs once in a process
+and version, and every further server starts from a copy.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..credentials import Secret
+from .binaries import Binaries, RunAs, copy_to, workspace
+from .errors import ServerError, ServerUnavailable
+
+#: The superuser's password of all servers of this process.
+ADMIN_PASSWORD = Secret(secrets.token_urlsafe(24))
+
+# Nothing here is worth a write to disk: it is all gone when the test ends.
+_FAST = {
+    "fsync": False,
+    "synchronous_commit": False,
+    "full_page_writes": False,
+    "shared_buffers": "16MB",
+    "huge_pages": False,
+    "jit": False,
+    "max_wal_senders": 4,
+    "password_encryption": "scram-sha-256",
+    "log_line_prefix": "%m [%p] %q%u@%d ",
+    "lc_messages": "C",
+}
+_SCRAM_FOR_ALL = (
+    "local all all scram-sha-256",
+    "host all all all scram-sha-256",
+    "host replication all all scram-sha-256",
+)
+
+
+def create(binaries: Binaries, data: Path, run_as: RunAs, admin: str) -> None:
+    """Make a fresh data directory at ``data``."""
+    shutil.copytree(_template(binaries, run_as, admin), data, symlinks=True)
+    data.chmod(0o700)
+    run_as.own(data)
+
+
+def write_configuration(
+    data: Path, run_as: RunAs, settings: Mapping[str, object], admin: str, hba: Sequence[str] | None
+) -> None:
+    """Write ``postgresql.conf`` and ``pg_hba.conf``. Whatever ``hba`` says, ``admin`` gets in, over TCP and socket."""
+    lines = (f"{name} = {_value(value)}" for name, value in {**_FAST, **settings}.items())
+    entrance = (f'local all "{admin}" scram-sha-256', f'host all "{admin}" all scram-sha-256')
+    for name, text in (
+        ("postgresql.conf", lines),
+        ("pg_hba.conf", (*entrance, *(_SCRAM_FOR_ALL if hba is None else hba))),
+    ):
+        new = data / f"{name}.new"
+        new.write_text("\n".join(text) + "\n")
+        run_as.own(new)
+        os.replace(new, data / name)
+
+
+def is_ready(postmaster_pid: Path) -> bool:
+    """Whether the server that wrote this file takes logins (its eighth line; see Postgres' pidfile.h)."""
+    try:
+        lines = postmaster_pid.read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    return len(lines) >= 8 and lines[7].strip() == "ready"
+
+
+@functools.cache
+def reachable(binaries: Binaries, run_as: RunAs) -> Binaries:
+    """``binaries``, or a copy of them where ``run_as`` reaches it: a virtualenv below /root is closed to others."""
+    if run_as.can_run(binaries):
+        return binaries
+    copy = copy_to(binaries, _kept(run_as) / "postgres", run_as)
+    if not run_as.can_run(copy):
+        raise ServerUnavailable(
+            f"Postgres does not run as root, and user {run_as.name} can run neither {binaries['postgres']} nor a copy "
+            f"in {tempfile.gettempdir()} (mounted noexec?): run the tests as an ordinary user"
+        )
+    return copy
+
+
+@functools.cache
+def _template(binaries: Binaries, run_as: RunAs, admin: str) -> Path:
+    directory = _kept(run_as)
+    password_file = directory / "password"
+    password_file.touch(0o600)
+    password_file.write_text(ADMIN_PASSWORD.reveal() + "\n")
+    run_as.own(password_file)
+    command = [binaries["initdb"], "-D", str(directory / "data"), "-U", admin, f"--pwfile={password_file}"]
+    command += ["-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync", "--wal-segsize=1", "--no-instructions"]
+    made = subprocess.run(
+        command, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, text=True, **run_as.popen()
+    )
+    password_file.unlink()
+    if made.returncode != 0:
+        raise ServerError(f"initdb of Postgres {binaries.version} failed as {run_as.name}:\n{made.stdout[-3000:]}")
+    return directory / "data"
+
+
+def _kept(run_as: RunAs) -> Path:
+    """A directory that is there until this process ends."""
+    directory, creator = workspace(run_as), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == creator:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    atexit.register(remove)
+    return directory
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int | float):
+        return str(value)
+    text = str(value).replace("\\", "\\\\").replace("'", "''")
+    return f"'{text}'"

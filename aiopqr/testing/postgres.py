@@ -1,0 +1,317 @@
+"""A Postgres of our own: a real server in a temporary directory, gone without a trace when it is stopped.
+
+:class:`EmbeddedPostgres` is the server as tests see it; :mod:`.cluster` makes its files and :mod:`.binaries` finds its
+programs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from ..credentials import Secret
+from . import cluster
+from .binaries import Binaries, RunAs, workspace
+from .errors import NotSupported, ServerError, ServerUnavailable
+from .server import PostgresServer
+
+_T = TypeVar("_T")
+_START_TIMEOUT = 60.0
+_STOP_TIMEOUT = 20.0
+_RELOAD_TIMEOUT = 10.0
+_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+# Outside the range from which the system takes ports for outgoing connections: ours stays free while we restart.
+_PORTS = range(15000, 32000)
+
+_NEED_A_RESTART = "SELECT 1 FROM pg_settings WHERE context = 'postmaster' AND name = ANY($1::text[])"
+
+# Ends the server and removes its directory when the pipe from the tests closes, however they died.
+_GUARD = """
+read -r _
+if pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null); then
+  kill -QUIT "$pid"
+  while kill -0 "$pid"; do sleep 0.05; done
+fi
+rm -rf "$1"
+"""
+
+
+class EmbeddedPostgres(PostgresServer):
+    """A real Postgres server on 127.0.0.1 and a Unix socket, both with SCRAM, in a temporary directory.
+
+    ``binaries`` is ``"embedded"`` (16), ``"embedded18"``, ``"system"`` or a directory of programs. ``settings`` go to
+    ``postgresql.conf``. As root, the server runs as ``run_as`` (default: nobody).
+
+    Use it as a context manager, ``async with`` or plain ``with``, or call :meth:`start` and :meth:`stop`, which block
+    for a second or so. Stopping removes its directory; so does the end of the process, even by SIGKILL.
+
+    Raises :class:`ServerUnavailable` where no server can run, and :class:`ServerError`, with the end of the server's
+    log, where one did not start.
+    """
+
+    host = "127.0.0.1"
+    admin = "postgres"
+
+    def __init__(
+        self, binaries: str | Path | Binaries = "embedded", *, run_as: str | None = None, **settings: object
+    ) -> None:
+        self.binaries = binaries if isinstance(binaries, Binaries) else Binaries.find(binaries)
+        self.run_as = RunAs.choose(run_as)
+        self.port = 0
+        self.home: Path | None = None
+        self._settings: dict[str, object] = dict(settings)
+        self._hba: Sequence[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._creator = 0
+
+    def __repr__(self) -> str:
+        state = f"on port {self.port}" if self.is_running else "stopped"
+        return f"<{type(self).__name__} {self.version} {state}>"
+
+    @property
+    def version(self) -> str:
+        return self.binaries.version
+
+    @property
+    def admin_password(self) -> Secret:
+        return cluster.ADMIN_PASSWORD
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process id while the server runs."""
+        return self._process.pid if self._process is not None and self.is_running else None
+
+    @property
+    def data(self) -> Path:
+        """The data directory."""
+        return self._home / "data"
+
+    @property
+    def log(self) -> Path:
+        """The server's log; it goes with the server, so read it before."""
+        return self._home / "log"
+
+    @property
+    def _home(self) -> Path:
+        if self.home is None:
+            raise ServerError(f"{self!r} is not started")
+        return self.home
+
+    # Life and death; these block.
+
+    def start(self) -> Self:
+        """Make the server and wait until it takes logins. It blocks: ``async with`` does it beside the event loop."""
+        if self.home is not None:
+            raise ServerError(f"{self!r} is started already")
+        self.home = workspace(self.run_as)
+        self.socket_dir = str(self.home)
+        self._creator = os.getpid()
+        atexit.register(self.stop)
+        try:
+            self._guard = subprocess.Popen(
+                ["/bin/sh", "-c", _GUARD, "guard", str(self.home)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+            self.binaries = cluster.reachable(self.binaries, self.run_as)
+            self._create()
+            self._listen()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End the server and remove its directory. A second call does nothing."""
+        if self.home is None or self._creator != os.getpid():  # a forked child's exit is not the end of its parent
+            return
+        atexit.unregister(self.stop)
+        self._shut_down("fast")
+        shutil.rmtree(self.home, ignore_errors=True)
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
+        self.home = self._guard = self._process = self.socket_dir = self.ca_file = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        try:
+            return await _beside_the_loop(self.start)
+        except asyncio.CancelledError:
+            await _beside_the_loop(self.stop)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """:meth:`stop`, beside the event loop. If cancelled, it ends first."""
+        await _beside_the_loop(self.stop)
+
+    async def halt(self, mode: str = "fast") -> None:
+        if mode not in _SIGNALS:
+            raise ValueError(f"mode must be one of {', '.join(_SIGNALS)}, not {mode!r}")
+        await _beside_the_loop(functools.partial(self._shut_down, mode))
+
+    async def resume(self) -> None:
+        if not self.is_running:
+            await _beside_the_loop(self._launch)
+
+    # Configuration.
+
+    async def configure(self, **settings: object) -> None:
+        before, wanted = self._settings, self._settings | settings
+        take = self._reload
+        if await self.execute(_NEED_A_RESTART, list(settings)):
+            take = self.restart
+        try:
+            self._settings = {name: value for name, value in wanted.items() if value is not None}
+            await take()
+        except ServerError:
+            self._settings = before
+            await take()
+            raise
+
+    async def set_hba(self, lines: Sequence[str] | None) -> None:
+        self._hba = lines
+        await self._reload()
+
+    async def enable_tls(self) -> str:
+        if not await self.fetchval("SELECT setting FROM pg_settings WHERE name = 'ssl_library'"):
+            raise NotSupported(f"{self!r} was built without TLS: binaries='system' has it on most systems")
+        from .tls import write_certificates
+
+        certificates = await _beside_the_loop(functools.partial(write_certificates, self._home / "tls"))
+        self.run_as.own(self._home / "tls")
+        await self.configure(ssl=True, ssl_cert_file=certificates.cert, ssl_key_file=certificates.key)
+        self.ca_file = certificates.ca
+        return certificates.ca
+
+    async def _reload(self) -> None:
+        """Have the server read its files, and return when new sessions go by them."""
+        cluster.write_configuration(self.data, self.run_as, self._all_settings(), self.admin, self._hba)
+        if self._process is None or not self.is_running:
+            return
+        mark, before = self.mark(), await self.fetchval("SELECT pg_conf_load_time()")
+        self._process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + _RELOAD_TIMEOUT
+        while await self.fetchval("SELECT pg_conf_load_time()") == before:
+            if time.monotonic() > deadline:
+                raise ServerError(f"{self!r} does not read its configuration:\n{self.log_text(mark)}")
+            await asyncio.sleep(0.01)
+        if re.search(r"contains errors|was not reloaded", told := self.log_text(mark)):
+            raise ServerError(f"{self!r} does not take its configuration:\n{told}")
+
+    def _all_settings(self) -> dict[str, object]:
+        return {
+            "port": self.port,
+            "listen_addresses": self.host,
+            "unix_socket_directories": self._home,
+        } | self._settings
+
+    def _log(self) -> bytes:
+        return self.log.read_bytes()
+
+    # The process.
+
+    def _create(self) -> None:
+        """Fill the data directory."""
+        cluster.create(self.binaries, self.data, self.run_as, self.admin)
+
+    def _listen(self) -> None:
+        """Launch on a free port. Another process can take it before we do: then on another."""
+        for _ in range(5):
+            self.port = _free_port(self.host)
+            with contextlib.suppress(_PortTaken):
+                self._launch()
+                return
+        raise ServerUnavailable(f"no free port between {_PORTS.start} and {_PORTS.stop}")
+
+    def _launch(self) -> None:
+        cluster.write_configuration(self.data, self.run_as, self._all_settings(), self.admin, self._hba)
+        status = self.data / "postmaster.pid"
+        status.unlink(missing_ok=True)  # of a crash; a live server of this directory would be our child
+        with self.log.open("ab") as log:
+            mark = log.tell()
+            self._process = subprocess.Popen(
+                [self.binaries["postgres"], "-D", str(self.data)],
+                cwd="/",
+                stdout=log,
+                stderr=log,
+                **self.run_as.popen(),
+            )
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not cluster.is_ready(status):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self._shut_down("immediate")
+                text = self.log_text(mark)
+                if "could not bind" in text:
+                    raise _PortTaken(self.port)
+                raise ServerError(
+                    f"Postgres {self.version} did not start within {_START_TIMEOUT:.0f} s. The end of its log:\n"
+                    f"{text[-3000:]}\nIf this is no setting of yours, try {self.binaries['postgres']} by hand."
+                )
+            time.sleep(0.005)
+
+    def _shut_down(self, mode: str) -> None:
+        """End the process, by harder and harder means."""
+        process = self._process
+        if process is None:
+            return
+        for number in (_SIGNALS[mode], signal.SIGQUIT, signal.SIGKILL):
+            if process.poll() is None:
+                process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_TIMEOUT)
+                return
+
+
+class _PortTaken(Exception):
+    pass
+
+
+def _free_port(host: str) -> int:
+    for port in random.sample(_PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    return 0
+
+
+async def _beside_the_loop(work: Callable[[], _T]) -> _T:
+    """Run blocking work in a thread. A thread cannot be cancelled: it has ended when this returns or raises."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise

@@ -1,0 +1,221 @@
+"""What every test server can do by SQL, whichever way it came to be: accounts, passwords, sessions, logins.
+
+The kinds of server (our own process, a container, one that is there already) differ in how they are reached and in what
+else they can do; what one cannot do raises :class:`NotSupported`, which fixtures turn into a skip.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import asyncpg
+
+from ..credentials import Credential, CredentialPair, Secret
+from ..scram import verifier
+from .errors import NotSupported
+
+_LOGIN_FAILED = "password authentication failed"
+
+
+def identifier(name: str) -> str:
+    """``name`` quoted for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """``text`` quoted for SQL, whatever ``standard_conforming_strings`` says."""
+    quoted = "'" + text.replace("'", "''").replace("\\", "\\\\") + "'"
+    return f" E{quoted}" if "\\" in text else quoted
+
+
+class PostgresServer(ABC):
+    """A running Postgres with a superuser, for tests. ``admin`` is the superuser's name."""
+
+    admin: str
+    host: str
+    port: int
+    socket_dir: str | None = None
+    ca_file: str | None = None
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Such as ``16.14``."""
+
+    @property
+    @abstractmethod
+    def admin_password(self) -> Secret:
+        """The superuser's password."""
+
+    @property
+    def dsn(self) -> str:
+        """Where the ``postgres`` database is, with neither user nor password."""
+        return self.dsn_of("postgres")
+
+    def dsn_of(self, database: str, *, socket: bool = False, **parameters: str) -> str:
+        """Where ``database`` is, with neither user nor password; ``parameters`` as in ``sslmode="verify-full"``."""
+        if socket:
+            if self.socket_dir is None:
+                raise NotSupported(f"{self!r} has no Unix socket that we know of")
+            parameters = {"host": self.socket_dir, "port": str(self.port), **parameters}
+        place = "" if socket else f"{_bracketed(self.host)}:{self.port}"
+        query = f"?{urlencode(parameters)}" if parameters else ""
+        return f"postgresql://{place}/{quote(database, safe='')}{query}"
+
+    def admin_dsn(self, database: str = "postgres") -> str:
+        """The superuser's DSN, **with its password**: for a program that takes nothing else. Never log it."""
+        user, password = (quote(text, safe="") for text in (self.admin, self.admin_password.reveal()))
+        return self.dsn_of(database).replace("//", f"//{user}:{password}@", 1)
+
+    async def admin_connect(self, database: str = "postgres", **options: Any) -> asyncpg.Connection[asyncpg.Record]:
+        """A new connection of the superuser."""
+        options = {"host": self.host, "port": self.port, "ssl": False, "timeout": 30.0, **options}
+        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+            user=self.admin, password=self.admin_password.reveal, database=database, **options
+        )
+        return connection
+
+    async def execute(self, sql: str, *args: object, database: str = "postgres") -> list[asyncpg.Record]:
+        """Run ``sql`` as the superuser, on a connection of its own. Several statements when there are no ``args``."""
+        connection = await self.admin_connect(database)
+        try:
+            if args:
+                return await connection.fetch(sql, *args)
+            statement = None if ";" in sql.rstrip().rstrip(";") else await connection.prepare(sql)
+            if statement is not None and statement.get_attributes():
+                return await statement.fetch()
+            await connection.execute(sql)
+            return []
+        finally:
+            await connection.close()
+
+    async def fetchval(self, sql: str, *args: object, database: str = "postgres") -> Any:
+        """The first column of the first row of ``sql``, run as the superuser."""
+        connection = await self.admin_connect(database)
+        try:
+            return await connection.fetchval(sql, *args)
+        finally:
+            await connection.close()
+
+    async def create_database(self, database: str, *, owner: str | None = None) -> None:
+        """An empty database."""
+        belongs = f" OWNER {identifier(owner)}" if owner else ""
+        # WAL_LOG, Postgres 15's default, needs no checkpoint; older ones know no other way and no such word.
+        await self.execute(f"CREATE DATABASE {identifier(database)}{belongs} TEMPLATE template0")
+
+    async def drop_database(self, database: str) -> None:
+        """Drop ``database``, ending the sessions in it."""
+        await self.execute(f"DROP DATABASE IF EXISTS {identifier(database)} WITH (FORCE)")
+
+    async def create_accounts(
+        self,
+        odd: str = "app_odd",
+        even: str = "app_even",
+        *,
+        owner: str = "app",
+        database: str | None = None,
+        active: str = "odd",
+    ) -> CredentialPair:
+        """Two LOGIN members of a NOLOGIN ``owner``, with random passwords; ``database`` is created for them, if given.
+
+        Each acts as ``owner`` (``SET role``), so what either creates belongs to both.
+        """
+        pair = CredentialPair(
+            odd=Credential(odd, secrets.token_urlsafe(18)),
+            even=Credential(even, secrets.token_urlsafe(18)),
+            active=active,  # type: ignore[arg-type]  # the pair makes it a Parity
+        )
+        statements = [f"CREATE ROLE {identifier(owner)} NOLOGIN"]
+        for account in pair.credentials():
+            name, proof = identifier(account.username), _verifier(account.password)
+            statements.append(f"CREATE ROLE {name} LOGIN IN ROLE {identifier(owner)} PASSWORD {proof}")
+            statements.append(f"ALTER ROLE {name} SET role = {identifier(owner)}")
+        await self.execute("; ".join(statements))
+        if database is not None:
+            await self.create_database(database, owner=owner)
+        return pair
+
+    async def drop_accounts(self, *usernames: str) -> None:
+        """Drop roles, ending their sessions first. What they own must be gone."""
+        await self.terminate(*usernames)
+        await self.execute("; ".join(f"DROP ROLE IF EXISTS {identifier(name)}" for name in usernames))
+
+    async def set_password(self, username: str, password: str | Secret) -> None:
+        """Change a password. The server is sent a verifier, so no log of it can show the password."""
+        secret = password if isinstance(password, Secret) else Secret(password)
+        await self.execute(f"ALTER ROLE {identifier(username)} PASSWORD {_verifier(secret)}")
+
+    async def sessions(self, *usernames: str, database: str | None = None) -> list[asyncpg.Record]:
+        """The rows of ``pg_stat_activity`` for client backends: all but our own, or only those of ``usernames``."""
+        return await self.execute(
+            "SELECT * FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            " AND ($1::text[] = '{}' OR usename = ANY($1)) AND datname = coalesce($2, datname)"
+            " ORDER BY backend_start",
+            list(usernames),
+            database,
+        )
+
+    async def terminate(self, *usernames: str, database: str | None = None) -> int:
+        """End the sessions of ``usernames``, wait until they are gone, and tell how many there were."""
+        pids = [row["pid"] for row in await self.sessions(*usernames, database=database)]
+        await self.execute("SELECT pg_terminate_backend(pid, 10000) FROM unnest($1::int[]) AS pid", pids)
+        return len(pids)
+
+    async def aclose(self) -> None:  # noqa: B027  # most kinds of server have nothing to let go
+        """Let the server go; one of our own is stopped."""
+
+    # What only some kinds of server can do.
+
+    async def halt(self, mode: str = "fast") -> None:
+        """Stop the server, keeping its data: ``fast`` ends sessions in order, ``immediate`` crashes."""
+        raise NotSupported(f"{self!r} cannot be stopped")
+
+    async def resume(self) -> None:
+        """Start the server again after :meth:`halt`, on the same port."""
+        raise NotSupported(f"{self!r} cannot be started")
+
+    async def restart(self, mode: str = "fast") -> None:
+        """:meth:`halt` and :meth:`resume`."""
+        await self.halt(mode)
+        await self.resume()
+
+    async def configure(self, **settings: object) -> None:
+        """Set server settings, restarting the server only where one of them needs it; None takes one back."""
+        raise NotSupported(f"{self!r} cannot be configured")
+
+    async def set_hba(self, lines: Sequence[str] | None) -> None:
+        """Replace ``pg_hba.conf`` by ``lines`` (None: SCRAM for everyone). The superuser always gets in."""
+        raise NotSupported(f"the pg_hba.conf of {self!r} cannot be changed")
+
+    async def enable_tls(self) -> str:
+        """Let the server speak TLS with a certificate for ``localhost`` and 127.0.0.1; returns ``ca_file``."""
+        raise NotSupported(f"{self!r} cannot be given a certificate")
+
+    def mark(self) -> int:
+        """The end of the server's log, for ``since=``."""
+        return len(self._log())
+
+    def log_text(self, since: int = 0) -> str:
+        """The server's log after ``since``."""
+        return self._log()[since:].decode(errors="replace")
+
+    def failed_logins(self, since: int = 0, *, username: str | None = None) -> int:
+        """How many logins were refused for their password, by the server's log after ``since``."""
+        whose = f'{_LOGIN_FAILED} for user "{username}"' if username else _LOGIN_FAILED
+        return len(re.findall(rf"FATAL: +{re.escape(whose)}", self.log_text(since)))
+
+    def _log(self) -> bytes:
+        raise NotSupported(f"the log of {self!r} cannot be read")
+
+
+def _verifier(secret: Secret) -> str:
+    return literal(verifier(secret.reveal()))
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
