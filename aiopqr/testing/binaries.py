@@ -150,15 +150,17 @@ def workspace(run_as: RunAs) -> Path:
 
 
 def copy_to(binaries: Binaries, directory: Path, run_as: RunAs) -> Binaries:
-    """A copy of the installation below ``directory``: Postgres finds its other files relative to its programs."""
-    shutil.copytree(
-        binaries.bindir.parent,
-        directory,
-        symlinks=True,
-        ignore=shutil.ignore_patterns("include", "*.a", "pkgconfig", "__pycache__"),
-    )
+    """A copy of the installation below ``directory``: its programs find their files relative to themselves."""
+    prefix = binaries.bindir.parent
+    copy = directory / prefix.parent.name / prefix.name
+    unneeded = shutil.ignore_patterns("include", "*.a", "pkgconfig", "__pycache__")
+    shutil.copytree(prefix, copy, symlinks=True, ignore=unneeded)
+    # Where the tool that made the wheel put the libraries that it needs.
+    libraries = f"{prefix.parent.name}.libs"
+    if (prefix.parent.parent / libraries).is_dir():
+        shutil.copytree(prefix.parent.parent / libraries, directory / libraries)
     run_as.own(directory)
-    return Binaries(directory / "bin", binaries.version)
+    return Binaries(copy / "bin", binaries.version)
 
 
 def _version(bindir: Path) -> str:

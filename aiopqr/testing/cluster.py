@@ -80,7 +80,7 @@ def reachable(binaries: Binaries, run_as: RunAs) -> Binaries:
     """``binaries``, or a copy of them where ``run_as`` reaches it: a virtualenv below /root is closed to others."""
     if run_as.can_run(binaries):
         return binaries
-    copy = copy_to(binaries, _kept(run_as) / "postgres", run_as)
+    copy = copy_to(binaries, _kept(run_as), run_as)
     if not run_as.can_run(copy):
         raise ServerUnavailable(
             f"Postgres does not run as root, and user {run_as.name} can run neither {binaries['postgres']} nor a copy "
