@@ -1,1 +1,51 @@
-from .credentials import Credential, CredentialPair, Parity, Secret
+"""aiopqr: change the passwords of your Postgres accounts whenever you like; the services that use them never notice.
+
+:func:`create_pool` makes an :class:`AlternatingPool`, an ``asyncpg.Pool`` whose connections take two accounts in turn.
+"""
+
+from .connector import Connector
+from .credentials import Credential, CredentialPair, Endpoint, Parity, Secret
+from .errors import (
+    AcquireTimeout,
+    AiopqrError,
+    ConfigurationError,
+    ConnectTimeout,
+    CredentialsRefused,
+    InvalidSecret,
+    MissingExtra,
+    PoolClosing,
+    PoolError,
+    RotationError,
+    SourceError,
+    SourceTimeout,
+    TooManyWaiting,
+)
+from .pool import AlternatingPool, create_pool
+from .refresher import Refresher
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AcquireTimeout",
+    "AiopqrError",
+    "AlternatingPool",
+    "ConfigurationError",
+    "ConnectTimeout",
+    "Connector",
+    "Credential",
+    "CredentialPair",
+    "CredentialsRefused",
+    "Endpoint",
+    "InvalidSecret",
+    "MissingExtra",
+    "Parity",
+    "PoolClosing",
+    "PoolError",
+    "Refresher",
+    "RotationError",
+    "Secret",
+    "SourceError",
+    "SourceTimeout",
+    "TooManyWaiting",
+    "create_pool",
+]

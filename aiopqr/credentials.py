@@ -11,7 +11,7 @@ import hmac
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from .errors import InvalidSecret
 
@@ -19,7 +19,7 @@ _MASK = "**********"
 
 
 class Secret:
-    """A password that cannot be printed: ``repr``, ``str`` and ``format`` show a mask; :meth:`reveal` is the one way out.
+    """A password that cannot be printed: ``repr``, ``str`` and ``format`` show a mask; :meth:`reveal` is the way out.
 
     Two secrets are equal when their contents are. A secret cannot be pickled, so that none reaches a cache or a queue.
     """
@@ -79,27 +79,19 @@ class Parity(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """The name and password of one account. Equality is by content, so that a changed password is another credential."""
+    """The name and password of one account. Equality is by content: a changed password is another credential."""
 
     username: str
     password: Secret
 
     def __init__(self, username: str, password: str | Secret) -> None:
-        # Also what Postgres cannot be sent: its protocol ends each text with a zero byte.
-        for key, text in (("username", username), ("password", password)):
-            content = text.reveal() if isinstance(text, Secret) else text
-            if not isinstance(content, str):
-                raise InvalidSecret(f"{key} must be text, not {type(content).__name__}")
-            if not content:
-                raise InvalidSecret(f"{key} must not be empty")
-            if "\0" in content:
-                raise InvalidSecret(f"{key} must not contain a zero byte")
-            try:
-                content.encode()
-            except UnicodeEncodeError:
-                raise InvalidSecret(f"{key} is not valid Unicode text") from None
+        # Wrapped first, so that no frame of a traceback holds the text.
+        password = password if isinstance(password, Secret) else Secret(password)
+        for key, problem in (("username", _flaw(username)), ("password", _flaw(password.reveal()))):
+            if problem:
+                raise InvalidSecret(f"{key} {problem}")
         object.__setattr__(self, "username", username)
-        object.__setattr__(self, "password", password if isinstance(password, Secret) else Secret(password))
+        object.__setattr__(self, "password", password)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +170,15 @@ class CredentialPair:
 
         Raises :class:`InvalidSecret`, which names the key at fault and never shows a value.
         """
-        entries = parse_secret(secret)
+        try:
+            return cls._from_entries(parse_secret(secret))
+        except InvalidSecret as exc:
+            problem = str(exc)
+        del secret  # raised from here, with none of the frames that held the text
+        raise InvalidSecret(problem)
+
+    @classmethod
+    def _from_entries(cls, entries: Mapping[str, Any]) -> CredentialPair:
         accounts = {prefix: _credential(entries, prefix) for prefix in ("odd", "even", "pending")}
         if "active_credential" in entries:
             active = entries["active_credential"]
@@ -189,6 +189,25 @@ class CredentialPair:
         else:
             active = "odd"
         return cls(active=Parity(active), endpoint=_endpoint(entries), **accounts)
+
+
+def _flaw(text: object) -> str | None:
+    """What makes a text unusable as a name or password, in words that do not show it."""
+    if not isinstance(text, str):
+        return f"must be text, not {type(text).__name__}"
+    if not text:
+        return "must not be empty"
+    if "\0" in text:
+        return "must not contain a zero byte"  # which ends a text in Postgres' protocol
+    return None if text.isascii() or _is_unicode(text) else "is not valid Unicode text"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_secret(secret: str | bytes | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -212,16 +231,16 @@ def parse_secret(secret: str | bytes | Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _credential(entries: Mapping[str, Any], prefix: str) -> Credential | None:
     keys = f"{prefix}_username", f"{prefix}_password"
-    values = [entries.get(key) for key in keys]
-    if values == [None, None]:
+    username, password = (entries.get(key) for key in keys)
+    if username is password is None:
         return None
-    for key, value in zip(keys, values, strict=True):
+    for key, value in zip(keys, (username, password), strict=True):
         if value is None:
             raise InvalidSecret(f"{key} is missing")
         if not isinstance(value, str | Secret):
             raise InvalidSecret(f"{key} must be text, not {type(value).__name__}")
     try:
-        return Credential(*values)
+        return Credential(cast(str, username), cast(str, password))
     except InvalidSecret as exc:
         raise InvalidSecret(f"{prefix}_{exc}") from None
 

@@ -7,7 +7,11 @@ None of them ever shows a password.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import asyncpg
+
+_E = TypeVar("_E", bound=BaseException)
 
 
 class AiopqrError(Exception):
@@ -40,7 +44,7 @@ class SourceTimeout(SourceError, TimeoutError):
 class CredentialsRefused(AiopqrError, asyncpg.InvalidPasswordError):
     """Every credential of the pair was refused, and no newer ones came within the time given.
 
-    ``refusals`` holds the server's error for each username that was refused. An ``asyncpg.InvalidPasswordError`` (SQLSTATE 28P01).
+    ``refusals`` holds the server's error for each username that was refused.
     """
 
     refusals: dict[str, BaseException]
@@ -59,7 +63,7 @@ class PoolError(AiopqrError):
 
 
 class AcquireTimeout(PoolError, TimeoutError):
-    """No connection became free in time. The text tells sizes, waiters, and the last connect failure, which is the cause."""
+    """No connection became free in time. The text tells sizes and waiters; the last connect failure is the cause."""
 
 
 class TooManyWaiting(PoolError):
@@ -72,3 +76,27 @@ class PoolClosing(PoolError, asyncpg.InterfaceError):
 
 class RotationError(AiopqrError):
     """The base of what goes wrong in a rotation of passwords."""
+
+
+def without_frames(exc: _E) -> _E:
+    """``exc`` with the frames of its whole chain dropped: a driver's or a store's hold the password as a local.
+
+    Cause and context stay, so the chain still tells what happened.
+    """
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [exc]
+    while chain:
+        link = chain.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            chain += [link.__cause__, link.__context__]
+            if isinstance(link, BaseExceptionGroup):
+                chain += link.exceptions
+    return exc
+
+
+def describe(exc: BaseException) -> str:
+    """An error in one line for an event or a log. The text of a type that we do not know might show a secret."""
+    text = str(exc) if isinstance(exc, AiopqrError | OSError | asyncpg.PostgresError | asyncpg.InterfaceError) else ""
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__

@@ -1,0 +1,41 @@
+"""What the pool needs of asyncpg that has no public way. Each has a test that fails when asyncpg changes it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from typing import Any
+
+from asyncpg.pool import PoolConnectionProxy
+
+
+def raw_connection(connection: object) -> Any:
+    """The connection behind what ``acquire()`` gave; None if it was released, or is nothing of the kind."""
+    return connection._con if type(connection) is PoolConnectionProxy else None  # type: ignore[attr-defined]
+
+
+def queries_run(con: Any) -> int:
+    """How many queries a connection has run. COPY counts where :func:`counting_copies` made its class."""
+    count: int = con._protocol.queries_count
+    return count + getattr(con, "copies_run", 0)
+
+
+@functools.cache
+def counting_copies(connection_class: Hashable) -> Any:
+    """A subclass that counts COPY, which asyncpg does not count as a query, and which may change a session too."""
+    base: Any = connection_class
+
+    def counted(name: str) -> Any:
+        copy = getattr(base, name)
+
+        @functools.wraps(copy)
+        async def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            self.copies_run = getattr(self, "copies_run", 0) + 1
+            return await copy(self, *args, **kwargs)
+
+        return run
+
+    copies = ("copy_from_table", "copy_from_query", "copy_to_table", "copy_records_to_table")
+    identity = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    members = {"__slots__": ("copies_run",), **identity, **{name: counted(name) for name in copies}}
+    return type(base)(base.__name__, (base,), members)

@@ -1,0 +1,234 @@
+"""Which account next, who is suspect, and what a refusal means: a state machine without clock, loop or socket.
+
+The rules, and why:
+
+* :meth:`Alternator.begin` decides from what is known now, without awaiting: the account not taken last time, unless it
+  is set aside and the other is not. So of 2n connects that begin, concurrently or not, n take each account.
+* What a refusal sets aside is a credential *by content*, never an account. A late refusal of an old password says
+  nothing about the new one, and a store that flips back to a refused password lifts nothing. A rotation thus costs one
+  failed login, or as many as were in flight: servers and proxies lock out, alarm and rate-limit on failed logins.
+* A fallback is the other account than *this attempt's*, never whatever would be next by now.
+* Nothing logs in with what is known to be refused, but a probe: one at a time, 30 s after the refusal, then at doubling
+  intervals up to 10 min. While any account works, probes are for the background.
+* A pending password (one that the store holds but nobody promised to be in force) is the last resort.
+* A refusal that depends on the database or host (no LOGIN, no CONNECT, connection limit) stays with this alternator; a
+  refused password is the same for all that share the :class:`Quarantine`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .credentials import Credential, CredentialPair, Parity
+from .refusals import Verdict
+
+PROBE_FIRST = 30.0
+PROBE_MAX = 600.0
+FULL_PAUSE = 5.0
+_REMEMBERED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A login to be made. ``version`` is that of the pair when it began, by which what comes of it is judged."""
+
+    parity: Parity
+    credential: Credential
+    version: int
+    begun: float
+    probe: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """No login is worth making before ``until``, unless newer credentials come first."""
+
+    until: float
+
+
+@dataclass(slots=True)
+class _Refusal:
+    since: float
+    retry_at: float
+    delay: float
+
+
+class Quarantine:
+    """The refused credentials, and when each may be tried again. Several alternators may share one."""
+
+    def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
+        self._uniform = uniform
+        self._refused: dict[Credential, _Refusal] = {}
+        self._accepted: dict[Credential, float] = {}  # when the last login that succeeded had begun
+
+    def __contains__(self, credential: Credential) -> bool:
+        return credential in self._refused
+
+    def since(self, credential: Credential) -> float | None:
+        refusal = self._refused.get(credential)
+        return refusal.since if refusal else None
+
+    def retry_at(self, credential: Credential) -> float:
+        return self._refused[credential].retry_at
+
+    def refuse(self, attempt: Attempt, now: float) -> bool:
+        """Set the attempt's credential aside; False when that was known, or is out of date."""
+        credential = attempt.credential
+        if self._accepted.get(credential, float("-inf")) > attempt.begun:
+            return False  # a login that began later was accepted: the password has come into force meanwhile
+        known = self._refused.get(credential)
+        if known and not attempt.probe:
+            return False
+        delay = min(known.delay * 2, PROBE_MAX) if known else PROBE_FIRST
+        since = known.since if known else now
+        self._refused[credential] = _Refusal(since, now + delay * self._uniform(0.8, 1.2), delay)
+        self._forget_oldest()
+        return not known
+
+    def accept(self, attempt: Attempt, now: float) -> float | None:
+        """The attempt's credential logs in: how long it had been set aside, or None if it was not."""
+        self._accepted[attempt.credential] = max(self._accepted.get(attempt.credential, attempt.begun), attempt.begun)
+        refusal = self._refused.pop(attempt.credential, None)
+        self._forget_oldest()
+        return now - refusal.since if refusal else None
+
+    def claim_probe(self, credential: Credential, now: float) -> bool:
+        """Whether a probe is due; then it is the caller's to make, and nobody else's until the next one is."""
+        refusal = self._refused.get(credential)
+        if refusal is None or now < refusal.retry_at:
+            return False
+        refusal.retry_at = now + refusal.delay
+        return True
+
+    def release_probe(self, credential: Credential, now: float) -> None:
+        """A probe told nothing (an outage, a cancellation): the next may try at once."""
+        if refusal := self._refused.get(credential):
+            refusal.retry_at = now
+
+    def _forget_oldest(self) -> None:
+        for memory in (self._refused, self._accepted):
+            while len(memory) > _REMEMBERED:
+                del memory[next(iter(memory))]
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Alternator:
+    """Chooses the account for each login of one connector. It owns the pair."""
+
+    pair: CredentialPair
+    refused: Quarantine = field(default_factory=Quarantine)
+    version: int = 1
+    _local: Quarantine = field(default_factory=Quarantine)
+    _full_until: dict[str, float] = field(default_factory=dict)
+    _last: Parity | None = None
+
+    def begin(self, now: float) -> Attempt | Wait:
+        """The login that a connect starts with."""
+        preferred = self._last.other if self._last else self.pair.active
+        for parity in (preferred, preferred.other):
+            if (credential := self.pair[parity]) and self._is_usable(credential, now):
+                return self._take(parity, credential, now)
+        if attempt := self._last_resort(now):
+            return attempt
+        return Wait(self._next_chance(now))
+
+    def fallback(self, attempt: Attempt, now: float) -> Attempt | None:
+        """The other account than this attempt's, or None when it is not worth a login either."""
+        parity = attempt.parity.other
+        credential = self.pair[parity]
+        if credential and credential != attempt.credential and self._is_usable(credential, now):
+            return self._take(parity, credential, now)
+        return None
+
+    def probe(self, now: float) -> Attempt | None:
+        """A login that finds out, in the background, whether a refused account works again."""
+        for parity in Parity:
+            credential = self.pair[parity]
+            if credential and self._claim_probe(credential, now):
+                return Attempt(parity, credential, self.version, now, probe=True)
+        return None
+
+    def rejected(self, attempt: Attempt, verdict: Verdict, now: float) -> bool:
+        """The server refused the attempt. True if that set the credential aside anew."""
+        match verdict:
+            case Verdict.CREDENTIAL:
+                return self.refused.refuse(attempt, now)
+            case Verdict.ACCOUNT:
+                return self._local.refuse(attempt, now)
+            case Verdict.ACCOUNT_FULL:
+                self._full_until[attempt.credential.username] = now + FULL_PAUSE
+        self.abandoned(attempt, now)
+        return False
+
+    def accepted(self, attempt: Attempt, now: float) -> float | None:
+        """The attempt logged in: for how long its credential had been set aside, or None if it was not."""
+        self._full_until.pop(attempt.credential.username, None)
+        locally = self._local.accept(attempt, now)
+        shared = self.refused.accept(attempt, now)
+        return shared if locally is None else locally
+
+    def abandoned(self, attempt: Attempt, now: float) -> None:
+        """The attempt came to nothing that says anything of the account: an outage, a cancellation."""
+        if attempt.probe:
+            self.refused.release_probe(attempt.credential, now)
+            self._local.release_probe(attempt.credential, now)
+
+    def replace(self, pair: CredentialPair) -> None:
+        """Take a newer pair. The alternation goes on where it was, and what changed is no longer set aside."""
+        if pair != self.pair:
+            self.pair = pair
+            self.version += 1
+
+    def is_superseded(self, attempt: Attempt) -> bool:
+        """Whether the pair names another password by now than the one that the attempt logged in with."""
+        return attempt.version != self.version and attempt.credential not in self.pair.credentials()
+
+    def is_refused(self) -> bool:
+        """Whether every account of the pair is set aside. A pending password does not count."""
+        return all(c is None or self._is_refused(c) for c in (self.pair.odd, self.pair.even))
+
+    def retry_at(self, credential: Credential) -> float:
+        """When a credential that is set aside may be probed."""
+        return max(q.retry_at(credential) for q in (self.refused, self._local) if credential in q)
+
+    def refused_since(self, credential: Credential) -> float | None:
+        since = [q.since(credential) for q in (self.refused, self._local)]
+        return min((s for s in since if s is not None), default=None)
+
+    def _take(self, parity: Parity, credential: Credential, now: float, *, probe: bool = False) -> Attempt:
+        self._last = parity
+        return Attempt(parity, credential, self.version, now, probe)
+
+    def _last_resort(self, now: float) -> Attempt | None:
+        pending, parity = self.pair.pending, self.pair.pending_parity
+        if pending and parity and self.is_refused() and self._is_usable(pending, now):
+            return self._take(parity, pending, now)
+        for credential in self.pair.credentials():
+            if self._claim_probe(credential, now):
+                owner = next((p for p in Parity if self.pair[p] == credential), parity)
+                assert owner is not None
+                return self._take(owner, credential, now, probe=True)
+        return None
+
+    def _next_chance(self, now: float) -> float:
+        chances = [
+            self.retry_at(c) if self._is_refused(c) else self._full_until.get(c.username, now)
+            for c in self.pair.credentials()
+        ]
+        return min(chances)
+
+    def _is_refused(self, credential: Credential) -> bool:
+        return credential in self.refused or credential in self._local
+
+    def _is_usable(self, credential: Credential, now: float) -> bool:
+        return not self._is_refused(credential) and now >= self._full_until.get(credential.username, now)
+
+    def _claim_probe(self, credential: Credential, now: float) -> bool:
+        holders = [q for q in (self.refused, self._local) if credential in q]
+        if not holders or now < self.retry_at(credential):
+            return False
+        for quarantine in holders:
+            quarantine.claim_probe(credential, now)
+        return True

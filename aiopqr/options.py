@@ -1,0 +1,87 @@
+"""Options checked when they are given, so that a mistake is told by its name and not by a pool that behaves oddly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from .errors import ConfigurationError
+from .lifetimes import Lifetime
+
+
+def non_negative(name: str, value: float) -> float:
+    """A finite number of at least 0, or :class:`ConfigurationError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ConfigurationError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
+    return float(value)
+
+
+def positive(name: str, value: float) -> float:
+    """A finite number above 0, or :class:`ConfigurationError`."""
+    if non_negative(name, value) == 0:
+        raise ConfigurationError(f"{name} must be more than 0 seconds")
+    return float(value)
+
+
+def optional_timeout(name: str, value: float | None) -> float | None:
+    """A finite number of at least 0, or None for no limit."""
+    return None if value is None else non_negative(name, value)
+
+
+def whole_number_or_none(name: str, value: int | None) -> int | None:
+    """A whole number of at least 0, or None for no limit."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ConfigurationError(f"{name} must be a whole number, 0 or more, or None, not {value!r}")
+    return value
+
+
+def lifetime(max_lifetime: float, jitter: float | None) -> Lifetime:
+    """How old connections get; the jitter is a tenth unless given."""
+    longest = non_negative("max_lifetime", max_lifetime)
+    earlier = longest / 10 if jitter is None else non_negative("max_lifetime_jitter", jitter)
+    if earlier > longest:
+        raise ConfigurationError("max_lifetime_jitter must not be more than max_lifetime")
+    return Lifetime(longest, earlier)
+
+
+def check_connect_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse what aiopqr itself supplies: a user or a password, as an argument or within the DSN.
+
+    The text never shows the DSN, which may hold a password.
+    """
+    for key in ("user", "password"):
+        if kwargs.get(key) is not None:
+            raise ConfigurationError(f"{key}= cannot be given beside credentials=, which supply it")
+    if len(args) > 1:
+        raise ConfigurationError("only the DSN may be given by position")
+    dsn = args[0] if args else kwargs.get("dsn")
+    if dsn is None:
+        return
+    if not isinstance(dsn, str):
+        raise ConfigurationError(f"dsn must be text, not {type(dsn).__name__}")
+    try:
+        parts = urlsplit(dsn)
+        query = {key for key, _ in parse_qsl(parts.query)}
+    except ValueError:
+        parts = None
+    if parts is None or parts.scheme not in ("postgresql", "postgres"):
+        raise ConfigurationError("dsn cannot be parsed: it must look like postgresql://host:port/database")
+    if "@" in unquote(parts.netloc) or query & {"user", "password"}:
+        raise ConfigurationError("dsn must name no user and no password: credentials= supply them")
+
+
+def hosts(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    """The hosts that the arguments name themselves; none where they leave it to the environment or the secret."""
+    host = kwargs.get("host")
+    if isinstance(host, str):
+        return host.split(",")
+    if host:
+        return [str(name) for name in host]
+    dsn = args[0] if args else kwargs.get("dsn")
+    if not dsn:
+        return []
+    parts = urlsplit(dsn)
+    named = [value for key, value in parse_qsl(parts.query) if key == "host"] or [parts.netloc]
+    return [unquote(name) for name in ",".join(named).split(",") if name]

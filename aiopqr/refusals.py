@@ -1,0 +1,179 @@
+"""Why did a connect fail, and what follows from it? One table, read by SQLSTATE and the server's routine.
+
+The routine (protocol field ``R``, asyncpg's ``server_source_function``) is not localised and tells apart what shares
+an SQLSTATE: 28000 is a locked account, a failed PAM login and a reject in pg_hba.conf. Proxies send no routine, so only
+for them is the text read. Sources: PostgreSQL's ``auth.c``, ``miscinit.c`` and ``postinit.c``; PgBouncer's ``client.c``
+and ``objects.c``; Supavisor's and pgcat's error modules.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import re
+import socket
+import ssl
+
+import asyncpg
+
+
+class Verdict(enum.StrEnum):
+    """What a failed connect means for the account it was tried with."""
+
+    CREDENTIAL = "credential"  # this password is not accepted: the other account, and a refresh
+    ACCOUNT = "account"  # this account may not connect, whatever its password: the other account
+    ACCOUNT_FULL = "account full"  # this account's connection limit is reached: the other account, for a while
+    SERVER_FULL = "server full"  # no connection slots: wait, the account is not to blame
+    OUTAGE = "outage"  # the server or the way to it is down: wait, the account is not to blame
+    FATAL = "fatal"  # a mistake that waiting does not mend: raise at once
+
+    @property
+    def blames_account(self) -> bool:
+        """Whether the other account may fare better."""
+        return self in (Verdict.CREDENTIAL, Verdict.ACCOUNT, Verdict.ACCOUNT_FULL)
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same login may succeed by just waiting."""
+        return self in (Verdict.OUTAGE, Verdict.SERVER_FULL)
+
+
+def _table(*rows: tuple[str, Verdict]) -> tuple[tuple[re.Pattern[str], Verdict], ...]:
+    return tuple((re.compile(pattern, re.IGNORECASE), verdict) for pattern, verdict in rows)
+
+
+# SQLSTATE -> routine -> verdict; "" stands for any other routine.
+_BY_ROUTINE: dict[str, dict[str, Verdict]] = {
+    "28P01": {"": Verdict.CREDENTIAL},
+    "28000": {
+        "InitializeSessionUserId": Verdict.ACCOUNT,  # NOLOGIN, or no such role under trust or cert
+        "ClientAuthentication": Verdict.FATAL,  # pg_hba.conf
+        "auth_failed": Verdict.CREDENTIAL,  # PAM (RDS IAM), LDAP, RADIUS, GSSAPI, cert
+        "": Verdict.CREDENTIAL,
+    },
+    "53300": {"InitializeSessionUserId": Verdict.ACCOUNT_FULL, "": Verdict.SERVER_FULL},
+    "42501": {"CheckMyDatabase": Verdict.ACCOUNT, "": Verdict.FATAL},  # no CONNECT privilege
+    "57P03": {"": Verdict.OUTAGE},  # starting up, shutting down, in recovery
+    "57P01": {"": Verdict.OUTAGE},  # terminated by an administrator
+    "57P02": {"": Verdict.OUTAGE},  # another backend crashed
+    # The server's 08P01 names its routine and is a mistake; a proxy's was settled by its text.
+    "08P01": {"": Verdict.FATAL},
+}
+# Whole classes: connection exceptions, and insufficient resources other than 53300.
+_BY_CLASS = {"08": Verdict.OUTAGE, "53": Verdict.OUTAGE}
+
+_BY_TEXT = _table(
+    (r"no pg_hba\.conf entry|pg_hba\.conf rejects", Verdict.FATAL),
+    (r"too many connections for role", Verdict.ACCOUNT_FULL),
+    (r"permission denied for database|is not permitted to log in", Verdict.ACCOUNT),
+    # PgBouncer, which says 08P01 whatever it is
+    (r"(password|SASL|PAM|LDAP) authentication failed|no such user|^auth failed", Verdict.CREDENTIAL),
+    (
+        r"no more connections allowed|too many clients|remaining connection slots|too many connections",
+        Verdict.SERVER_FULL,
+    ),
+    (r"server login (has been failing|failed)|cannot connect to server|server conn(ection)? crashed", Verdict.OUTAGE),
+    (
+        r"(query_wait|client_login|server_connect)_timeout|pooler is (shut|paus)|shutting down|starting up",
+        Verdict.OUTAGE,
+    ),
+    # RDS Proxy, Cloud SQL, Azure
+    (r"has no credentials for the role|password that was provided for the role", Verdict.CREDENTIAL),
+    (r"IAM user authentication failed|access token has expired", Verdict.CREDENTIAL),
+    (r"too many competing requests|rate of connection to proxy exceeded", Verdict.OUTAGE),
+    # Supavisor, pgcat
+    (r"\(ENOTFOUND\) tenant/user|tenant or user not found|no pool configured for database", Verdict.ACCOUNT),
+    (r"\(ECIRCUITBREAKER\)|pool down", Verdict.OUTAGE),
+    (r"role .* does not exist", Verdict.ACCOUNT),
+)
+_CACHED_ERROR = re.compile(r"cached error: (.*)", re.DOTALL)
+
+_OUTAGE_ERRNOS = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.EPIPE,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ENETDOWN,
+        errno.ENETRESET,
+        errno.ETIMEDOUT,
+        errno.EADDRNOTAVAIL,  # no local port left
+        errno.EAGAIN,  # a Unix socket whose backlog is full
+        getattr(errno, "EHOSTDOWN", errno.EHOSTUNREACH),
+    }
+)
+
+
+def classify(exc: BaseException, *, unix_socket: bool = False) -> Verdict:
+    """What ``exc``, raised by a connect, means. ``unix_socket`` says that the server was sought at a socket's path,
+    where a missing file is a server that is down."""
+    verdict = _classify_server(exc) if isinstance(exc, asyncpg.PostgresError) else _classify_client(exc, unix_socket)
+    if verdict is Verdict.FATAL and isinstance(exc.__cause__, asyncpg.PostgresError):
+        # sslmode=prefer and allow log in twice, and raise what the second, other kind of connection met; pg_hba.conf
+        # may well reject that kind, while the account was refused on the first.
+        cause = classify(exc.__cause__)
+        return cause if cause.blames_account else verdict
+    return verdict
+
+
+def _classify_server(exc: asyncpg.PostgresError) -> Verdict:
+    state, routine, text = exc.sqlstate or "", exc.server_source_function, str(exc)
+    if not routine:
+        if cached := _CACHED_ERROR.search(text):
+            text = cached[1]
+        for pattern, verdict in _BY_TEXT:
+            if pattern.search(text):
+                return verdict
+    if by_routine := _BY_ROUTINE.get(state):
+        return by_routine.get(routine or "", by_routine[""])
+    return _BY_CLASS.get(state[:2], Verdict.FATAL)
+
+
+def _classify_client(exc: BaseException, unix_socket: bool) -> Verdict:
+    match exc:
+        case asyncpg.TargetServerAttributeNotMatched():  # a failover: no primary yet
+            return Verdict.OUTAGE
+        case TimeoutError() | EOFError() | ssl.SSLEOFError() | ssl.SSLZeroReturnError():
+            return Verdict.OUTAGE
+        case socket.gaierror():
+            return Verdict.OUTAGE if exc.errno == socket.EAI_AGAIN else Verdict.FATAL
+        case ssl.SSLError() | PermissionError():
+            return Verdict.FATAL
+        case FileNotFoundError():
+            return Verdict.OUTAGE if unix_socket else Verdict.FATAL
+        case ConnectionError():
+            return Verdict.FATAL if "rejected SSL upgrade" in str(exc) else Verdict.OUTAGE
+        case OSError(errno=None):
+            # asyncio joins the failures of a name's several addresses into one text.
+            numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(exc))}
+            return Verdict.OUTAGE if numbers and numbers <= _OUTAGE_ERRNOS else Verdict.FATAL
+        case OSError():
+            return Verdict.OUTAGE if exc.errno in _OUTAGE_ERRNOS else Verdict.FATAL
+        case _:
+            return Verdict.FATAL
+
+
+_LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
+
+
+def is_connection_lost(exc: BaseException) -> bool:
+    """Whether ``exc``, raised by work on an open connection, says that the connection is gone.
+
+    A session that was terminated while idle shows itself in three ways: by the FATAL, by the EOF, or, between the two,
+    by asyncpg's ``InternalClientError: cannot switch to state``, since the unsolicited FATAL has moved its protocol on.
+    """
+    match exc:
+        case TimeoutError():
+            return False
+        case asyncpg.PostgresError():
+            return (exc.sqlstate or "")[:2] == "08" or exc.sqlstate in _LOST_STATES
+        case asyncpg.InterfaceError():
+            return "connection is closed" in str(exc) or "closed in the middle" in str(exc)
+        case asyncpg.InternalClientError():
+            return True
+        case OSError() | EOFError():
+            return True
+        case _:
+            return False

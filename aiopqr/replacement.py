@@ -1,0 +1,274 @@
+"""Make before break: the replacement of a connection is open and complete before the old one is closed.
+
+One background task opens at most one *spare*, a connection that belongs to nobody yet, when a connection is due. Any
+due connection that is idle, or is released while the spare waits, is then retired for it: it is closed in the
+background, and whoever connects next (asyncpg's floor maintenance, or an acquirer) is handed the spare at once. A
+connection that stays checked out delays no other, and none is given up for a replacement that cannot be had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import weakref
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Protocol
+
+from .errors import describe
+from .events import Emitter, Replaced, ReplacementDelayed
+from .lifetimes import Lifetime, Session, most_overdue, next_deadline
+from .refusals import Verdict, classify
+from .stats import ReplacementStats
+
+logger = logging.getLogger("aiopqr")
+
+SPARE_PATIENCE = 30.0  # how long a spare waits to be taken
+OPEN_TIMEOUT = 10.0
+CLOSE_TIMEOUT = 5.0
+BACKOFF_FIRST = 1.0
+BACKOFF_MAX = 30.0
+
+
+class Holder(Protocol):
+    """What the replacement asks of its pool."""
+
+    name: str
+    events: Emitter
+    sessions: dict[Any, Session]
+
+    async def open_session(self, timeout: float) -> Session:
+        """A complete connection, outside the pool."""
+        ...
+
+    def get_min_size(self) -> int: ...
+
+    def is_stale(self, session: Session) -> bool:
+        """Whether a spare is of another time: superseded credentials, other arguments, expired."""
+        ...
+
+
+class Replacement:
+    """Retires the due connections of one pool, which it holds weakly."""
+
+    def __init__(self, pool: Holder, lifetime: Lifetime, *, uniform: Callable[[float, float], float] = random.uniform):
+        self._pool = weakref.ref(pool, lambda _: self._wake.set())
+        self._lifetime = lifetime
+        self._uniform = uniform
+        self._wake = asyncio.Event()
+        self._sleeps_until = math.inf
+        self._task: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self.spare: Session | None = None
+        self._opening = False
+        self._is_claimed = False  # a connection was retired for the spare already
+        self._unused_since: float | None = None  # when a spare last expired because all due connections were busy
+        self._not_before = -math.inf
+        self._failures = 0
+        self._full_since: float | None = None
+        self._done: Counter[str] = Counter()
+        self._delayed = 0
+        self._delayed_by: str | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a spare waits for a connection to be retired."""
+        return self.spare is not None and not self._is_claimed
+
+    @property
+    def spares(self) -> int:
+        """Connections beside the pool's: 1 while a spare is open or being opened."""
+        return int(self._opening or self.spare is not None)
+
+    def start(self, name: str) -> None:
+        self._task = asyncio.create_task(_keep_young(self, self._wake), name=f"aiopqr-{name}-replace")
+
+    def stats(self) -> ReplacementStats:
+        return ReplacementStats(sum(self._done.values()), self._delayed, dict(self._done), self._delayed_by)
+
+    def wake(self) -> None:
+        """Something became due, or idle, that the task does not know of."""
+        self._wake.set()
+
+    def born(self, session: Session) -> None:
+        """A connection came into the pool."""
+        if session.deadline < self._sleeps_until:
+            self._wake.set()
+
+    def take_spare(self) -> Session | None:
+        """The spare, for whoever connects; a stale or dead one is closed instead."""
+        spare, self.spare = self.spare, None
+        self._is_claimed = False
+        if spare is None:
+            return None
+        self._wake.set()
+        pool = self._pool()
+        if pool is None or self._is_spoilt(pool, spare):
+            self.close_later(spare.con.close(timeout=CLOSE_TIMEOUT))
+            return None
+        return spare
+
+    def discard_spare(self) -> None:
+        """Close the spare, in the background."""
+        spare, self.spare = self.spare, None
+        self._is_claimed = False
+        if spare is not None:
+            self.close_later(spare.con.close(timeout=CLOSE_TIMEOUT))
+
+    def retire_released(self, session: Session, connection: Any) -> None:
+        """Close a due connection in its release, in the background, for the spare that waits."""
+        self.claim(session)
+        self.close_later(connection.close(timeout=CLOSE_TIMEOUT))
+
+    def close_later(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Close in the background, owned and awaited."""
+        task = asyncio.create_task(_quietly(closing), name="aiopqr-close")
+        self._closing.add(task)
+        task.add_done_callback(self._closed)
+
+    async def close(self) -> None:
+        """End the task, close the spare, and wait for what is being closed."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        self.discard_spare()
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    def terminate(self) -> None:
+        """As :meth:`close`, where nothing can be awaited."""
+        if self._task:
+            self._task.cancel()
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            spare.con.terminate()
+        for task in self._closing:
+            task.cancel()
+
+    # The task's part.
+
+    def next_step(self, now: float) -> float:
+        """When there is something to do."""
+        pool = self._pool()
+        if pool is None or self._closing:
+            return math.inf  # the end of a closing wakes the task
+        if self.spare is None:
+            return max(next_deadline(self._worth_a_spare(pool)), self._not_before)
+        if self._is_spoilt(pool, self.spare):
+            return now
+        expiry = self.spare.born + SPARE_PATIENCE
+        if self._is_claimed:
+            return expiry
+        return min(expiry, next_deadline(session for session in pool.sessions.values() if session.is_idle))
+
+    async def step(self) -> None:
+        """Do the one thing that is to be done now."""
+        now = asyncio.get_running_loop().time()
+        pool = self._pool()
+        if pool is None:
+            return
+        due = most_overdue(self._worth_a_spare(pool), now)
+        if self.spare is not None:
+            if self._is_spoilt(pool, self.spare):
+                self.discard_spare()
+            elif now >= self.spare.born + SPARE_PATIENCE:
+                self._unused_since = None if self._is_claimed else now
+                self.discard_spare()
+            elif due is not None and due.is_idle:
+                await self._retire_idle(due)
+        elif due is not None:
+            spacious = len(pool.sessions) > pool.get_min_size()
+            if spacious and due.is_idle and not due.is_missed(now - self._missed_within()):
+                await self._retire_idle(due)
+            else:
+                await self._open_spare(pool, due)
+
+    def _worth_a_spare(self, pool: Holder) -> Iterable[Session]:
+        """All connections, but for those that were busy all along while a spare waited in vain."""
+        since = self._unused_since
+        if since is None:
+            return pool.sessions.values()
+        return (s for s in pool.sessions.values() if s.is_idle or s.acquired_at > since)
+
+    def _missed_within(self) -> float:
+        return min(self._lifetime.max_lifetime / 2 or math.inf, SPARE_PATIENCE)
+
+    def _is_spoilt(self, pool: Holder, spare: Session) -> bool:
+        return spare.con.is_closed() or pool.is_stale(spare)
+
+    async def _open_spare(self, pool: Holder, due: Session) -> None:
+        loop = asyncio.get_running_loop()
+        self._opening = True
+        try:
+            self.spare = await pool.open_session(OPEN_TIMEOUT)
+        except Exception as exc:
+            await self._delay(pool, due, exc, loop.time())
+        else:
+            self._is_claimed = False
+            self._failures, self._delayed_by, self._full_since, self._unused_since = 0, None, None, None
+        finally:
+            self._opening = False
+
+    async def _delay(self, pool: Holder, due: Session, exc: Exception, now: float) -> None:
+        self._failures += 1
+        self._delayed += 1
+        self._delayed_by = describe(exc)
+        retry_in = self._uniform(0.5, 1.0) * min(BACKOFF_FIRST * 2 ** min(self._failures - 1, 10), BACKOFF_MAX)
+        self._not_before = now + retry_in
+        told: dict[str, Any] = {"error": self._delayed_by, "overdue": max(now - due.deadline, 0.0)}
+        pool.events.emit(ReplacementDelayed(name=pool.name, retry_in=retry_in, **told))
+        if classify(exc.__cause__ or exc) is not Verdict.SERVER_FULL:
+            self._full_since = None
+            return
+        # The server's slots may be full of nothing but connections that wait for a replacement. After a whole further
+        # lifetime of that, one idle connection makes room, as long as others are left.
+        self._full_since = self._full_since or now
+        if now - self._full_since >= self._lifetime.max_lifetime > 0 and due.is_idle and len(pool.sessions) > 1:
+            self._full_since = now
+            await self._retire_idle(due)
+
+    async def _retire_idle(self, session: Session) -> None:
+        # In this very step of the loop asyncpg marks it closed, so no acquirer can get hold of it.
+        self.claim(session)
+        await _quietly(session.con.close(timeout=CLOSE_TIMEOUT))
+
+    def claim(self, session: Session) -> None:
+        """``session`` is being retired, and the spare, if there is one, is for its place."""
+        self._is_claimed = self.spare is not None
+        session.retiring = True
+        self._done[session.why] += 1
+        if pool := self._pool():
+            age = asyncio.get_running_loop().time() - session.born
+            parity = session.attempt.parity if session.attempt else None
+            pool.events.emit(Replaced(name=pool.name, parity=parity, age=age, why=session.why))
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        self._wake.set()
+
+
+async def _keep_young(replacement: Replacement, wake: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    while replacement._pool() is not None:
+        wake.clear()
+        when = replacement.next_step(loop.time())
+        if when <= loop.time():
+            await replacement.step()
+            continue
+        replacement._sleeps_until = when
+        timer = loop.call_at(when, wake.set) if when < math.inf else None
+        try:
+            await wake.wait()
+        finally:
+            if timer:
+                timer.cancel()
+
+
+async def _quietly(closing: Coroutine[Any, Any, None]) -> None:
+    """A connection that is on its way out may fail to say goodbye: asyncpg has dropped it then."""
+    try:
+        await closing
+    except Exception:
+        logger.debug("a connection could not be closed gracefully", exc_info=True)

@@ -1,0 +1,62 @@
+"""Where credentials come from. A source is anything with an async ``fetch()`` that returns a :class:`CredentialPair`.
+
+It may have ``interval`` (seconds between the fetches that nobody asks for; 60 without it) and ``aclose()``, which the
+refresher that uses it calls when it closes; a source that is asked again after that simply opens again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from ..credentials import CredentialPair
+from ..errors import ConfigurationError
+from .file import FileSource
+from .simple import CallableSource, FixedSource
+
+if TYPE_CHECKING:
+    from .aws import SecretsManagerSource
+
+__all__ = [
+    "CallableSource",
+    "CredentialSource",
+    "Credentials",
+    "FileSource",
+    "FixedSource",
+    "SecretsManagerSource",
+    "as_source",
+]
+
+
+@runtime_checkable
+class CredentialSource(Protocol):
+    """What a user supplies to read a secret store."""
+
+    async def fetch(self) -> CredentialPair:
+        """The pair as the store has it now. May raise anything; the pair in use then stays. May be cancelled."""
+        ...
+
+
+Credentials = CredentialSource | CredentialPair | Callable[[], Awaitable[CredentialPair]]
+
+
+def as_source(credentials: Credentials) -> CredentialSource:
+    """A source for whatever ``credentials=`` accepts: a source, an async callable or a fixed pair."""
+    if isinstance(credentials, CredentialPair):
+        return FixedSource(credentials)
+    if isinstance(credentials, CredentialSource):
+        return credentials
+    if callable(credentials):
+        return CallableSource(credentials)
+    raise ConfigurationError(
+        "credentials must be a source with an async fetch(), an async callable, a CredentialPair or a Refresher, "
+        f"not {type(credentials).__name__}"
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SecretsManagerSource":  # imported on demand: boto's modules are many
+        from .aws import SecretsManagerSource
+
+        return SecretsManagerSource
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,71 @@
+"""Credentials in a mounted file or folder, as Kubernetes, Vault Agent and the rotator write them.
+
+What is watched is content, by path: Kubernetes replaces a mounted secret by swapping a symlink, Vault Agent by renaming
+a file, so a handle or an inode says nothing. A reader may meet a file that is half-written, missing or not readable
+yet: that is a :class:`SourceError`, and the pair in use stays. (Kubernetes never updates a ``subPath`` mount.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import anyio.to_thread
+
+from ..credentials import CredentialPair
+from ..errors import InvalidSecret, SourceError
+
+_KEYS = tuple(f"{account}_{part}" for account in ("odd", "even", "pending") for part in ("username", "password"))
+_DEFAULTS = ("active_credential", "host", "port", "dbname")
+
+
+class FileSource:
+    """A JSON file with gopqr's five keys, or a folder that has a file for each key.
+
+    ``parse`` reads another format: it gets the file's bytes, or the folder's mapping of names to texts, and returns a
+    :class:`CredentialPair`. The file is read every ``interval`` seconds, in a thread, and parsed when it has changed.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        interval: float = 1.0,
+        parse: Callable[[bytes | Mapping[str, str]], CredentialPair] = CredentialPair.from_secret,
+    ) -> None:
+        self._path = Path(path)
+        self.interval = interval
+        self._parse = parse
+        self._seen: tuple[bytes, CredentialPair] | None = None
+
+    def __repr__(self) -> str:
+        return f"FileSource({str(self._path)!r})"
+
+    async def fetch(self) -> CredentialPair:
+        """Read the file. Raises :class:`SourceError` for one that cannot be read or used, which names the path."""
+        problem: str
+        try:
+            return await anyio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+        except OSError as exc:
+            problem = f"cannot read {self._path}: {exc.strerror or type(exc).__name__}"
+        except InvalidSecret as exc:
+            problem = f"{self._path}: {exc}"
+        except UnicodeDecodeError:
+            problem = f"{self._path}: not valid UTF-8"
+        raise SourceError(problem)  # outside the handler: its frames hold what was read
+
+    def _read(self) -> CredentialPair:
+        content = _read_folder(self._path) if self._path.is_dir() else self._path.read_bytes()
+        digest = hashlib.sha256(repr(content).encode()).digest()
+        if self._seen is None or self._seen[0] != digest:
+            self._seen = digest, self._parse(content)
+        return self._seen[1]
+
+
+def _read_folder(path: Path) -> Mapping[str, str]:
+    # Kubernetes swaps `..data`: resolved once, so that all keys are of one version.
+    folder = (path / "..data").resolve() if (path / "..data").exists() else path
+    names = [name for name in _KEYS + _DEFAULTS if (folder / name).is_file()]
+    return {name: (folder / name).read_text("utf-8").removesuffix("\n") for name in names}

@@ -1,0 +1,140 @@
+"""Counters, and the frozen snapshots that ``stats()`` returns. Times are in seconds.
+
+Counting is what the hot path may afford; whoever wants each single measurement (OpenTelemetry's histograms) adds an
+observer to a :class:`Histogram`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from .credentials import Parity
+
+# The buckets that OpenTelemetry's semantic conventions advise for durations in seconds.
+BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramSnapshot:
+    """``counts[i]`` measurements were at most ``bounds[i]`` and above the bound before; the last has no bound."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else 0.0
+
+
+class Histogram:
+    """Durations, counted in fixed buckets."""
+
+    __slots__ = ("_counts", "_total", "observers")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BUCKETS) + 1)
+        self._total = 0.0
+        self.observers: tuple[Callable[[float], object], ...] = ()
+
+    def record(self, seconds: float) -> None:
+        self._counts[bisect_left(BUCKETS, seconds)] += 1
+        self._total += seconds
+        for observe in self.observers:
+            observe(seconds)
+
+    def snapshot(self) -> HistogramSnapshot:
+        return HistogramSnapshot(BUCKETS, tuple(self._counts), self._total)
+
+
+@dataclass(slots=True)
+class AccountCounts:
+    """What one connector counts of one account."""
+
+    opened: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class ConnectorCounts:
+    """What one connector counts."""
+
+    accounts: dict[Parity, AccountCounts] = field(default_factory=lambda: {p: AccountCounts() for p in Parity})
+    fallbacks: int = 0
+    probes: int = 0
+    outages: int = 0
+    failed: int = 0
+    connect_time: Histogram = field(default_factory=Histogram)
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshStats:
+    """The fetches of a refresher. ``pair_age`` is the time since a fetch last confirmed the pair."""
+
+    ok: int
+    failed: int
+    failures_in_a_row: int
+    last_success: float | None  # Unix time
+    pair_age: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class AccountStats:
+    """One account, as a connector or pool sees it. ``refused_for``: how long it has been set aside; None if not."""
+
+    username: str | None
+    open: int
+    opened: int
+    refused: int
+    refused_for: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorStats:
+    """A connector's snapshot. ``open`` connections are those of the accounts together."""
+
+    name: str
+    accounts: Mapping[Parity, AccountStats]
+    fallbacks: int
+    probes: int
+    outages: int
+    failed: int
+    connect_time: HistogramSnapshot
+    refresh: RefreshStats
+    all_refused: bool
+    degraded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacementStats:
+    """Connections retired for a replacement. ``why`` counts them by reason; ``delayed_by``: why the next one waits."""
+
+    done: int
+    delayed: int
+    why: Mapping[str, int]
+    delayed_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats(ConnectorStats):
+    """A pool's snapshot. ``size`` counts open connections without the ``spare``; ``waiting`` tasks are in acquire()."""
+
+    min_size: int
+    max_size: int
+    size: int
+    idle: int
+    in_use: int
+    waiting: int
+    spare: int
+    acquired: int
+    timeouts: int
+    lost: int
+    replacements: ReplacementStats
+    wait_time: HistogramSnapshot
+    use_time: HistogramSnapshot
