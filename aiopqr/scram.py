@@ -138,7 +138,7 @@ class Exchange:
     Each step raises ScramError, and says what was wrong without quoting what was sent.
     """
 
-    __slots__ = ("_auth_message", "_bare", "_keys", "_nonce", "_server_first", "_server_nonce")
+    __slots__ = ("_auth_message", "_bare", "_keys", "_nonce", "_server_first", "_server_nonce", "verified")
 
     def __init__(self, nonce: str | None = None) -> None:
         self._nonce = (nonce or _b64(secrets.token_bytes(18))).encode("ascii")
@@ -149,6 +149,7 @@ class Exchange:
         self._server_nonce = b""
         self._auth_message = b""
         self._keys: Keys | None = None
+        self.verified = False
 
     @property
     def first(self) -> bytes:
@@ -186,7 +187,7 @@ class Exchange:
 
     def verify(self, server_final: bytes) -> None:
         """Check the server's proof that it, too, knows the password. WrongSignature if it does not."""
-        if self._keys is None:
+        if self._keys is None or self.verified:
             raise ScramError("the server sent its final message out of order")
         match = _SERVER_FINAL.fullmatch(server_final)
         if match is None:
@@ -194,6 +195,7 @@ class Exchange:
         expected = hmac.digest(self._keys.server, self._auth_message, "sha256")
         if not hmac.compare_digest(_unb64(match["signature"], "signature"), expected):
             raise WrongSignature("the server's signature is wrong")
+        self.verified = True
 
 
 def _b64(data: bytes) -> str:
