@@ -64,9 +64,9 @@ class StoredSecret:
 class SecretStore(Protocol):
     """Where the pair is kept, and changed in steps that survive a crash.
 
-    Every method raises :class:`StoreError` (with a text that shows no secret) when the store cannot do it. The three that
-    change something take the :class:`StoredSecret` they were decided on and return the secret as it is afterwards, with
-    its new revision. They raise :class:`StoreConflict`, and change nothing, when the store no longer holds
+    Every method raises :class:`StoreError`, with a text that shows no secret, when the store cannot do it. The three
+    that change something take the :class:`StoredSecret` they were decided on and return the secret as it is afterwards,
+    with its new revision. They raise :class:`StoreConflict`, and change nothing, when the store no longer holds
     ``secret.revision``. Of two rotators that were given the same revision, at most one succeeds. Where a service has no
     atomic compare-and-set, the store writes, reads back, and raises :class:`StoreConflict` when what it reads is not
     its own.
@@ -76,10 +76,10 @@ class SecretStore(Protocol):
 
     A store may also be an async context manager; the command line enters it.
 
-    On AWS Secrets Manager: ``read`` takes AWSCURRENT and AWSPENDING of one DescribeSecret; a version in stage AWSPENDING
-    alone (it may have no value yet: then nothing is staged) that differs from AWSCURRENT in one account's password is
-    the staged password. ``stage`` puts a whole secret, AWSCURRENT's with that one password and time changed, as
-    AWSPENDING. ``promote`` moves AWSCURRENT there. ``abandon`` takes AWSPENDING off.
+    On AWS Secrets Manager: ``read`` takes AWSCURRENT and AWSPENDING of one DescribeSecret; a version in stage
+    AWSPENDING alone (it may have no value yet: then nothing is staged) that differs from AWSCURRENT in one account's
+    password is the staged password. ``stage`` puts a whole secret, AWSCURRENT's with that one password and time
+    changed, as AWSPENDING. ``promote`` moves AWSCURRENT there. ``abandon`` takes AWSPENDING off.
     """
 
     async def read(self) -> StoredSecret:
