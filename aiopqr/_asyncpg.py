@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
 from typing import Any
 
 from asyncpg.pool import PoolConnectionProxy
@@ -21,9 +20,8 @@ def queries_run(con: Any) -> int:
 
 
 @functools.cache
-def counting_copies(connection_class: Hashable) -> Any:
-    """A subclass that counts COPY, which asyncpg does not count as a query, and which may change a session too."""
-    base: Any = connection_class
+def counting_copies(base: Any) -> Any:
+    """A subclass of a connection class that counts COPY: asyncpg does not, and a COPY may change a session too."""
 
     def counted(name: str) -> Any:
         copy = getattr(base, name)

@@ -21,6 +21,7 @@ from .options import check_connect_arguments, positive
 from .refresher import Refresher
 from .sources import Credentials
 from .stats import AccountStats, ConnectorStats, Histogram
+from .tasks import cancel
 
 CONNECT_TIMEOUT = 60.0  # asyncpg's own default
 
@@ -213,8 +214,7 @@ class Connector:
 
     def _stop(self) -> None:
         self._closed = True
-        for probe in self._probes:
-            probe.cancel()
+        cancel(self._probes)
 
     def _probe(self, arguments: Arguments) -> None:
         """While accounts work, find out in the background whether a refused one does again."""

@@ -37,7 +37,7 @@ def whole_number_or_none(name: str, value: int | None) -> int | None:
     return value
 
 
-def lifetime(max_lifetime: float, jitter: float | None) -> Lifetime:
+def lifetime_option(max_lifetime: float, jitter: float | None) -> Lifetime:
     """How old connections get; the jitter is a tenth unless given."""
     longest = non_negative("max_lifetime", max_lifetime)
     earlier = longest / 10 if jitter is None else non_negative("max_lifetime_jitter", jitter)

@@ -6,7 +6,6 @@ The task holds its refresher weakly while it sleeps, so that one that was droppe
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 import warnings
 import weakref
@@ -20,6 +19,7 @@ from .options import non_negative, positive
 from .refreshing import Need, RefreshPlan
 from .sources import Credentials, CredentialSource, as_source
 from .stats import RefreshStats
+from .tasks import cancel, wait_until
 
 _DEFAULT_INTERVAL = 60.0
 _CLOSE_PATIENCE = 1.0
@@ -162,9 +162,7 @@ class Refresher:
     def terminate(self) -> None:
         """End the background task without waiting for it, where nothing can be awaited."""
         self._closed = True
-        for task in (self._task, *self._flights):
-            if task:
-                task.cancel()
+        cancel((self._task, *self._flights))
         self._settle(self._plan.started + 1, AiopqrError(f"refresher {self.name!r} is closed"))
 
     async def __aenter__(self) -> Self:
@@ -278,12 +276,7 @@ async def _keep_fresh(ref: weakref.ref[Refresher], wake: asyncio.Event) -> None:
                 await refresher._fetch()
             continue
         del refresher
-        timer = loop.call_at(due, wake.set) if due < math.inf else None
-        try:
-            await wake.wait()
-        finally:
-            if timer:
-                timer.cancel()
+        await wait_until(due, wake)
 
 
 async def _ask(source: CredentialSource) -> object:

@@ -15,13 +15,15 @@ import random
 import weakref
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from .errors import describe
-from .events import Emitter, Replaced, ReplacementDelayed
-from .lifetimes import Lifetime, Session, most_overdue, next_deadline
+from .events import Replaced, ReplacementDelayed
+from .lifetimes import Session, most_overdue, next_deadline
 from .refusals import Verdict, classify
+from .sessions import Sessions
 from .stats import ReplacementStats
+from .tasks import cancel, wait_until
 
 logger = logging.getLogger("aiopqr")
 
@@ -32,30 +34,15 @@ BACKOFF_FIRST = 1.0
 BACKOFF_MAX = 30.0
 
 
-class Holder(Protocol):
-    """What the replacement asks of its pool."""
-
-    name: str
-    events: Emitter
-    sessions: dict[Any, Session]
-
-    async def open_session(self, timeout: float) -> Session:
-        """A complete connection, outside the pool."""
-        ...
-
-    def get_min_size(self) -> int: ...
-
-    def is_stale(self, session: Session) -> bool:
-        """Whether a spare is of another time: superseded credentials, other arguments, expired."""
-        ...
-
-
 class Replacement:
-    """Retires the due connections of one pool, which it holds weakly."""
+    """Retires the due connections of one pool, which it holds weakly. ``floor`` is how many are kept in any case."""
 
-    def __init__(self, pool: Holder, lifetime: Lifetime, *, uniform: Callable[[float, float], float] = random.uniform):
-        self._pool = weakref.ref(pool, lambda _: self._wake.set())
-        self._lifetime = lifetime
+    def __init__(self, sessions: Sessions, floor: int, *, uniform: Callable[[float, float], float] = random.uniform):
+        self._sessions = weakref.ref(sessions, lambda _: self._wake.set())
+        self._name = sessions.connector.name
+        self._events = sessions.connector.events
+        self._lifetime = sessions.lifetime
+        self._floor = floor
         self._uniform = uniform
         self._wake = asyncio.Event()
         self._sleeps_until = math.inf
@@ -64,7 +51,7 @@ class Replacement:
         self.spare: Session | None = None
         self._opening = False
         self._is_claimed = False  # a connection was retired for the spare already
-        self._unused_since: float | None = None  # when a spare last expired because all due connections were busy
+        self._unused_since: float | None = None  # when a spare expired because all due connections were busy
         self._not_before = -math.inf
         self._failures = 0
         self._full_since: float | None = None
@@ -82,8 +69,8 @@ class Replacement:
         """Connections beside the pool's: 1 while a spare is open or being opened."""
         return int(self._opening or self.spare is not None)
 
-    def start(self, name: str) -> None:
-        self._task = asyncio.create_task(_keep_young(self, self._wake), name=f"aiopqr-{name}-replace")
+    def start(self) -> None:
+        self._task = asyncio.create_task(_keep_young(self, self._wake), name=f"aiopqr-{self._name}-replace")
 
     def stats(self) -> ReplacementStats:
         return ReplacementStats(sum(self._done.values()), self._delayed, dict(self._done), self._delayed_by)
@@ -104,8 +91,8 @@ class Replacement:
         if spare is None:
             return None
         self._wake.set()
-        pool = self._pool()
-        if pool is None or self._is_spoilt(pool, spare):
+        sessions = self._sessions()
+        if sessions is None or sessions.is_spoilt(spare):
             self.close_later(spare.con.close(timeout=CLOSE_TIMEOUT))
             return None
         return spare
@@ -139,39 +126,36 @@ class Replacement:
 
     def terminate(self) -> None:
         """As :meth:`close`, where nothing can be awaited."""
-        if self._task:
-            self._task.cancel()
+        cancel((self._task, *self._closing))
         spare, self.spare = self.spare, None
         if spare is not None:
             spare.con.terminate()
-        for task in self._closing:
-            task.cancel()
 
     # The task's part.
 
     def next_step(self, now: float) -> float:
         """When there is something to do."""
-        pool = self._pool()
-        if pool is None or self._closing:
+        sessions = self._sessions()
+        if sessions is None or self._closing:
             return math.inf  # the end of a closing wakes the task
         if self.spare is None:
-            return max(next_deadline(self._worth_a_spare(pool)), self._not_before)
-        if self._is_spoilt(pool, self.spare):
+            return max(next_deadline(self._worth_a_spare(sessions)), self._not_before)
+        if sessions.is_spoilt(self.spare):
             return now
         expiry = self.spare.born + SPARE_PATIENCE
         if self._is_claimed:
             return expiry
-        return min(expiry, next_deadline(session for session in pool.sessions.values() if session.is_idle))
+        return min(expiry, next_deadline(session for session in sessions if session.is_idle))
 
     async def step(self) -> None:
         """Do the one thing that is to be done now."""
         now = asyncio.get_running_loop().time()
-        pool = self._pool()
-        if pool is None:
+        sessions = self._sessions()
+        if sessions is None:
             return
-        due = most_overdue(self._worth_a_spare(pool), now)
+        due = most_overdue(self._worth_a_spare(sessions), now)
         if self.spare is not None:
-            if self._is_spoilt(pool, self.spare):
+            if sessions.is_spoilt(self.spare):
                 self.discard_spare()
             elif now >= self.spare.born + SPARE_PATIENCE:
                 self._unused_since = None if self._is_claimed else now
@@ -179,53 +163,50 @@ class Replacement:
             elif due is not None and due.is_idle:
                 await self._retire_idle(due)
         elif due is not None:
-            spacious = len(pool.sessions) > pool.get_min_size()
+            spacious = len(sessions) > self._floor
             if spacious and due.is_idle and not due.is_missed(now - self._missed_within()):
                 await self._retire_idle(due)
             else:
-                await self._open_spare(pool, due)
+                await self._open_spare(sessions, due)
 
-    def _worth_a_spare(self, pool: Holder) -> Iterable[Session]:
+    def _worth_a_spare(self, sessions: Sessions) -> Iterable[Session]:
         """All connections, but for those that were busy all along while a spare waited in vain."""
         since = self._unused_since
         if since is None:
-            return pool.sessions.values()
-        return (s for s in pool.sessions.values() if s.is_idle or s.acquired_at > since)
+            return sessions
+        return (s for s in sessions if s.is_idle or s.acquired_at > since)
 
     def _missed_within(self) -> float:
         return min(self._lifetime.max_lifetime / 2 or math.inf, SPARE_PATIENCE)
 
-    def _is_spoilt(self, pool: Holder, spare: Session) -> bool:
-        return spare.con.is_closed() or pool.is_stale(spare)
-
-    async def _open_spare(self, pool: Holder, due: Session) -> None:
+    async def _open_spare(self, sessions: Sessions, due: Session) -> None:
         loop = asyncio.get_running_loop()
         self._opening = True
         try:
-            self.spare = await pool.open_session(OPEN_TIMEOUT)
+            self.spare = await sessions.open_spare(OPEN_TIMEOUT)
         except Exception as exc:
-            await self._delay(pool, due, exc, loop.time())
+            await self._delay(sessions, due, exc, loop.time())
         else:
             self._is_claimed = False
             self._failures, self._delayed_by, self._full_since, self._unused_since = 0, None, None, None
         finally:
             self._opening = False
 
-    async def _delay(self, pool: Holder, due: Session, exc: Exception, now: float) -> None:
+    async def _delay(self, sessions: Sessions, due: Session, exc: Exception, now: float) -> None:
         self._failures += 1
         self._delayed += 1
         self._delayed_by = describe(exc)
         retry_in = self._uniform(0.5, 1.0) * min(BACKOFF_FIRST * 2 ** min(self._failures - 1, 10), BACKOFF_MAX)
         self._not_before = now + retry_in
         told: dict[str, Any] = {"error": self._delayed_by, "overdue": max(now - due.deadline, 0.0)}
-        pool.events.emit(ReplacementDelayed(name=pool.name, retry_in=retry_in, **told))
+        self._events.emit(ReplacementDelayed(name=self._name, retry_in=retry_in, **told))
         if classify(exc.__cause__ or exc) is not Verdict.SERVER_FULL:
             self._full_since = None
             return
         # The server's slots may be full of nothing but connections that wait for a replacement. After a whole further
         # lifetime of that, one idle connection makes room, as long as others are left.
         self._full_since = self._full_since or now
-        if now - self._full_since >= self._lifetime.max_lifetime > 0 and due.is_idle and len(pool.sessions) > 1:
+        if now - self._full_since >= self._lifetime.max_lifetime > 0 and due.is_idle and len(sessions) > 1:
             self._full_since = now
             await self._retire_idle(due)
 
@@ -239,10 +220,9 @@ class Replacement:
         self._is_claimed = self.spare is not None
         session.retiring = True
         self._done[session.why] += 1
-        if pool := self._pool():
-            age = asyncio.get_running_loop().time() - session.born
-            parity = session.attempt.parity if session.attempt else None
-            pool.events.emit(Replaced(name=pool.name, parity=parity, age=age, why=session.why))
+        age = asyncio.get_running_loop().time() - session.born
+        parity = session.attempt.parity if session.attempt else None
+        self._events.emit(Replaced(name=self._name, parity=parity, age=age, why=session.why))
 
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._closing.discard(task)
@@ -251,19 +231,14 @@ class Replacement:
 
 async def _keep_young(replacement: Replacement, wake: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
-    while replacement._pool() is not None:
+    while replacement._sessions() is not None:
         wake.clear()
         when = replacement.next_step(loop.time())
         if when <= loop.time():
             await replacement.step()
             continue
         replacement._sleeps_until = when
-        timer = loop.call_at(when, wake.set) if when < math.inf else None
-        try:
-            await wake.wait()
-        finally:
-            if timer:
-                timer.cancel()
+        await wait_until(when, wake)
 
 
 async def _quietly(closing: Coroutine[Any, Any, None]) -> None:

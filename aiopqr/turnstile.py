@@ -16,10 +16,10 @@ from .errors import TooManyWaiting
 class Turnstile:
     """``permits`` may be inside at a time. ``max_waiting`` limits the queue; None does not."""
 
-    __slots__ = ("_closed", "_free", "_loop", "_max_waiting", "_waiters")
+    __slots__ = ("_closed", "_free", "_loop", "_max_waiting", "_waiters", "permits")
 
     def __init__(self, permits: int, max_waiting: int | None, loop: asyncio.AbstractEventLoop) -> None:
-        self._free = permits
+        self.permits = self._free = permits
         self._max_waiting = max_waiting
         self._loop = loop
         self._waiters: deque[asyncio.Future[None]] = deque()
