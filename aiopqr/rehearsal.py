@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ssl
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -102,8 +102,11 @@ class _Transport(asyncio.Transport):
         nonce = client_first.rpartition(b"r=")[2]
         server_first = b"r=%b+,s=%b,i=1" % (nonce, b64encode(_SALT))
         client_final = (yield _message(b"R", b"\x00\x00\x00\x0b" + server_first))[5:]
-        without_proof = client_final.rpartition(b",p=")[0]
+        without_proof, _, proof = client_final.rpartition(b",p=")
         auth = b",".join((client_first, server_first, without_proof))
+        signature = hmac.digest(_KEYS.stored, auth, "sha256")
+        if bytes(a ^ b for a, b in zip(_KEYS.client, signature, strict=True)) != b64decode(proof):
+            yield _message(b"E", b"SFATAL\0C28P01\0Mthe placeholder was sent\0\0")
         self.authenticated = True
         yield b"".join(
             (

@@ -127,7 +127,7 @@ async def test_a_unix_socket_logs_in(server: Any) -> None:
     assert len(cache) == 1
 
 
-@pytest.mark.parametrize("mode", ["disable", "allow", "prefer", "require", "verify-full", "context", "direct"])
+@pytest.mark.parametrize("mode", ["disable", "allow", "prefer", "require", "verify-full", "context"])
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_every_tls_mode_logs_in(tls_server: Any, mode: str, runner: Any) -> None:
     root = tls_server.folder / "root.pem"
@@ -150,8 +150,6 @@ def test_every_tls_mode_logs_in(tls_server: Any, mode: str, runner: Any) -> None
         with pytest.raises(asyncpg.InvalidPasswordError):
             await enter(tls_server, "by_scram", cache, "wrong", **options)
 
-    if mode == "direct":
-        pytest.skip("direct TLS needs Postgres 17 with OpenSSL")
     runner(main())
 
 
