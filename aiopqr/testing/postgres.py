@@ -18,18 +18,16 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from ..credentials import Secret
 from . import cluster
 from .binaries import Binaries, RunAs, workspace
 from .errors import NotSupported, ServerError, ServerUnavailable
-from .server import PostgresServer
+from .server import PostgresServer, beside_the_loop
 
-_T = TypeVar("_T")
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 20.0
 _RELOAD_TIMEOUT = 10.0
@@ -155,36 +153,14 @@ class EmbeddedPostgres(PostgresServer):
             self._guard.communicate()
         self.home = self._guard = self._process = self.socket_dir = self.ca_file = None
 
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
-
-    async def __aenter__(self) -> Self:
-        try:
-            return await _beside_the_loop(self.start)
-        except asyncio.CancelledError:
-            await _beside_the_loop(self.stop)
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """:meth:`stop`, beside the event loop. If cancelled, it ends first."""
-        await _beside_the_loop(self.stop)
-
     async def halt(self, mode: str = "fast") -> None:
         if mode not in _SIGNALS:
             raise ValueError(f"mode must be one of {', '.join(_SIGNALS)}, not {mode!r}")
-        await _beside_the_loop(functools.partial(self._shut_down, mode))
+        await beside_the_loop(functools.partial(self._shut_down, mode))
 
     async def resume(self) -> None:
         if not self.is_running:
-            await _beside_the_loop(self._launch)
+            await beside_the_loop(self._launch)
 
     # Configuration.
 
@@ -210,7 +186,7 @@ class EmbeddedPostgres(PostgresServer):
             raise NotSupported(f"{self!r} was built without TLS: binaries='system' has it on most systems")
         from .tls import write_certificates
 
-        certificates = await _beside_the_loop(functools.partial(write_certificates, self._home / "tls"))
+        certificates = await beside_the_loop(functools.partial(write_certificates, self._home / "tls"))
         self.run_as.own(self._home / "tls")
         await self.configure(ssl=True, ssl_cert_file=certificates.cert, ssl_key_file=certificates.key)
         self.ca_file = certificates.ca
@@ -305,13 +281,3 @@ def _free_port(host: str) -> int:
             probe.bind((host, port))
             return port
     return 0
-
-
-async def _beside_the_loop(work: Callable[[], _T]) -> _T:
-    """Run blocking work in a thread. A thread cannot be cancelled: it has ended when this returns or raises."""
-    future = asyncio.get_running_loop().run_in_executor(None, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise

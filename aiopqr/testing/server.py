@@ -6,11 +6,14 @@ else they can do; what one cannot do raises :class:`NotSupported`, which fixture
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import asyncpg
@@ -19,6 +22,7 @@ from ..credentials import Credential, CredentialPair, Secret
 from ..scram import verifier
 from .errors import NotSupported
 
+_T = TypeVar("_T")
 _LOGIN_FAILED = "password authentication failed"
 
 
@@ -105,7 +109,6 @@ class PostgresServer(ABC):
     async def create_database(self, database: str, *, owner: str | None = None) -> None:
         """An empty database."""
         belongs = f" OWNER {identifier(owner)}" if owner else ""
-        # WAL_LOG, Postgres 15's default, needs no checkpoint; older ones know no other way and no such word.
         await self.execute(f"CREATE DATABASE {identifier(database)}{belongs} TEMPLATE template0")
 
     async def drop_database(self, database: str) -> None:
@@ -147,8 +150,13 @@ class PostgresServer(ABC):
 
     async def set_password(self, username: str, password: str | Secret) -> None:
         """Change a password. The server is sent a verifier, so no log of it can show the password."""
-        secret = password if isinstance(password, Secret) else Secret(password)
-        await self.execute(f"ALTER ROLE {identifier(username)} PASSWORD {_verifier(secret)}")
+        await self.set_passwords(Credential(username, password))
+
+    async def set_passwords(self, *accounts: Credential) -> None:
+        """Change several passwords in one transaction, as :meth:`set_password` does."""
+        await self.execute(
+            ";".join(f"ALTER ROLE {identifier(one.username)} PASSWORD {_verifier(one.password)}" for one in accounts)
+        )
 
     async def sessions(self, *usernames: str, database: str | None = None) -> list[asyncpg.Record]:
         """The rows of ``pg_stat_activity`` for client backends: all but our own, or only those of ``usernames``."""
@@ -166,8 +174,40 @@ class PostgresServer(ABC):
         await self.execute("SELECT pg_terminate_backend(pid, 10000) FROM unnest($1::int[]) AS pid", pids)
         return len(pids)
 
-    async def aclose(self) -> None:  # noqa: B027  # most kinds of server have nothing to let go
-        """Let the server go; one of our own is stopped."""
+    # Life and death.
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Have the server ready for logins. This blocks: ``async with`` does it beside the event loop.
+
+        Raises :class:`ServerUnavailable` where it cannot be had, and :class:`ServerError` where it did not start.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Let the server go; one of our own is gone without a trace. A second call does nothing."""
+
+    async def aclose(self) -> None:
+        """:meth:`stop`, beside the event loop. If cancelled, it ends first."""
+        await beside_the_loop(self.stop)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        try:
+            return await beside_the_loop(self.start)
+        except asyncio.CancelledError:
+            await beside_the_loop(self.stop)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     # What only some kinds of server can do.
 
@@ -211,6 +251,22 @@ class PostgresServer(ABC):
 
     def _log(self) -> bytes:
         raise NotSupported(f"the log of {self!r} cannot be read")
+
+
+def run_apart(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine to its end on a loop and in a thread of its own, from code that may not be async."""
+    with ThreadPoolExecutor(1, thread_name_prefix="aiopqr-testing") as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+async def beside_the_loop(work: Callable[[], _T]) -> _T:
+    """Run blocking work in a thread. A thread cannot be cancelled: it has ended when this returns or raises."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
 
 
 def _verifier(secret: Secret) -> str:
