@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from ..errors import RotationError
+
+if TYPE_CHECKING:
+    from .gates import Objection
 
 
 class StoreError(RotationError):
@@ -11,3 +17,19 @@ class StoreError(RotationError):
 
 class StoreConflict(StoreError):
     """The stored secret is not the one that was read: another rotator, or a person, has changed it in between."""
+
+
+class RotationRefused(RotationError):
+    """Gates speak against it; nothing was changed. ``objections`` holds each, with its numbers."""
+
+    def __init__(self, objections: Sequence[Objection]) -> None:
+        super().__init__("; ".join(f"[{objection.gate}] {objection.text}" for objection in objections))
+        self.objections = tuple(objections)
+
+
+class RotationFailed(RotationError):
+    """It was begun and could not be ended. The text says what stands now; running it again finishes or undoes it."""
+
+
+class RotationUndone(RotationFailed):
+    """It failed and was undone: the store and the database are as they were before."""

@@ -1,0 +1,115 @@
+"""What a rotation will do, decided from facts alone. Nothing here awaits, so every case can be tested in a table.
+
+A stage that is open is finished before anything new is begun, always towards its own password: that is right whether
+the rotator that staged it was killed, or sleeps and wakes up later, since both then set the same password.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..credentials import Parity
+from .errors import RotationRefused
+from .gates import Facts, Gate, Objection, Rules, objections
+
+
+class Action(enum.StrEnum):
+    """What is done to the account."""
+
+    ROTATE = "rotate"  # generate, stage, alter, log in, promote
+    RESUME = "resume"  # staged but not in force: alter, log in, promote
+    FINISH = "finish"  # staged and in force: log in, promote
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would be done, and everything that speaks against it. No secret is in it.
+
+    ``forced`` names the gates that the operator overrides; ``refusals`` are the objections that remain.
+    ``abandons`` names the account whose open stage is given up first.
+    """
+
+    action: Action
+    parity: Parity
+    username: str
+    objections: tuple[Objection, ...]
+    account: Parity | None = None
+    forced: frozenset[Gate] = frozenset()
+    abandons: str | None = None
+
+    @property
+    def refusals(self) -> tuple[Objection, ...]:
+        """The objections that nobody has overridden. The plan can be applied when there are none."""
+        return tuple(objection for objection in self.objections if objection.gate not in self.forced)
+
+    def raise_for_refusals(self) -> None:
+        """Raise :class:`RotationRefused` when an objection stands."""
+        if self.refusals:
+            raise RotationRefused(self.refusals)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What would be done, in words."""
+        name = self.username
+        abandon = (f"give up the staged password of {self.abandons!r}, which is not in force",) if self.abandons else ()
+        stage = (f"generate a password for {name!r} and stage it in the store",)
+        alter = (f"ALTER ROLE {name!r} with a SCRAM-SHA-256 verifier of the staged password",)
+        finish = (
+            f"log in as {name!r} with it on the applications' path",
+            f"make it the stored password of {name!r}, and {self.parity} the active account",
+        )
+        match self.action:
+            case Action.ROTATE:
+                return abandon + stage + alter + finish
+            case Action.RESUME:
+                return alter + finish
+            case Action.FINISH:
+                return finish
+
+
+def decide(facts: Facts, rules: Rules, *, account: Parity | None = None, forced: Iterable[Gate] = ()) -> Plan:
+    """The plan for ``facts``. ``account`` is the operator's choice; without it, the account not changed last is taken.
+
+    A forced ``mismatch`` changes the account all the same, which repairs it.
+    """
+    forced = frozenset(forced) - {Gate.IN_PROGRESS}
+    staged = facts.secret.pair.pending_parity
+    parity = account or staged or _changed_first(facts, rules)
+    against = objections(facts, parity, rules)
+    action, abandons = Action.ROTATE, None
+    found: list[Objection] = []
+    if staged is parity:
+        if facts.pending is not None and facts.pending.accepted:
+            # The database has it: nothing is altered any more, and each moment that the store does not say so is
+            # one in which the stored password is wrong. No gate speaks against that.
+            action, against = Action.FINISH, iter(())
+        else:
+            action = Action.RESUME
+    elif staged is not None:
+        objection, can_be_given_up = _open_stage(facts, staged)
+        found.append(objection)
+        if not can_be_given_up:
+            forced -= {Gate.OPEN_STAGE}
+        abandons = facts.username(staged)
+    found.extend(against)
+    return Plan(action, parity, facts.username(parity), tuple(found), account, forced, abandons)
+
+
+def _changed_first(facts: Facts, rules: Rules) -> Parity:
+    """The account not changed last; the one that is not active, where the times do not tell."""
+    inactive = facts.secret.pair.active.other
+    times = {parity: rules.changed_at(facts, parity) for parity in Parity}
+    return min((inactive, inactive.other), key=times.__getitem__)
+
+
+def _open_stage(facts: Facts, staged: Parity) -> tuple[Objection, bool]:
+    """The objection to leaving another account's stage open, and whether that stage may be given up at all."""
+    name, stored = facts.username(staged), facts.logins[staged]
+    age = (facts.now - facts.secret.staged_at).total_seconds() if facts.secret.staged_at else None
+    since = f" for {age:.0f} s" if age is not None else ""
+    text = f"a rotation of {name!r} is open{since}: run without choosing an account, which finishes it"
+    if not stored.accepted:
+        text += f" (it cannot be given up: the stored password of {name!r} does not log in: {stored.text})"
+    return Objection(Gate.OPEN_STAGE, text, {"account": str(staged), "age": age}), stored.accepted
