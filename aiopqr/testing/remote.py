@@ -6,9 +6,12 @@ Apart from the embedded one because of what they cannot do: neither has a ``pg_h
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import gc
 import secrets
 import socket
+import warnings
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -99,14 +102,15 @@ class ContainerPostgres(PostgresServer):
 
     def start(self) -> Self:
         try:
-            import docker  # type: ignore[import-untyped, unused-ignore]
             from testcontainers.core.container import DockerContainer
         except ImportError:
             raise ServerUnavailable("a container needs testcontainers: pip install testcontainers") from None
-        try:
-            docker.from_env().ping()
-        except docker.errors.DockerException as exc:
-            raise ServerUnavailable(f"Docker does not answer: {exc}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # Docker's client forgets a socket that does not connect
+            problem = _why_docker_does_not_answer()
+            gc.collect()
+        if problem:
+            raise ServerUnavailable(f"Docker does not answer: {problem}")
         with socket.socket() as probe:  # chosen here, so that it stays the same over a restart
             probe.bind((self.host, 0))
             self.port = probe.getsockname()[1]
@@ -154,3 +158,14 @@ class ContainerPostgres(PostgresServer):
     def _log(self) -> bytes:
         streams: tuple[bytes, bytes] = self._container.get_logs()
         return streams[1]
+
+
+def _why_docker_does_not_answer() -> str | None:
+    import docker  # type: ignore[import-untyped, unused-ignore]
+
+    try:
+        with contextlib.closing(docker.from_env()) as client:
+            client.ping()
+    except docker.errors.DockerException as exc:
+        return str(exc)
+    return None
