@@ -113,6 +113,7 @@ class Checkouts:
         self._acquiring[task] = deadline
         try:
             while True:
+                began = self._loop.time()
                 if self._restoring:  # all that is free may be out of asyncpg's queue for a moment
                     async with asyncio.timeout_at(deadline):
                         connection = await self._take()
@@ -121,10 +122,7 @@ class Checkouts:
                 session = self._sessions.of(raw_connection(connection))
                 assert session is not None, "asyncpg's pool handed out a connection that it did not get from here"
                 session.is_idle = False
-                idle_since = session.idle_since
-                if self._loop.time() - idle_since <= policy.check_after and idle_since > self._suspect_since:
-                    break
-                if await self._is_alive(session, deadline):
+                if not self._needs_check(session, began) or await self._is_alive(session, deadline):
                     break
         finally:
             if outer is UNSET:
@@ -140,12 +138,17 @@ class Checkouts:
                 raise
         return connection, session
 
+    def _needs_check(self, session: Session, began: float) -> bool:
+        """Whether it was idle for long, or beside one that was found dead. One opened for this acquire was neither."""
+        is_proven = self._loop.time() - session.idle_since <= self._policy.check_after
+        return session.idle_since < began and not (is_proven and session.idle_since > self._suspect_since)
+
     async def _is_alive(self, session: Session, deadline: float | None) -> bool:
         """Check a connection; a dead one is dropped, and whatever was idle beside it is suspect."""
         limit = self._loop.time() + CHECK_TIMEOUT
         try:
             async with asyncio.timeout_at(limit if deadline is None else min(limit, deadline)):
-                await session.con.execute("")
+                await session.con.execute("select 1")  # asyncpg fails on an empty query
         except Exception as exc:
             session.con.terminate()
             self._suspect_since = self._loop.time()
@@ -170,6 +173,7 @@ class Checkouts:
                 is_fresh = self._loop.time() - spare.born <= self._policy.check_after
                 if is_fresh or await self._is_alive(spare, deadline):
                     con = self._sessions.adopt(spare)
+                    spare.idle_since = self._loop.time()
                     self._replacement.born(spare)
                     return con
             async with asyncio.timeout_at(deadline):

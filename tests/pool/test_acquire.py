@@ -1,0 +1,278 @@
+"""The acquire path: timeouts that tell, first come first served, checks of idle connections, resets."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import pytest
+
+import aiopqr
+from aiopqr.events import ConnectionLost, LeakSuspected
+from aiopqr.testing import RotatingPostgres
+
+from .conftest import MakePool, eventually
+
+
+async def test_a_timeout_tells_sizes_and_waiters(make_pool: MakePool) -> None:
+    async with make_pool(max_size=1, acquire_timeout=0.1, name="orders") as pool:
+        async with pool.acquire():
+            with pytest.raises(aiopqr.AcquireTimeout, match=r"orders: no connection within 0\.\d s: 1 open of at most 1"):
+                await pool.acquire()
+        assert pool.stats().timeouts == 1
+        assert await pool.fetchval("select 1") == 1
+
+
+async def test_the_calls_own_timeout_wins_and_none_waits(make_pool: MakePool) -> None:
+    async with make_pool(max_size=1, acquire_timeout=0.1) as pool:
+        held = await pool.acquire()
+        patient = asyncio.create_task(pool.acquire(timeout=None).__aenter__())
+        with pytest.raises(TimeoutError):
+            await pool.acquire(timeout=0.2)
+        assert not patient.done()
+        await pool.release(held)
+        await pool.release(await patient)
+
+
+async def test_a_timeout_while_connecting_has_the_connects_failure_as_its_cause(
+    make_pool: MakePool, postgres: RotatingPostgres
+) -> None:
+    async with make_pool(acquire_timeout=0.5) as pool:
+        await postgres.rotate_both(store_delay=None)
+        with pytest.raises(aiopqr.AcquireTimeout, match="InvalidPasswordError") as caught:
+            await pool.acquire()
+        assert isinstance(caught.value.__cause__, asyncpg.InvalidPasswordError)
+
+
+async def test_waiters_are_served_in_order(make_pool: MakePool) -> None:
+    served: list[int] = []
+
+    async def take(pool: aiopqr.AlternatingPool, number: int) -> None:
+        async with pool.acquire():
+            served.append(number)
+
+    async with make_pool(max_size=1) as pool:
+        held = await pool.acquire()
+        tasks = []
+        for number in range(10):
+            tasks.append(asyncio.create_task(take(pool, number)))
+            await eventually(lambda n=number: pool.stats().waiting == n + 1)
+        await pool.release(held)
+        await take(pool, 99)  # comes late
+        await asyncio.gather(*tasks)
+    assert served == [*range(10), 99]
+
+
+async def test_no_task_of_100_on_10_connections_starves(make_pool: MakePool) -> None:
+    rounds = [0] * 100
+    async with make_pool(min_size=10, max_size=10) as pool:
+
+        async def work(number: int) -> None:
+            while sum(rounds) < 5000:
+                async with pool.acquire() as con:
+                    await con.execute("select 1")
+                rounds[number] += 1
+
+        await asyncio.gather(*(work(number) for number in range(100)))
+    assert min(rounds) >= max(rounds) / 2
+
+
+async def test_max_waiting_refuses_at_once(make_pool: MakePool) -> None:
+    async with make_pool(max_size=1, max_waiting=1) as pool:
+        held = await pool.acquire()
+        waiting = asyncio.create_task(pool.acquire().__aenter__())
+        await eventually(lambda: pool.stats().waiting == 1)
+        with pytest.raises(aiopqr.TooManyWaiting):
+            await pool.acquire()
+        await pool.release(held)
+        await pool.release(await waiting)
+
+
+async def test_a_dead_idle_connection_is_replaced_without_the_caller_seeing_it(
+    make_pool: MakePool, postgres: RotatingPostgres
+) -> None:
+    events: list[object] = []
+    async with make_pool(min_size=3, check_after=1e-9, listeners=[events.append]) as pool:
+        await postgres.terminate()
+        for _ in range(3):
+            assert await pool.fetchval("select 1") == 1
+    assert len([event for event in events if isinstance(event, ConnectionLost)]) <= 3
+
+
+async def test_a_check_leaves_a_healthy_connection_in_the_pool(make_pool: MakePool, postgres: RotatingPostgres) -> None:
+    async with make_pool(min_size=1, max_size=1, check_after=1e-9) as pool:
+        pids = {await pool.fetchval("select pg_backend_pid()") for _ in range(5)}
+    assert len(pids) == 1
+    assert pool.stats().lost == 0
+
+
+async def test_a_connection_terminated_by_the_server_gives_its_permit_back_once(
+    make_pool: MakePool, postgres: RotatingPostgres
+) -> None:
+    async with make_pool(max_size=2) as pool:
+        for _ in range(5):
+            con = await pool.acquire()
+            await postgres.terminate()
+            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncpg.InternalClientError)):
+                await con.fetchval("select 1")
+            await pool.release(con)
+        held = [await pool.acquire(timeout=2), await pool.acquire(timeout=2)]
+        with pytest.raises(TimeoutError):
+            await pool.acquire(timeout=0.05)
+        for con in held:
+            await pool.release(con)
+
+
+async def test_a_connection_lost_in_its_release_is_an_event_and_no_error(
+    make_pool: MakePool, postgres: RotatingPostgres
+) -> None:
+    events: list[object] = []
+    async with make_pool(max_size=1, listeners=[events.append]) as pool:
+        con = await pool.acquire()
+        assert await con.fetchval("select 1") == 1
+        await postgres.terminate()
+        await pool.release(con)
+        assert await pool.fetchval("select 1") == 1
+    assert pool.stats().lost == len([event for event in events if isinstance(event, ConnectionLost)])
+
+
+async def test_a_connection_closed_by_its_user_makes_room(make_pool: MakePool) -> None:
+    async with make_pool(max_size=1) as pool:
+        for _ in range(3):
+            con = await pool.acquire(timeout=2)
+            await con.close()
+            await pool.release(con)
+        assert await pool.fetchval("select 1") == 1
+        assert pool.stats().in_use == 0
+
+
+async def test_nothing_is_reset_where_nothing_ran(make_pool: MakePool, postgres: RotatingPostgres) -> None:
+    async with make_pool(min_size=1, max_size=1) as pool:
+        async with pool.acquire() as con:
+            await con.execute("set application_name = 'kept'")
+            pid = con.get_server_pid()
+        async with pool.acquire() as con:
+            assert con.get_server_pid() == pid
+            assert await con.fetchval("show application_name") == ""
+        before = await queries_of(postgres, pid)
+        async with pool.acquire():
+            pass
+        assert await queries_of(postgres, pid) == before
+
+
+async def queries_of(postgres: RotatingPostgres, pid: int) -> object:
+    return [row["query_start"] for row in await postgres.sessions() if row["pid"] == pid]
+
+
+@pytest.mark.parametrize("mode", ["full", "transaction"])
+async def test_an_open_transaction_is_rolled_back_on_release(make_pool: MakePool, mode: str) -> None:
+    handled: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: handled.append(context))
+    async with make_pool(max_size=1, session_reset=mode) as pool:
+        async with pool.acquire() as con:
+            await con.execute("begin")
+        async with pool.acquire() as con:
+            assert not con.is_in_transaction()
+    asyncio.get_running_loop().set_exception_handler(None)
+    assert len(handled) == 1  # as asyncpg reports it
+
+
+async def test_session_reset_transaction_leaves_settings_alone(make_pool: MakePool) -> None:
+    async with make_pool(max_size=1, session_reset="transaction") as pool:
+        async with pool.acquire() as con:
+            await con.execute("set application_name = 'kept'")
+        assert await pool.fetchval("show application_name") == "kept"
+
+
+async def test_a_copy_that_changed_the_session_is_reset_too(make_pool: MakePool) -> None:
+    async with make_pool(max_size=1) as pool:
+        async with pool.acquire() as con:
+            await con.copy_from_query("select set_config('application_name', 'leaked', false)", output=lambda _: nothing())
+        assert await pool.fetchval("show application_name") == ""
+
+
+async def nothing() -> None:
+    pass
+
+
+async def test_a_leak_is_told_with_the_stack_of_its_acquire(make_pool: MakePool) -> None:
+    events: list[object] = []
+    async with make_pool(leak_detection_threshold=0.05, listeners=[events.append]) as pool:
+        async with pool.acquire():
+            await eventually(lambda: events)
+    (leak,) = [event for event in events if isinstance(event, LeakSuspected)]
+    assert "test_a_leak_is_told" in leak.stack
+    assert leak.held >= 0.05
+
+
+async def test_a_second_user_error_in_setup_frees_the_permit(make_pool: MakePool) -> None:
+    fail = True
+
+    async def setup(con: object) -> None:
+        if fail:
+            raise ValueError("setup failed")
+
+    async with make_pool(max_size=1, setup=setup) as pool:
+        for _ in range(3):
+            with pytest.raises(ValueError, match="setup failed"):
+                await pool.acquire()
+        fail = False
+        assert await pool.fetchval("select 1") == 1
+
+
+async def test_close_refuses_those_who_wait_and_those_who_come(make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1)
+    await pool
+    held = await pool.acquire()
+    waiting = asyncio.create_task(pool.acquire().__aenter__())
+    await eventually(lambda: pool.stats().waiting == 1)
+    closing = asyncio.create_task(pool.close())
+    with pytest.raises(aiopqr.PoolClosing):
+        await waiting
+    with pytest.raises(asyncpg.InterfaceError):
+        await pool.acquire()
+    assert not closing.done()
+    assert await held.fetchval("select 1") == 1
+    await pool.release(held)
+    await closing
+
+
+async def test_close_with_a_timeout_terminates_what_is_still_in_use(
+    make_pool: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool(max_size=1)
+    await pool
+    held = await pool.acquire()
+    await pool.close(timeout=0.05)
+    with pytest.raises(asyncpg.InterfaceError):
+        await held.fetchval("select 1")
+    assert "still in use" in caplog.text
+
+
+async def test_close_ends_a_connect_that_is_under_way(make_pool: MakePool, postgres: RotatingPostgres) -> None:
+    pool = make_pool()
+    await pool
+    await postgres.rotate_both(store_delay=None)
+    acquiring = asyncio.create_task(pool.acquire().__aenter__())
+    await eventually(lambda: pool.stats().all_refused)
+    await pool.close()
+    with pytest.raises(aiopqr.PoolClosing):
+        await acquiring
+
+
+async def test_terminate_leaves_nothing(make_pool: MakePool) -> None:
+    pool = make_pool(min_size=3, max_lifetime=0.1)
+    await pool
+    await eventually(lambda: pool.stats().replacements.done)
+    pool.terminate()
+    await eventually(lambda: len(asyncio.all_tasks()) == 1)
+
+
+async def test_the_pool_can_be_opened_in_one_task_and_closed_in_another(make_pool: MakePool) -> None:
+    pool = make_pool(min_size=1)
+
+    async def open_it() -> None:
+        await pool
+
+    await asyncio.create_task(open_it())
+    await asyncio.create_task(pool.close())
