@@ -7,14 +7,18 @@ import collections
 import inspect
 import os
 import re
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 from aiopqr.testing import NotSupported, PostgresServer, RotatingPostgres, ServerUnavailable, server_of
 from aiopqr.testing.server import run_apart
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `from support.proxy import Proxy`
 
 _FAILED = pytest.StashKey[bool]()
 

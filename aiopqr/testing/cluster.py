@@ -23,10 +23,9 @@ from .errors import ServerError, ServerUnavailable
 #: The superuser's password of all servers of this process.
 ADMIN_PASSWORD = Secret(secrets.token_urlsafe(24))
 
-# Nothing here is worth a write to disk: it is all gone when the test ends.
+# Nothing here is worth a write to disk: it is all gone when the test ends. A crash of the server alone loses nothing.
 _FAST = {
     "fsync": False,
-    "synchronous_commit": False,
     "full_page_writes": False,
     "shared_buffers": "16MB",
     "huge_pages": False,
@@ -36,11 +35,7 @@ _FAST = {
     "log_line_prefix": "%m [%p] %q%u@%d ",
     "lc_messages": "C",
 }
-_SCRAM_FOR_ALL = (
-    "local all all scram-sha-256",
-    "host all all all scram-sha-256",
-    "host replication all all scram-sha-256",
-)
+_SCRAM_FOR_ALL = ("local all all scram-sha-256", "host all all all scram-sha-256")
 
 
 def create(binaries: Binaries, data: Path, run_as: RunAs, admin: str) -> None:
@@ -55,7 +50,8 @@ def write_configuration(
 ) -> None:
     """Write ``postgresql.conf`` and ``pg_hba.conf``. Whatever ``hba`` says, ``admin`` gets in, over TCP and socket."""
     lines = (f"{name} = {_value(value)}" for name, value in {**_FAST, **settings}.items())
-    entrance = (f'local all "{admin}" scram-sha-256', f'host all "{admin}" all scram-sha-256')
+    entrance = [f'local all "{admin}" scram-sha-256']
+    entrance += [f'host {database} "{admin}" all scram-sha-256' for database in ("all", "replication")]
     for name, text in (
         ("postgresql.conf", lines),
         ("pg_hba.conf", (*entrance, *(_SCRAM_FOR_ALL if hba is None else hba))),

@@ -1,0 +1,134 @@
+"""A TCP proxy that misbehaves: it swallows, delays, resets, refuses. For the faults that no server makes by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+_CHUNK = 65536
+
+
+class Proxy:
+    """Forwards connections to ``host``:``port``, until told otherwise. ``async with`` it on the loop that uses it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.target = host, port
+        self.host, self.port = "127.0.0.1", 0
+        #: Seconds that each chunk waits, in either direction.
+        self.delay = 0.0
+        #: Reset each new connection once the server has answered so many bytes (0: as soon as it is accepted).
+        self.reset_after: int | None = None
+        #: How many connections were accepted so far.
+        self.accepted = 0
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._server: asyncio.Server | None = None
+        self._links: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._progress = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        await self.accept()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.refuse()
+        await self.cut()
+
+    def dsn_of(self, dsn: str) -> str:
+        """``dsn``, by way of this proxy."""
+        parts = urlsplit(dsn)
+        user, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{user}{at}{self.host}:{self.port}"))
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._links)
+
+    async def wait_accepted(self, count: int) -> None:
+        """Wait until ``count`` connections were accepted, of all since the start."""
+        while self.accepted < count:
+            await self._progress.wait()
+
+    def blackhole(self) -> None:
+        """Accept, but forward nothing any more, in either direction, and tell nobody."""
+        self._flowing.clear()
+
+    def heal(self) -> None:
+        """Forward again; what was held back in between arrives."""
+        self._flowing.set()
+        self.delay = 0.0
+        self.reset_after = None
+
+    async def cut(self) -> int:
+        """Reset all open connections (RST), and tell how many there were."""
+        links = list(self._links)
+        for link in links:
+            link.cancel()
+        if links:
+            await asyncio.wait(links)
+        return len(links)
+
+    async def refuse(self) -> None:
+        """Refuse new connections; open ones stay."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def accept(self) -> None:
+        """Take connections (again), on the same port."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._accepted, self.host, self.port)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = asyncio.create_task(self._link(reader, writer), name="proxy-link")
+        self._links[link] = writer
+        link.add_done_callback(lambda done: self._links.pop(done, None))
+        self.accepted += 1
+        self._progress.set()
+        self._progress = asyncio.Event()
+
+    async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        budget, onward = self.reset_after, None
+        try:
+            if budget == 0:
+                raise ConnectionResetError
+            from_server, onward = await asyncio.open_connection(*self.target)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(reader, onward, None), name="proxy-to-server")
+                group.create_task(self._pump(from_server, writer, budget), name="proxy-to-client")
+            # Both sides have said that they are done: an orderly end.
+            for side in (writer, onward):
+                side.close()
+        except (OSError, ExceptionGroup):
+            pass
+        finally:
+            for side in (writer, onward):
+                if side is not None:
+                    _reset(side)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, budget: int | None) -> None:
+        while data := await reader.read(_CHUNK):
+            if self.delay:
+                await asyncio.sleep(self.delay)
+            await self._flowing.wait()
+            if budget is not None:
+                data, budget = data[:budget], budget - len(data)
+            writer.write(data)
+            await writer.drain()
+            if budget is not None and budget <= 0:
+                raise ConnectionResetError
+        await self._flowing.wait()
+        writer.close()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection by RST, unless it was closed in order."""
+    if not writer.is_closing():
+        plug = writer.get_extra_info("socket")
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
