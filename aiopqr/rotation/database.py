@@ -162,7 +162,7 @@ class Database:
             await con.execute(f"ALTER ROLE {identifier(credential.username)} PASSWORD '{proof}'")
             return
         except Exception as exc:
-            problem = f"ALTER ROLE {identifier(credential.username)} failed: {describe(exc)}"
+            problem = f"ALTER ROLE {identifier(credential.username)} failed: {describe(exc)}".replace("\n", " ")
         raise RotationError(problem)
 
     async def terminate(

@@ -163,11 +163,12 @@ class Rotator:
         except Exception as exc:
             if staged is None:
                 raise
-            problem = describe(exc)
+            problem = str(exc) if isinstance(exc, RotationError) else describe(exc)
         else:
             self._listener(Step.ALTERED)
             return staged
-        await self._settle(plan, staged, problem)
+        if await self._is_settled(plan, staged):
+            raise RotationUndone(f"changing {plan.username!r} failed and was undone: {problem}")
         raise RotationFailed(
             f"changing {plan.username!r} failed: {problem}. The new password is staged. Run it again to finish or undo."
         )
@@ -227,19 +228,15 @@ class Rotator:
             f"{plan.username!r} has its new password, but the store did not take it: {problem}. Run it again to finish."
         )
 
-    async def _settle(self, plan: Plan, staged: StoredSecret, problem: str) -> None:
-        """After an alteration of unknown outcome: give the stage up if the account has its stored password.
-
-        Raises :class:`RotationUndone` when it has. Does nothing when that cannot be told for sure.
-        """
-        stored = _stored(staged, plan.parity)
-        with contextlib.suppress(RotationFailed, RotationRefused, StoreError):
+    async def _is_settled(self, plan: Plan, staged: StoredSecret) -> bool:
+        """After an alteration that failed: whether the account has its stored password, and the stage is given up."""
+        with contextlib.suppress(RotationError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
             # The transaction that failed has ended when this one has the lock, whichever way it went.
             async with self._database.altering(staged.pair):
-                if not (await self._database.login(stored)).accepted:
-                    return
-                await self._store.abandon(staged)
-            raise RotationUndone(f"changing {plan.username!r} failed and was undone: {problem}")
+                if (await self._database.login(_stored(staged, plan.parity))).accepted:
+                    await self._store.abandon(staged)
+                    return True
+        return False
 
     async def _undo(self, plan: Plan, staged: StoredSecret, problem: str) -> NoReturn:
         """Give the account its stored password back, in the database and then in the store."""
