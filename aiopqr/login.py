@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import asyncpg
 from asyncpg.protocol import Protocol as AsyncpgProtocol
 
+from .contexts import TlsContexts
 from .credentials import Credential, Secret
 from .handshake import Claim, Handshake
 from .rehearsal import rehearse
@@ -34,10 +36,12 @@ _works: bool | None = None  # whether asyncpg is as expected: tried at the first
 class KeyCache:
     """SCRAM keys by password, salt and iterations; the least recently used go first. Shows nothing of what it holds.
 
-    A derivation runs in the loop's default executor, once however many logins wait for it.
+    A derivation runs in the loop's default executor, once however many logins wait for it. `contexts` holds the other
+    thing that logins of one owner have in common.
     """
 
     def __init__(self, *, limit: int = 32) -> None:
+        self.contexts = TlsContexts()
         self._limit = limit
         self._entries: OrderedDict[tuple[Secret, Challenge], Keys | asyncio.Future[Keys]] = OrderedDict()
 
@@ -91,14 +95,28 @@ async def login(
     Cancellation closes what was opened; a derivation that runs is finished in its thread and kept for the next login.
     """
     loop = loop or asyncio.get_running_loop()
-    if cache is not None and connect is asyncpg.connect and _suits(password) and await _asyncpg_works():
-        try:
-            return await _answered(connect, *args, user=user, password=password, cache=cache, loop=loop, **kwargs)
-        except _NotAsked:
-            pass
+    if cache is None or connect is not asyncpg.connect:
+        return await _plain(connect, *args, user=user, password=password, loop=loop, **kwargs)
+    known = dict(zip(("dsn",), args, strict=False), user=user, password=_PLACEHOLDER, **kwargs)
+    context = await cache.contexts.shared(known, loop)
+    if context is not None:
+        kwargs["ssl"] = context
+    try:
+        if _suits(password) and await _asyncpg_works():
+            try:
+                return await _answered(connect, *args, user=user, password=password, cache=cache, loop=loop, **kwargs)
+            except _NotAsked:
+                pass
+        return await _plain(connect, *args, user=user, password=password, loop=loop, **kwargs)
+    except ssl.SSLError:
+        cache.contexts.forget()
+        raise
+
+
+async def _plain(connect: Callable[..., Awaitable[Any]], *args: Any, password: Secret, **kwargs: Any) -> Any:
     lent = _Lent(password)
     try:
-        return await connect(*args, user=user, password=lent, loop=loop, **kwargs)
+        return await connect(*args, password=lent, **kwargs)
     finally:
         lent.take_back()
 
