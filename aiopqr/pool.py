@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import Any, Self
 
@@ -140,6 +141,7 @@ class AlternatingPool(asyncpg.Pool):
             **kwargs,
         )
         self.name = name
+        self._event_loop = loop
         # It gets the arguments with each call, since set_connect_args() may change them.
         self._connector = Connector(
             credentials=credentials,
@@ -151,7 +153,9 @@ class AlternatingPool(asyncpg.Pool):
             listeners=listeners,
         )
         self.events: Emitter = self._connector.events
-        self.events.add(self._heard)
+        # The emitter is held by background work, which must not keep a pool alive that was dropped.
+        ref = weakref.ref(self)
+        self.events.add(lambda event: pool._heard(event) if (pool := ref()) else None)
         self._drain_on_rotation = drain_on_rotation
         self._sessions = Sessions(self._connector, lifetime, constants, init)
         self._sessions.set_arguments(args, {key: value for key, value in kwargs.items() if key != "init_size"})
@@ -189,8 +193,12 @@ class AlternatingPool(asyncpg.Pool):
             await super().__aenter__()  # says what asyncpg says of it
             return self
         self._state = "opening"
+        self._initializing = True  # asyncpg's own: what is called too early says so
         try:
-            await self._connector.start()
+            try:
+                await self._connector.start()
+            finally:
+                self._initializing = False
             await super().__aenter__()
         except BaseException:
             self._state = "closed"
@@ -210,6 +218,7 @@ class AlternatingPool(asyncpg.Pool):
             await super().close()
             return
         self._state = "closing"
+        self._closing = True  # asyncpg's own: its floor maintenance must not take this for a failure
         self._turn_away()
         try:
             await self._replacement.close()
@@ -238,8 +247,8 @@ class AlternatingPool(asyncpg.Pool):
     def __del__(self) -> None:
         if getattr(self, "_state", "") == "open":
             warnings.warn(f"unclosed pool {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self._replacement.terminate()
-            self._connector.terminate()
+            if not self._event_loop.is_closed():
+                self.terminate()
 
     def _turn_away(self) -> None:
         self._turnstile.close(self._sessions.closing_error)

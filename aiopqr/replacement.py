@@ -40,7 +40,6 @@ class Replacement:
     def __init__(self, sessions: Sessions, floor: int, *, uniform: Callable[[float, float], float] = random.uniform):
         self._sessions = weakref.ref(sessions, lambda _: self._wake.set())
         self._name = sessions.connector.name
-        self._events = sessions.connector.events
         self._lifetime = sessions.lifetime
         self._floor = floor
         self._uniform = uniform
@@ -199,7 +198,7 @@ class Replacement:
         retry_in = self._uniform(0.5, 1.0) * min(BACKOFF_FIRST * 2 ** min(self._failures - 1, 10), BACKOFF_MAX)
         self._not_before = now + retry_in
         told: dict[str, Any] = {"error": self._delayed_by, "overdue": max(now - due.deadline, 0.0)}
-        self._events.emit(ReplacementDelayed(name=self._name, retry_in=retry_in, **told))
+        sessions.connector.events.emit(ReplacementDelayed(name=self._name, retry_in=retry_in, **told))
         if classify(exc.__cause__ or exc) is not Verdict.SERVER_FULL:
             self._full_since = None
             return
@@ -222,7 +221,8 @@ class Replacement:
         self._done[session.why] += 1
         age = asyncio.get_running_loop().time() - session.born
         parity = session.attempt.parity if session.attempt else None
-        self._events.emit(Replaced(name=self._name, parity=parity, age=age, why=session.why))
+        if sessions := self._sessions():
+            sessions.connector.events.emit(Replaced(name=self._name, parity=parity, age=age, why=session.why))
 
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._closing.discard(task)

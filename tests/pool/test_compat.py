@@ -1,0 +1,225 @@
+"""What asyncpg's users pass and expect goes on working, and the private ways into asyncpg still lead there."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import warnings
+import weakref
+
+import asyncpg
+import pytest
+
+import aiopqr
+from aiopqr._asyncpg import counting_copies, queries_run, raw_connection
+from aiopqr.testing import RotatingPostgres
+
+from .conftest import MakePool, eventually
+
+
+async def test_the_users_connect_gets_the_chosen_account(make_pool: MakePool, postgres: RotatingPostgres) -> None:
+    users: list[str] = []
+
+    async def connect(*args: object, **kwargs: object) -> asyncpg.Connection:
+        users.append(kwargs["user"])
+        return await asyncpg.connect(*args, **kwargs)
+
+    async with make_pool(min_size=2, connect=connect) as pool:
+        assert await pool.fetchval("select 1") == 1
+    assert sorted(users) == sorted(postgres.usernames)
+
+
+async def test_the_users_connect_may_fail_with_an_error_of_its_own(make_pool: MakePool) -> None:
+    async def connect(*args: object, **kwargs: object) -> asyncpg.Connection:
+        raise LookupError("no such tunnel")
+
+    with pytest.raises(LookupError, match="no such tunnel"):
+        await make_pool(min_size=1, connect=connect)
+
+
+async def test_a_refusal_from_the_users_connect_falls_back(make_pool: MakePool, postgres: RotatingPostgres) -> None:
+    async def connect(*args: object, **kwargs: object) -> asyncpg.Connection:
+        return await asyncpg.connect(*args, **kwargs)
+
+    async with make_pool(connect=connect) as pool:
+        await postgres.rotate("odd", store_delay=None)
+        assert await pool.fetchval("select session_user") == postgres.pair.even.username
+
+
+async def test_hooks_run_when_asyncpg_runs_them(make_pool: MakePool) -> None:
+    calls: list[str] = []
+
+    async def init(con: asyncpg.Connection) -> None:
+        calls.append("init")
+        await con.set_type_codec("json", encoder=str, decoder=lambda text: "decoded " + text, schema="pg_catalog")
+
+    async def setup(con: asyncpg.Connection) -> None:
+        calls.append("setup")
+
+    async def reset(con: asyncpg.Connection) -> None:
+        calls.append("reset")
+
+    async with make_pool(max_size=1, init=init, setup=setup, reset=reset) as pool:
+        assert await pool.fetchval("select '1'::json") == "decoded 1"
+        async with pool.acquire():
+            pass
+    assert calls == ["init", "setup", "reset", "setup", "reset"]
+
+
+async def test_connection_class_and_record_class_are_used(make_pool: MakePool) -> None:
+    class MyConnection(asyncpg.Connection):
+        async def answer(self) -> int:
+            return 42
+
+    class MyRecord(asyncpg.Record):
+        pass
+
+    async with make_pool(connection_class=MyConnection, record_class=MyRecord) as pool, pool.acquire() as con:
+        assert await con.answer() == 42
+        assert isinstance(await con.fetchrow("select 1"), MyRecord)
+
+
+async def test_the_pools_own_query_methods_work(make_pool: MakePool) -> None:
+    async with make_pool() as pool:
+        await pool.execute("create table t (a int)")
+        await pool.executemany("insert into t values ($1)", [(1,), (2,)])
+        assert [row["a"] for row in await pool.fetch("select a from t order by a")] == [1, 2]
+        assert (await pool.fetchrow("select count(*) as n from t"))["n"] == 2
+        await pool.copy_records_to_table("t", records=[(3,)])
+        output = io.BytesIO()
+        await pool.copy_from_table("t", output=output)
+        assert output.getvalue() == b"1\n2\n3\n"
+
+
+async def test_init_size_opens_more_than_the_floor(make_pool: MakePool) -> None:
+    async with make_pool(min_size=1, init_size=3) as pool:
+        assert pool.get_size() == 3
+
+
+async def test_set_connect_args_takes_everything_but_the_credentials(
+    make_pool: MakePool, postgres: RotatingPostgres
+) -> None:
+    async with make_pool(min_size=1, max_lifetime=0.2) as pool:
+        pool.set_connect_args(postgres.dsn, ssl="disable", server_settings={"application_name": "later"})
+        with pytest.raises(aiopqr.ConfigurationError, match="password="):
+            pool.set_connect_args(postgres.dsn, password="x")
+        await pool.expire_connections()
+        assert await pool.fetchval("show application_name") == "later"
+
+
+async def test_expire_connections_replaces_on_the_next_acquire(make_pool: MakePool) -> None:
+    async with make_pool(min_size=1, max_size=1) as pool:
+        before = await pool.fetchval("select pg_backend_pid()")
+        await pool.expire_connections()
+        assert await pool.fetchval("select pg_backend_pid()") != before
+
+
+async def test_a_second_await_gives_the_same_pool(make_pool: MakePool) -> None:
+    pool = make_pool()
+    assert await pool is pool
+    assert await pool is pool
+    await pool.close()
+
+
+async def test_a_pool_that_is_not_open_says_so(make_pool: MakePool) -> None:
+    pool = make_pool()
+    with pytest.raises(asyncpg.InterfaceError, match="not initialized"):
+        await pool.acquire()
+    with pytest.raises(asyncpg.InterfaceError, match="not initialized"):
+        await pool.close()
+
+
+async def test_what_fails_while_opening_leaves_nothing(make_pool: MakePool, postgres: RotatingPostgres) -> None:
+    made = 0
+
+    async def init(con: asyncpg.Connection) -> None:
+        nonlocal made
+        made += 1
+        if made == 3:
+            raise ValueError("init failed")
+
+    with pytest.raises(ValueError, match="init failed"):
+        await make_pool(min_size=4, init=init)
+
+
+async def test_a_pool_dropped_unclosed_is_collected_with_a_warning(make_pool: MakePool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        # asyncpg's own timers of inactivity would hold it until they fire
+        pool = make_pool(min_size=1, max_lifetime=0.2, max_inactive_connection_lifetime=0)
+        await pool
+        gone = weakref.ref(pool)
+        del pool
+        gc.collect()
+        assert gone() is None
+    assert any("unclosed pool" in str(warning.message) for warning in caught)
+    await eventually(lambda: len(asyncio.all_tasks()) == 1)
+
+
+async def test_queries_cancelled_by_their_timeout_leave_no_task(make_pool: MakePool) -> None:
+    async with make_pool(max_size=1) as pool:
+        for _ in range(20):
+            with pytest.raises(TimeoutError):
+                await pool.fetchval("select pg_sleep(5)", timeout=0.005)
+        assert await pool.fetchval("select 1") == 1
+        await eventually(lambda: len(asyncio.all_tasks()) <= 4)
+
+
+# The private ways.
+
+
+async def test_raw_connection_is_the_one_behind_the_proxy(make_pool: MakePool) -> None:
+    async with make_pool() as pool:
+        proxy = await pool.acquire()
+        con = raw_connection(proxy)
+        assert type(con).__mro__[1] is asyncpg.Connection
+        assert con.get_server_pid() == proxy.get_server_pid()
+        await pool.release(proxy)
+        assert raw_connection(proxy) is None
+        assert raw_connection(object()) is None
+
+
+async def test_queries_run_counts_every_way_to_run_something(make_pool: MakePool) -> None:
+    async with make_pool() as pool, pool.acquire() as proxy:
+        con = raw_connection(proxy)
+        sink = io.BytesIO()
+        ways = [
+            lambda: proxy.execute("select 1"),
+            lambda: proxy.execute("select $1::int", 1),
+            lambda: proxy.fetch("select 1"),
+            lambda: proxy.fetchrow("select 1"),
+            lambda: proxy.fetchval("select 1"),
+            lambda: proxy.executemany("select $1::int", [(1,)]),
+            lambda: proxy.fetchmany("select $1::int", [(1,)]),
+            lambda: proxy.execute("create temporary table t (a int)"),
+            lambda: proxy.copy_records_to_table("t", records=[(1,)]),
+            lambda: proxy.copy_to_table("t", source=io.BytesIO(b"1\n")),
+            lambda: proxy.copy_from_table("t", output=sink),
+            lambda: proxy.copy_from_query("select 1", output=sink),
+            lambda: proxy.add_listener("channel", print),
+            lambda: proxy.remove_listener("channel", print),
+        ]
+        for number, way in enumerate(ways):
+            before = queries_run(con)
+            await way()
+            assert queries_run(con) > before, number
+        prepared = await proxy.prepare("select 1")
+        before = queries_run(con)
+        await prepared.fetchval()
+        assert queries_run(con) > before
+        async with proxy.transaction():
+            before = queries_run(con)
+            async for _ in proxy.cursor("select 1"):
+                pass
+            assert queries_run(con) > before
+
+
+def test_the_counting_class_is_made_once_and_looks_like_the_users_own() -> None:
+    class Mine(asyncpg.Connection):
+        pass
+
+    counting = counting_copies(Mine)
+    assert counting is counting_copies(Mine)
+    assert issubclass(counting, Mine)
+    assert counting.__qualname__ == Mine.__qualname__
