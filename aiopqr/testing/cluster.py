@@ -6,7 +6,6 @@ and version, and every further server starts from a copy.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
 import secrets
@@ -17,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..credentials import Secret
-from .binaries import Binaries, RunAs, copy_to, workspace
+from .binaries import Binaries, RunAs, copy_to
 from .errors import ServerError, ServerUnavailable
+from .guarded import GuardedDirectory
 
 #: The superuser's password of all servers of this process.
 ADMIN_PASSWORD = Secret(secrets.token_urlsafe(24))
@@ -76,7 +76,7 @@ def reachable(binaries: Binaries, run_as: RunAs) -> Binaries:
     """``binaries``, or a copy of them where ``run_as`` reaches it: a virtualenv below /root is closed to others."""
     if run_as.can_run(binaries):
         return binaries
-    copy = copy_to(binaries, _kept(run_as), run_as)
+    copy = copy_to(binaries, GuardedDirectory(run_as).path, run_as)
     if not run_as.can_run(copy):
         raise ServerUnavailable(
             f"Postgres does not run as root, and user {run_as.name} can run neither {binaries['postgres']} nor a copy "
@@ -87,7 +87,7 @@ def reachable(binaries: Binaries, run_as: RunAs) -> Binaries:
 
 @functools.cache
 def _template(binaries: Binaries, run_as: RunAs, admin: str) -> Path:
-    directory = _kept(run_as)
+    directory = GuardedDirectory(run_as).path
     password_file = directory / "password"
     password_file.touch(0o600)
     password_file.write_text(ADMIN_PASSWORD.reveal() + "\n")
@@ -101,18 +101,6 @@ def _template(binaries: Binaries, run_as: RunAs, admin: str) -> Path:
     if made.returncode != 0:
         raise ServerError(f"initdb of Postgres {binaries.version} failed as {run_as.name}:\n{made.stdout[-3000:]}")
     return directory / "data"
-
-
-def _kept(run_as: RunAs) -> Path:
-    """A directory that is there until this process ends."""
-    directory, creator = workspace(run_as), os.getpid()
-
-    def remove() -> None:
-        if os.getpid() == creator:
-            shutil.rmtree(directory, ignore_errors=True)
-
-    atexit.register(remove)
-    return directory
 
 
 def _value(value: object) -> str:

@@ -10,10 +10,8 @@ import asyncio
 import atexit
 import contextlib
 import functools
-import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,8 +22,9 @@ from typing import Self
 
 from ..credentials import Secret
 from . import cluster
-from .binaries import Binaries, RunAs, workspace
+from .binaries import Binaries, RunAs
 from .errors import NotSupported, ServerError, ServerUnavailable
+from .guarded import GuardedDirectory
 from .server import PostgresServer, beside_the_loop
 
 _START_TIMEOUT = 60.0
@@ -36,16 +35,6 @@ _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.
 _PORTS = range(15000, 32000)
 
 _NEED_A_RESTART = "SELECT 1 FROM pg_settings WHERE context = 'postmaster' AND name = ANY($1::text[])"
-
-# Ends the server and removes its directory when the pipe from the tests closes, however they died.
-_GUARD = """
-read -r _
-if pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null); then
-  kill -QUIT "$pid"
-  while kill -0 "$pid"; do sleep 0.05; done
-fi
-rm -rf "$1"
-"""
 
 
 class EmbeddedPostgres(PostgresServer):
@@ -74,8 +63,7 @@ class EmbeddedPostgres(PostgresServer):
         self._settings: dict[str, object] = dict(settings)
         self._hba: Sequence[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._creator = 0
+        self._directory: GuardedDirectory | None = None
 
     def __repr__(self) -> str:
         state = f"on port {self.port}" if self.is_running else "stopped"
@@ -120,19 +108,11 @@ class EmbeddedPostgres(PostgresServer):
         """Make the server and wait until it takes logins. It blocks: ``async with`` does it beside the event loop."""
         if self.home is not None:
             raise ServerError(f"{self!r} is started already")
-        self.home = workspace(self.run_as)
+        self._directory = GuardedDirectory(self.run_as)
+        self.home = self._directory.path
         self.socket_dir = str(self.home)
-        self._creator = os.getpid()
         atexit.register(self.stop)
         try:
-            self._guard = subprocess.Popen(
-                ["/bin/sh", "-c", _GUARD, "guard", str(self.home)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                start_new_session=True,
-            )
             self.binaries = cluster.reachable(self.binaries, self.run_as)
             self._create()
             self._listen()
@@ -143,15 +123,12 @@ class EmbeddedPostgres(PostgresServer):
 
     def stop(self) -> None:
         """End the server and remove its directory. A second call does nothing."""
-        if self.home is None or self._creator != os.getpid():  # a forked child's exit is not the end of its parent
+        if self._directory is None or not self._directory.is_ours:
             return
         atexit.unregister(self.stop)
         self._shut_down("fast")
-        shutil.rmtree(self.home, ignore_errors=True)
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.communicate()
-        self.home = self._guard = self._process = self.socket_dir = self.ca_file = None
+        self._directory.remove()
+        self._directory = self._process = self.home = self.socket_dir = self.ca_file = None
 
     async def halt(self, mode: str = "fast") -> None:
         if mode not in _SIGNALS:
@@ -178,8 +155,13 @@ class EmbeddedPostgres(PostgresServer):
             raise
 
     async def set_hba(self, lines: Sequence[str] | None) -> None:
-        self._hba = lines
-        await self._reload()
+        before, self._hba = self._hba, lines
+        try:
+            await self._reload()
+        except ServerError:
+            self._hba = before
+            await self._reload()
+            raise
 
     async def enable_tls(self) -> str:
         if not await self.fetchval("SELECT setting FROM pg_settings WHERE name = 'ssl_library'"):
@@ -251,7 +233,7 @@ class EmbeddedPostgres(PostgresServer):
                 self._shut_down("immediate")
                 text = self.log_text(mark)
                 if "could not bind" in text:
-                    raise _PortTaken(self.port)
+                    raise _PortTaken(f"another process took port {self.port} of {self!r}")
                 raise ServerError(
                     f"Postgres {self.version} did not start within {_START_TIMEOUT:.0f} s. The end of its log:\n"
                     f"{text[-3000:]}\nIf this is no setting of yours, try {self.binaries['postgres']} by hand."
@@ -271,7 +253,7 @@ class EmbeddedPostgres(PostgresServer):
                 return
 
 
-class _PortTaken(Exception):
+class _PortTaken(ServerError):
     pass
 
 

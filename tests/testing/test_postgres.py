@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import asyncpg
@@ -131,8 +132,13 @@ async def test_settings_are_in_force_when_configure_returns(own_server):
 
 
 async def test_a_setting_that_postgres_refuses_is_an_error_and_taken_back(own_server):
-    with pytest.raises(ServerError, match="work_mem"):
-        await own_server.configure(work_mem="plenty")
+    for setting, bad in (("work_mem", "plenty"), ("max_connections", "many")):
+        before = await own_server.fetchval(f"SHOW {setting}")
+        with pytest.raises(ServerError, match=setting):
+            await own_server.configure(**{setting: bad})
+        assert await own_server.fetchval(f"SHOW {setting}") == before
+    with pytest.raises(ServerError, match="not reloaded"):
+        await own_server.set_hba(["nonsense"])
     await own_server.configure()
 
 
@@ -174,7 +180,7 @@ async def test_the_server_is_reached_by_the_superusers_dsn(own_server):
 
 async def test_stopping_leaves_neither_process_nor_directory():
     async with EmbeddedPostgres() as server:
-        home, pid, guard = server.home, server.pid, server._guard.pid
+        home, pid, guard = server.home, server.pid, server._directory._guard.pid
         assert home.is_dir()
     assert not home.exists()
     assert not alive(pid)
@@ -223,12 +229,19 @@ time.sleep(60)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_process_leaves_neither_server_nor_directory(number):
-    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as script:
-        pid, home = script.stdout.readline().decode().split()
-        # The guard holds the pipe that it reads; when it is done, so is the clean-up.
-        script.send_signal(number)
-        script.wait(20)
-    wait_for(lambda: not Path(home).exists() and not alive(int(pid)))
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        os.chmod(place, 0o755)
+        with subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": place},
+        ) as script:
+            pid, home = script.stdout.readline().decode().split()
+            assert Path(home).parent == Path(place)
+            script.send_signal(number)
+            script.wait(20)
+        wait_for(lambda: not os.listdir(place) and not alive(int(pid)))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root: nothing to drop")
