@@ -13,6 +13,11 @@ def raw_connection(connection: object) -> Any:
     return connection._con if type(connection) is PoolConnectionProxy else None  # type: ignore[attr-defined]
 
 
+def reattach(connection: Any, con: Any) -> None:
+    """Let what ``setup=`` was given still answer for its closed connection, as asyncpg does where a setup fails."""
+    connection._con = con
+
+
 def queries_run(con: Any) -> int:
     """How many queries a connection has run. COPY counts where :func:`counting_copies` made its class."""
     count: int = con._protocol.queries_count

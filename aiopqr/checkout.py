@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ._asyncpg import queries_run, raw_connection
+from ._asyncpg import queries_run, raw_connection, reattach
 from .errors import AcquireTimeout, describe
 from .events import ConnectionLost, Emitter, LeakSuspected
 from .lifetimes import Session
@@ -135,6 +135,7 @@ class Checkouts:
                     await policy.setup(connection)
             except BaseException:
                 session.con.terminate()
+                reattach(connection, session.con)
                 raise
         return connection, session
 
