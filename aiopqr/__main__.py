@@ -1,0 +1,24 @@
+"""``python -m aiopqr`` and the ``aiopqr`` command: the entry alone, so that it can say what to install."""
+
+from __future__ import annotations
+
+import sys
+
+from .errors import MissingExtra
+
+
+def main() -> None:
+    """Run the command line. Always ends by SystemExit: 2 where the ``cli`` extra is missing."""
+    try:
+        import rich  # noqa: F401
+        import typer  # noqa: F401
+    except ImportError:
+        print(f"aiopqr: {MissingExtra('the command line', 'cli')}", file=sys.stderr)
+        sys.exit(2)
+    from .cli import run
+
+    run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

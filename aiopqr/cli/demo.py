@@ -1,0 +1,126 @@
+"""``aiopqr demo``: passwords change under load on a real Postgres, and nothing fails. Here: its options and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..errors import AiopqrError, ConfigurationError
+from .demo_picture import NoPicture, draw
+from .demo_run import Options, Run, perform
+from .demo_verdict import Verdict
+from .demo_view import LineScreen, LiveScreen, show_verdict
+
+
+def demo(
+    seconds: Annotated[float, typer.Option(help="How long the load runs.")] = 30.0,
+    every: Annotated[float, typer.Option(help="Seconds between two changes of a password.")] = 3.3,
+    lifetime: Annotated[float, typer.Option(help="Seconds after which a connection is replaced.")] = 2.0,
+    workers: Annotated[int, typer.Option(min=1, help="Tasks that use the pool.")] = 20,
+    connections: Annotated[int, typer.Option(min=1, help="The size of the pool.")] = 10,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Run the same load beside it on asyncpg's pool, which knows one password.")
+    ] = False,
+    dsn: Annotated[
+        str | None,
+        typer.Option(
+            help="A server and its admin, postgresql://admin@host/postgres; the password from PGPASSWORD or "
+            "the passfile. Databases and accounts are made for the demo, and dropped. Default: a server of "
+            "its own."
+        ),
+    ] = None,
+    picture: Annotated[Path, typer.Option(help="Where to draw the latencies (.png or .svg).")] = Path(
+        "demo-latency.png"
+    ),
+    plain: Annotated[bool, typer.Option("--plain", help="Lines, as into a pipe, in place of a live picture.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The verdict as JSON on standard output, all else on standard error.")
+    ] = False,
+) -> None:
+    """Watch passwords change under load, on a real Postgres, with nothing failing.
+
+    Starts a Postgres, runs queries through a pool, and changes the passwords of its two accounts in turn, once both at
+    the same time. Ends with a verdict. Exit code 0: no operation failed; 1: some did; 2: it could not be tried; 130:
+    interrupted.
+    """
+    told = Console(stderr=as_json)
+    try:
+        options = _checked(seconds, every, lifetime, workers, connections, dsn, compare, picture)
+        verdict = asyncio.run(run_demo(options, told, picture, plain=plain))
+    except (AiopqrError, OSError) as exc:
+        if isinstance(exc, BrokenPipeError):
+            raise
+        typer.echo(f"aiopqr demo: {exc}", err=True)
+        raise typer.Exit(2) from None
+    if verdict is None:
+        raise typer.Exit(130)
+    if as_json:
+        typer.echo(json.dumps(verdict.as_json(), indent=2))
+    raise typer.Exit(verdict.exit_code)
+
+
+async def run_demo(options: Options, console: Console, picture: Path | None, *, plain: bool = False) -> Verdict | None:
+    """Run it, show it, draw it. Ctrl-C, SIGTERM and a closed terminal end it early, in order."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop.set)
+    run: Run | None
+    try:
+        with LineScreen(console) if plain or not console.is_terminal else LiveScreen(console) as screen:
+            run, verdict = await perform(options, screen, stop)
+    except* (AiopqrError, OSError) as group:
+        raise _first(group) from None
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+    if run is None or verdict is None:
+        return None
+    note = "no picture: too little to draw"
+    if picture is not None and verdict.ours.operations:
+        try:
+            draw(run, picture)
+        except NoPicture as exc:
+            note = f"no picture: {exc}"
+        else:
+            verdict = dataclasses.replace(verdict, picture=str(picture))
+            note = f"picture: {picture}"
+    show_verdict(console, verdict)
+    console.print(note, highlight=False, markup=False, soft_wrap=True)
+    return verdict
+
+
+def _checked(
+    seconds: float,
+    every: float,
+    lifetime: float,
+    workers: int,
+    connections: int,
+    dsn: str | None,
+    compare: bool,
+    picture: Path,
+) -> Options:
+    for name, value, least in (("--seconds", seconds, 2.0), ("--every", every, 0.5), ("--lifetime", lifetime, 0.2)):
+        if not math.isfinite(value) or value < least:
+            raise ConfigurationError(f"{name} must be at least {least:g}")
+    if every >= seconds:
+        raise ConfigurationError("--every must be less than --seconds, or no password would change")
+    if not os.access(picture.absolute().parent, os.W_OK):
+        raise ConfigurationError(f"--picture: no file can be written in {picture.absolute().parent}")
+    return Options(seconds, every, lifetime, workers, connections, dsn, compare)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    exc: BaseException = group
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc

@@ -1,0 +1,191 @@
+"""What the demo is played on: a server, the two accounts, a database for each contestant, and the credentials file.
+
+Apart from the rest because this is the operator's side. It changes passwords as an operator would who knows nothing of
+the pools: in the database, and then in a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+
+from ..credentials import Credential, CredentialPair, Parity
+from ..errors import ConfigurationError
+from ..testing import EmbeddedPostgres, ExistingPostgres, NotSupported, PostgresServer
+from ..testing.server import identifier
+
+WALLETS = 1000
+COINS = 100
+
+_TABLES = f"""
+CREATE TABLE wallet (id int PRIMARY KEY, coins int NOT NULL);
+INSERT INTO wallet SELECT n, {COINS} FROM generate_series(1, {WALLETS}) AS n;
+CREATE TABLE transfer (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, giver int, taker int);
+ANALYZE wallet
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """A change of passwords, due ``at`` seconds after the start. The file follows ``store_delay`` seconds later."""
+
+    at: float
+    parities: tuple[Parity, ...]
+    store_delay: float = 0.0
+
+    @property
+    def is_both(self) -> bool:
+        return len(self.parities) == 2
+
+
+def schedule(seconds: float, every: float) -> tuple[Rotation, ...]:
+    """Odd and even in turn, and in the middle both at once, with the file a second behind."""
+    count = max(int((seconds - min(1.5, every / 2)) / every), 1)
+    middle = count // 2 + 1 if count > 1 else 0
+    parities = (Parity.ODD, Parity.EVEN)
+    single = (parities[n % 2] for n in range(count))
+    return tuple(
+        Rotation(number * every, parities, min(1.0, every / 2))
+        if number == middle
+        else Rotation(number * every, (next(single),))
+        for number in range(1, count + 1)
+    )
+
+
+def existing_server(dsn: str) -> PostgresServer:
+    """The server of ``--dsn``. Its admin's password comes from PGPASSWORD or the passfile, never from the DSN.
+
+    Raises :class:`ConfigurationError`, which does not show the DSN.
+    """
+    try:
+        parts = urlsplit(dsn)
+        parts.port  # noqa: B018  # raises for one that is no number
+    except ValueError:
+        raise ConfigurationError("--dsn cannot be read: give postgresql://admin@host:5432/postgres") from None
+    if parts.password is not None or any(key in ("password", "passfile") for key, _ in parse_qsl(parts.query)):
+        raise ConfigurationError(
+            "--dsn must not hold a password, which others can read in the process list: "
+            "set PGPASSWORD, or have it in ~/.pgpass"
+        )
+    if parts.scheme not in ("postgresql", "postgres") or not parts.hostname:
+        raise ConfigurationError("--dsn must be like postgresql://admin@host:5432/postgres")
+    if not parts.username and (user := os.environ.get("PGUSER")):
+        dsn = urlunsplit(parts._replace(netloc=f"{quote(user, safe='')}@{parts.netloc.rpartition('@')[2]}"))
+    return ExistingPostgres(dsn)
+
+
+class Stage:
+    """The accounts, databases and file of one demo. ``pair`` is what the server accepts now."""
+
+    def __init__(self, server: PostgresServer, pair: CredentialPair, databases: Sequence[str], file: Path) -> None:
+        self.server = server
+        self.pair = pair
+        self.databases = databases
+        self.file = file
+        self._refused: dict[str, int] | None = dict.fromkeys(databases, 0)
+        try:
+            self._mark = server.mark()
+        except NotSupported:
+            self._refused = None
+
+    async def rotate(self, rotation: Rotation) -> None:
+        """Change the passwords in the database, and ``store_delay`` seconds later in the file."""
+        changed = {}
+        for parity in rotation.parities:
+            account = self.pair[parity]
+            assert account is not None, "the demo's pair has both accounts"
+            changed[str(parity)] = Credential(account.username, secrets.token_urlsafe(18))
+        await self.server.set_passwords(*changed.values())
+        self.pair = dataclasses.replace(
+            self.pair, odd=changed.get("odd", self.pair.odd), even=changed.get("even", self.pair.even)
+        )
+        await asyncio.sleep(rotation.store_delay)
+        write_pair(self.file, self.pair)
+
+    def refused_logins(self) -> dict[str, int] | None:
+        """Logins that the server refused so far, for each database, by its log; None where it cannot be read."""
+        if self._refused is None:
+            return None
+        text = self.server.log_text(self._mark)
+        text = text[: text.rfind("\n") + 1]
+        self._mark += len(text.encode())
+        for database in re.findall(r"@(\S+) FATAL: +password authentication failed", text):
+            if database in self._refused:
+                self._refused[database] += 1
+        return self._refused
+
+    async def count(self, database: str) -> tuple[int, int]:
+        """How many coins and how many transfers there are."""
+        rows = await self.server.execute(
+            "SELECT (SELECT sum(coins) FROM wallet), (SELECT count(*) FROM transfer)", database=database
+        )
+        return int(rows[0][0]), int(rows[0][1])
+
+
+@contextlib.asynccontextmanager
+async def open_stage(dsn: str | None, contestants: int) -> AsyncIterator[Stage]:
+    """Set the stage, and leave nothing behind: no process, directory, database or account."""
+    server = EmbeddedPostgres() if dsn is None else existing_server(dsn)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(server)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aiopqr-demo-")))  # for us alone: 0700
+        unique = f"_{secrets.token_hex(3)}" if dsn else ""  # who else is on a server of our own
+        owner, databases = f"demo{unique}", [f"demo{unique}_{n + 1}" for n in range(contestants)]
+        names = f"demo{unique}_odd", f"demo{unique}_even"
+
+        async def clear() -> None:
+            for database in databases:
+                await server.drop_database(database)
+            await server.drop_accounts(*names, owner)
+
+        if dsn:
+            stack.push_async_callback(_to_its_end, clear)
+        pair = await server.create_accounts(*names, owner=owner)
+        for database in databases:
+            await server.create_database(database)
+            grants = f"GRANT SELECT, INSERT, UPDATE ON wallet, transfer TO {identifier(owner)}"
+            await server.execute(f"{_TABLES}; {grants}", database=database)
+        file = folder / "credentials.json"
+        write_pair(file, pair)
+        yield Stage(server, pair, databases, file)
+
+
+def write_pair(file: Path, pair: CredentialPair) -> None:
+    """Replace the file by one that holds ``pair``, atomically, readable by its owner only."""
+    assert pair.odd is not None
+    assert pair.even is not None
+    new = file.with_suffix(".new")
+    new.touch(0o600)
+    new.write_text(
+        json.dumps(
+            {
+                "odd_username": pair.odd.username,
+                "odd_password": pair.odd.password.reveal(),
+                "even_username": pair.even.username,
+                "even_password": pair.even.password.reveal(),
+                "active_credential": str(pair.active),
+            }
+        )
+    )
+    os.replace(new, file)
+
+
+async def _to_its_end(clear: object) -> None:
+    """Clear the stage even when interrupted meanwhile."""
+    assert callable(clear)
+    task = asyncio.ensure_future(clear())
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

@@ -1,0 +1,141 @@
+"""What the demo found: figures, and how they are told in words and in JSON. Pure, and without a password anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was counted of one pool. Times are in seconds, p50 to worst those of ``acquire()``."""
+
+    name: str
+    operations: int
+    failed: int
+    p50: float
+    p99: float
+    p999: float
+    worst: float
+    silence: float
+    refused: int
+    by_log: bool
+    most_open: int
+    transfers: int
+    books_balance: bool
+    errors: Mapping[str, int] = field(default_factory=dict)
+    opened_odd: int | None = None
+    opened_even: int | None = None
+    fallbacks: int | None = None
+    replaced: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was tried, and what came of it. ``odd``, ``even`` and ``both`` count the changes of passwords."""
+
+    seconds: float
+    interrupted: bool
+    server: str
+    workers: int
+    connections: int
+    lifetime: float
+    planned: int
+    odd: int
+    even: int
+    both: int
+    ours: Figures
+    plain: Figures | None = None
+    picture: str | None = None
+
+    @property
+    def rotations(self) -> int:
+        return self.odd + self.even + self.both
+
+    @property
+    def passed(self) -> bool:
+        """No operation failed or was lost, and there was something to survive."""
+        return not self.ours.failed and self.ours.books_balance and self.ours.operations > 0 and self.rotations > 0
+
+    @property
+    def exit_code(self) -> int:
+        if not self.passed and not (self.interrupted and not self.ours.failed):
+            return 1
+        return 130 if self.interrupted else 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {"passed": self.passed, "rotations": self.rotations, **dataclasses.asdict(self)}
+
+    def headline(self) -> str:
+        ours = self.ours
+        so_far = "so far " if self.interrupted else ""
+        if ours.failed:
+            return f"FAILED: {ours.failed:,} of {ours.operations + ours.failed:,} operations failed"
+        if not ours.books_balance:
+            return "FAILED: the database does not hold what the operations wrote"
+        if not ours.operations or not self.rotations:
+            what = "no operation ran" if not ours.operations else "no password was changed"
+            return f"{'INTERRUPTED' if self.interrupted else 'FAILED'}: {what}, so nothing was shown"
+        changed = f"{self.rotations} rotation" + ("s" if self.rotations > 1 else "")
+        return f"{'INTERRUPTED' if self.interrupted else 'PASSED'}: {so_far}{changed} under load, no operation failed"
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """What was tried and counted: a label, ours, and the plain pool's."""
+        both = [self.ours] + ([self.plain] if self.plain else [])
+        cells = [_cells(figures) for figures in both]
+        rows = [(label, cells[0][label], cells[1].get(label, "") if self.plain else "") for label in cells[0]]
+        return [row for row in rows if row[1] or row[2]]
+
+    def tried(self) -> list[str]:
+        """What was done to the pools, in sentences."""
+        changes = [f"{name} {count}x" for name, count in (("odd", self.odd), ("even", self.even)) if count]
+        if self.both:
+            changes.append(f"both at once {self.both}x (the file a second behind)")
+        load = f"{self.workers} workers for {self.seconds:.0f} s on {self.server}"
+        return [
+            f"{load}, through {self.connections} connections that are replaced after {self.lifetime:g} s.",
+            f"Passwords changed {times(self.rotations)}: {', '.join(changes) or 'none'}.",
+        ]
+
+
+def _cells(figures: Figures) -> dict[str, str]:
+    per = "by the server's log" if figures.by_log else "as the pool met them"
+    errors = ", ".join(f"{name} {count:,}" for name, count in figures.errors.items())
+    opened = ""
+    if figures.opened_odd is not None and figures.opened_even is not None:
+        total = figures.opened_odd + figures.opened_even
+        opened = f"{total:,} ({figures.opened_odd:,} odd, {figures.opened_even:,} even)"
+    return {
+        "operations": f"{figures.operations:,}",
+        "failed": f"{figures.failed:,}",
+        "failed with": errors,
+        "acquire p50, p99": f"{duration(figures.p50)}, {duration(figures.p99)}",
+        "p99.9, worst": f"{duration(figures.p999)}, {duration(figures.worst)}",
+        "served nothing for": f"{duration(figures.silence)} at most",
+        "refused logins": f"{figures.refused:,} {per}",
+        "fell back": "" if figures.fallbacks is None else times(figures.fallbacks),
+        "connections opened": opened,
+        "replaced in service": "" if figures.replaced is None else f"{figures.replaced:,}",
+        "open at most": f"{figures.most_open}",
+        "books": f"{figures.transfers:,} transfers, " + ("all there" if figures.books_balance else "NOT BALANCED"),
+    }
+
+
+def duration(seconds: float) -> str:
+    """As a reader likes it: 0.05 ms, 3.2 ms, 1.7 s."""
+    if seconds >= 1.0:
+        return f"{seconds:.1f} s"
+    milliseconds = seconds * 1000
+    return (
+        f"{milliseconds:.0f} ms"
+        if milliseconds >= 10
+        else f"{milliseconds:.1f} ms"
+        if milliseconds >= 1
+        else (f"{milliseconds:.2f} ms")
+    )
+
+
+def times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
