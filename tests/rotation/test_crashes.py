@@ -1,0 +1,116 @@
+"""A rotator killed at any moment: one account always works, and the next run makes the pair whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiopqr.credentials import Parity
+from aiopqr.rotation.errors import RotationRefused
+from aiopqr.rotation.gates import Gate, Rules
+
+DRIVER = Path(__file__).with_name("crash_driver.py")
+PROOF = os.environ.get("AIOPQR_PROOF") == "1"
+RULES = Rules(max_lifetime=3000.0, refresh_interval=0.0, margin=0.0)
+
+
+async def drive(
+    rig: Any, *, fatal: int | None = None, refuse_new: bool = False, rules: Rules = RULES
+) -> tuple[int, list[str]]:
+    """Run the driver: its exit code, and the moments it lived through."""
+    server = rig.postgres.server
+    setup = {
+        "path": str(rig.path),
+        "dsn": rig.postgres.dsn,
+        "admin_dsn": server.dsn,
+        "admin": server.admin,
+        "refuse_new": refuse_new,
+        "spacing": rules.spacing,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(DRIVER),
+        json.dumps(setup),
+        *([] if fatal is None else [str(fatal)]),
+        env={**os.environ, "ADMIN_PASSWORD": server.admin_password.reveal()},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), err.decode()
+    return process.returncode, out.decode().splitlines()
+
+
+async def check_after_a_crash(rig: Any) -> None:
+    """One account works by what the store says, the other by its stored or its staged password; then all is whole."""
+    pair = (await rig.store.read()).pair
+    usable = [parity for parity in Parity if await rig.accepts(pair[parity])]
+    if len(usable) == 1:
+        assert pair.pending_parity is usable[0].other
+        assert await rig.accepts(pair.pending)
+    else:
+        assert len(usable) == 2
+    refused = await run_again(rig)
+    assert refused in ([], [Gate.TOO_SOON])  # too soon: it had been done
+    assert await rig.is_whole()
+    assert sorted(os.listdir(rig.path.parent)) == [rig.path.name]
+
+
+async def run_again(rig: Any) -> list[Gate]:
+    """The next run: the gates that refused it. It waits for the server to notice that the killed rotator is gone."""
+    rotator = rig.rotator(rules=RULES)
+    while True:
+        try:
+            await rotator.apply(await rotator.plan())
+        except RotationRefused as exc:
+            gates = [objection.gate for objection in exc.objections]
+            if gates != [Gate.IN_PROGRESS]:
+                return gates
+            await asyncio.sleep(0.01)
+        else:
+            return []
+
+
+async def moments(rig: Any, **options: Any) -> list[str]:
+    code, told = await drive(rig, **options)
+    assert code == 0
+    assert await rig.is_whole()
+    return told
+
+
+async def test_the_driver_sees_every_step_of_a_rotation(rig: Any) -> None:
+    told = await moments(rig)
+    marks = [name for name in told if name in ("after replace", "after ALTER ROLE", "after SELECT session_user")]
+    logins = ["after SELECT session_user"] * 2
+    judged_twice = logins + logins  # by the plan, and again under the lock
+    assert marks == [*judged_twice, "after replace", "after ALTER ROLE", "after SELECT session_user", "after replace"]
+    assert "after COMMIT" in told[told.index("after ALTER ROLE") :]
+
+
+@pytest.mark.parametrize("refuse_new", [False, True], ids=["rotating", "undoing"])
+async def test_killed_between_any_two_steps_the_next_run_makes_the_pair_whole(rig: Any, refuse_new: bool) -> None:
+    start = rig.postgres.pair
+    told = await moments(rig, refuse_new=refuse_new)
+    fatal = range(len(told)) if PROOF else _reduced(told)
+    for number in fatal:
+        await rig.postgres.server.set_passwords(start.odd, start.even)
+        await rig.start(start, age=3600.0)
+        code, lived = await drive(rig, fatal=number, refuse_new=refuse_new)
+        assert (code, lived) == (-signal.SIGKILL, told[: number + 1])
+        await check_after_a_crash(rig)
+
+
+def _reduced(told: list[str]) -> list[int]:
+    """The moments around what changes something: each rename, each ALTER ROLE, and the COMMIT after it."""
+    chosen = [n for n, name in enumerate(told) if name.endswith((" replace", " ALTER ROLE"))]
+    chosen += [
+        next(n for n in range(at, len(told)) if told[n] == "after COMMIT") for at in chosen if "ALTER" in told[at]
+    ]
+    return sorted(set(chosen))
