@@ -15,13 +15,14 @@ from aiopqr.sources import FileSource
 
 
 async def service(dsn: str, credentials: object) -> None:
-    async with aiopqr.create_pool(dsn, credentials=credentials, max_size=5) as pool:
-        for _ in range(4):
+    async with aiopqr.create_pool(dsn, credentials=credentials, min_size=2, max_size=10) as pool:
+
+        async def serve(request: int) -> None:
             async with pool.acquire() as con:
-                print("hello from", await con.fetchval("SELECT session_user"))
-            await pool.expire_connections()  # only to see both accounts at once: it happens by itself, with time
-        opened = {str(parity): account.opened for parity, account in pool.stats().accounts.items()}
-        print("connections opened:", opened)
+                user = await con.fetchval("SELECT session_user FROM pg_sleep(0.1)")
+                print(f"request {request}: served as {user}")
+
+        await asyncio.gather(*(serve(request) for request in range(4)))
 
 
 @asynccontextmanager
