@@ -48,6 +48,38 @@ async def test_only_the_protocol_keeps_the_view_and_the_view_nothing(monkeypatch
     assert all(view._claim.password is view._claim.keys is view._upgrading is None for view in views)
 
 
+class Quick(rehearsal._Transport):
+    """Reads before the loop runs what was called soon, as uvloop may."""
+
+    paused = False
+    held = b""
+
+    def write(self, data: Any) -> None:
+        self.held += self._script.send(bytes(data))
+        self._loop.call_soon(self.deliver)
+
+    def deliver(self) -> None:
+        if self.held and not self.paused:
+            data, self.held = self.held, b""
+            self._protocol.data_received(data)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+        self.deliver()
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+        self.deliver()
+
+
+async def test_nothing_is_read_before_the_handshake_stands_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "_Transport", Quick)
+    await rehearsal.rehearse(module._answered)
+
+
 BROKEN = {
     "another protocol": ("AsyncpgProtocol", int),
     "the loop is stored elsewhere": ("_return_to", lambda loop, con: None),

@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 import pytest
 import trustme
+import uvloop
 
 from aiopqr import login as module
 from aiopqr import scram
@@ -60,9 +61,10 @@ class Peer:
         assert kind == b"p"
         return await self.reader.readexactly(int.from_bytes(await self.reader.readexactly(4), "big") - 4)
 
-    async def client_first(self) -> None:
+    async def client_first(self, *, ask: bool = True) -> None:
         await self.startup()
-        self.send(SASL)
+        if ask:
+            self.send(SASL)
         body = await self.read()
         mechanism, _, rest = body.partition(b"\0")
         assert mechanism == b"SCRAM-SHA-256"
@@ -168,6 +170,35 @@ async def test_tls_without_asking_first_is_entered() -> None:
         con.terminate()
         assert await settled()
     assert len(cache) == 1
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_server_too_quick_after_starttls_never_speaks_to_asyncpg(runner: Any) -> None:
+    """It asks before it was spoken to: asyncpg, if it were to read that, would answer with the placeholder."""
+    authority = trustme.CA()
+    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    authority.configure_trust(ours)
+
+    async def eager(peer: Peer) -> None:
+        await peer.startup()  # SSLRequest
+        peer.send(b"S")
+        await peer.writer.drain()
+        await peer.writer.start_tls(theirs)
+        peer.send(SASL)
+        await peer.client_first(ask=False)
+        peer.send(peer.server_first())
+        peer.send(request(12, b"v=" + b64encode(await peer.client_final())), READY)
+
+    async def main() -> None:
+        cache = KeyCache()
+        async with serving(eager) as address:
+            for _ in range(20):
+                (await enter({**address, "ssl": ours}, cache)).terminate()
+            assert await settled()
+        assert len(cache) == 1
+
+    runner(main())
 
 
 async def test_messages_may_come_byte_by_byte() -> None:
