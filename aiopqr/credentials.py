@@ -138,7 +138,7 @@ class CredentialPair:
             raise InvalidSecret("pending_username must be the username of odd or of even")
 
     def __getitem__(self, parity: Parity) -> Credential | None:
-        return self.odd if parity is Parity.ODD else self.even
+        return self.odd if Parity(parity) is Parity.ODD else self.even
 
     @property
     def pending_parity(self) -> Parity | None:
