@@ -150,8 +150,8 @@ def _classify_client(exc: BaseException, unix_socket: bool) -> Verdict:
         case OSError():
             return Verdict.OUTAGE if exc.errno in _OUTAGE_ERRNOS else Verdict.FATAL
         case _:
-            # Among them asyncpg's TargetServerAttributeNotMatched: all hosts answered and none will do. In a failover the
-            # old primary does not answer, which asyncpg raises as the OSError that it is.
+            # Among them asyncpg's TargetServerAttributeNotMatched: all hosts answered and none will do. In a failover
+            # the old primary does not answer, which asyncpg raises as the OSError that it is.
             return Verdict.FATAL
 
 
