@@ -1,0 +1,136 @@
+"""The file source, fed as Kubernetes, Vault Agent and careless people do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import aiopqr
+from aiopqr.sources import FileSource
+
+
+def secret(odd: str = "one", **more: object) -> dict[str, object]:
+    return {
+        "odd_username": "app_odd",
+        "odd_password": odd,
+        "even_username": "app_even",
+        "even_password": "two",
+        "active_credential": "odd",
+        **more,
+    }
+
+
+def kubelet_writes(mount: Path, version: str, files: dict[str, str]) -> None:
+    """As the kubelet's atomic writer does: a new folder, and a symlink swapped to it by a rename."""
+    folder = mount / f"..{version}"
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+        link = mount / name
+        if not link.is_symlink():
+            link.symlink_to(f"..data/{name}")
+    (mount / "..data_tmp").symlink_to(folder.name)
+    os.replace(mount / "..data_tmp", mount / "..data")
+
+
+def odd_password(pair: aiopqr.CredentialPair) -> str:
+    assert pair.odd is not None
+    return pair.odd.password.reveal()
+
+
+async def test_a_json_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "pair.json"
+    path.write_text(json.dumps(secret()))
+    assert odd_password(await FileSource(path).fetch()) == "one"
+
+
+async def test_a_symlink_swap_is_noticed(tmp_path: Path) -> None:
+    kubelet_writes(tmp_path, "v1", {"pair.json": json.dumps(secret())})
+    source = FileSource(tmp_path / "pair.json")
+    assert odd_password(await source.fetch()) == "one"
+    kubelet_writes(tmp_path, "v2", {"pair.json": json.dumps(secret("changed"))})
+    assert odd_password(await source.fetch()) == "changed"
+
+
+async def test_a_mounted_folder_with_a_file_for_each_key_is_read_as_of_one_version(tmp_path: Path) -> None:
+    kubelet_writes(tmp_path, "v1", {key: str(value) for key, value in secret().items()})
+    source = FileSource(tmp_path)
+    first = await source.fetch()
+    kubelet_writes(tmp_path, "v2", {key: f"{value}\n" for key, value in secret("changed").items()})
+    assert odd_password(first) == "one"
+    assert odd_password(await source.fetch()) == "changed"
+
+
+async def test_an_unchanged_file_gives_the_same_pair(tmp_path: Path) -> None:
+    path = tmp_path / "pair.json"
+    path.write_text(json.dumps(secret()))
+    source = FileSource(path)
+    assert await source.fetch() is await source.fetch()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "not valid JSON"),
+        (b'{"odd_username": "app_o', "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[]", "JSON object"),
+        (b'{"odd_username": "hush", "active_credential": "odd"}', "odd_password is missing"),
+    ],
+)
+async def test_a_bad_file_is_told_by_its_path_and_not_by_its_content(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
+    path = tmp_path / "pair.json"
+    path.write_bytes(content)
+    with pytest.raises(aiopqr.SourceError, match=told) as caught:
+        await FileSource(path).fetch()
+    assert str(path) in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+async def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(aiopqr.SourceError, match="No such file"):
+        await FileSource(tmp_path / "none.json").fetch()
+
+
+async def test_an_unreadable_path_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("{}")
+    with pytest.raises(aiopqr.SourceError, match="Not a directory"):
+        await FileSource(tmp_path / "file" / "below").fetch()
+
+
+async def test_the_pair_in_use_survives_a_file_that_goes_bad_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "pair.json"
+    path.write_text(json.dumps(secret()))
+    failed = asyncio.Event()
+    changed = asyncio.Event()
+
+    def listen(event: object) -> None:
+        {"RefreshFailed": failed, "Refreshed": changed}.get(type(event).__name__, asyncio.Event()).set()
+
+    async with aiopqr.Refresher(FileSource(path, interval=0.02), listeners=[listen]) as refresher:
+        for damage in (lambda: path.write_text("{"), path.unlink):
+            damage()
+            await asyncio.wait_for(failed.wait(), 10)
+            failed.clear()
+            assert odd_password(refresher.pair) == "one"
+        path.write_text(json.dumps(secret("changed")))
+        await asyncio.wait_for(changed.wait(), 20)
+        assert odd_password(refresher.pair) == "changed"
+
+
+async def test_another_format_is_read_by_the_users_own_parser(tmp_path: Path) -> None:
+    path = tmp_path / "pair.env"
+    path.write_text("ODD=one\n")
+
+    def parse(content: object) -> aiopqr.CredentialPair:
+        assert isinstance(content, bytes)
+        return aiopqr.CredentialPair(aiopqr.Credential("app_odd", content.decode().split("=")[1].strip()), None)
+
+    assert odd_password(await FileSource(path, parse=parse).fetch()) == "one"
