@@ -246,7 +246,8 @@ class AlternatingPool(asyncpg.Pool):
 
     def __del__(self) -> None:
         if getattr(self, "_state", "") == "open":
-            warnings.warn(f"unclosed pool {self!r}", ResourceWarning, source=self, stacklevel=2)
+            left = f"unclosed pool {self!r}, with {len(self._sessions)} unclosed connections"
+            warnings.warn(left, ResourceWarning, source=self, stacklevel=2)
             if not self._event_loop.is_closed():
                 self.terminate()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,10 +15,11 @@ def cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
 
 
 async def wait_until(when: float, wake: asyncio.Event) -> None:
-    """Sleep until ``when``, in loop time (``inf``: for ever), or until ``wake`` is set."""
-    timer = asyncio.get_running_loop().call_at(when, wake.set) if when < math.inf else None
+    """Sleep until ``when``, in loop time, or until ``wake`` is set, or an hour: whoever calls looks again."""
+    loop = asyncio.get_running_loop()
+    # Always a timer: by it the loop holds a task whose owner was dropped, which must still wake up and end.
+    timer = loop.call_at(min(when, loop.time() + 3600.0), wake.set)
     try:
         await wake.wait()
     finally:
-        if timer:
-            timer.cancel()
+        timer.cancel()

@@ -97,7 +97,9 @@ def main() -> int:
             "PYTHONPATH": str(ROOT),
             "TMPDIR": str(place),
         }
-        run = subprocess.Popen(command, cwd=place, env=environ, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
+        run = subprocess.Popen(
+            command, cwd=place, env=environ, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
+        )
         assert run.stdout is not None
         told = ""
         try:

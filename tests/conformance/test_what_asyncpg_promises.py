@@ -42,10 +42,13 @@ async def test_a_terminated_pool_is_collected_before_the_loop_runs_again(postgre
 
 
 @pytest.mark.leaves_tasks
-async def test_a_dropped_pool_is_collected_and_says_that_it_was_not_closed(postgres: RotatingPostgres) -> None:
+@pytest.mark.parametrize("how", [{}, {"max_lifetime": 0}], ids=["whose tasks wake up", "whose tasks sleep for ever"])
+async def test_a_dropped_pool_is_collected_and_speaks_of_its_connections(
+    postgres: RotatingPostgres, caplog: pytest.LogCaptureFixture, how: dict[str, Any]
+) -> None:
     # Without asyncpg's own timers of idle connections, which keep a pool alive until they fire.
     pool = await aiopqr.create_pool(
-        postgres.dsn, credentials=postgres.source, min_size=1, max_size=1, max_inactive_connection_lifetime=0
+        postgres.dsn, credentials=postgres.pair, min_size=1, max_size=1, max_inactive_connection_lifetime=0, **how
     )
     ref = weakref.ref(pool)
     with warnings.catch_warnings(record=True) as caught:
@@ -53,7 +56,8 @@ async def test_a_dropped_pool_is_collected_and_says_that_it_was_not_closed(postg
         del pool
         gc.collect()
     assert ref() is None
-    assert any("unclosed pool" in str(warning.message) for warning in caught)
+    assert any("unclosed connection" in str(warning.message) for warning in caught)
+    assert "destroyed" not in caplog.text
 
 
 async def test_a_pool_used_while_its_first_fetch_runs_says_that_it_is_not_ready(postgres: RotatingPostgres) -> None:
