@@ -4,3 +4,31 @@
 ``plan`` decides and ``gates`` say what speaks against it, both pure; ``database`` asks and alters Postgres; ``rotator``
 puts them in order.
 """
+
+from .errors import RotationFailed, RotationRefused, RotationUndone, StoreConflict, StoreError
+from .file import FileStore
+from .gates import Gate, Objection, Rules
+from .passwords import PasswordRule
+from .plan import Action, Plan
+from .rotator import Rotation, Rotator, Step
+from .store import SecretStore, StoredSecret
+
+__all__ = [
+    "Action",
+    "FileStore",
+    "Gate",
+    "Objection",
+    "PasswordRule",
+    "Plan",
+    "Rotation",
+    "RotationFailed",
+    "RotationRefused",
+    "RotationUndone",
+    "Rotator",
+    "Rules",
+    "SecretStore",
+    "Step",
+    "StoreConflict",
+    "StoreError",
+    "StoredSecret",
+]

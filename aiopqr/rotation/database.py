@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 
-from ..credentials import Credential, CredentialPair, Parity
+from ..credentials import Credential, CredentialPair, Parity, Secret
 from ..errors import RotationError, describe
 from ..refusals import classify
 from ..scram import verifier
@@ -64,7 +64,7 @@ class Database:
     """
 
     def __init__(self, admin: str | AdminConnect, verify: str | AccountConnect, *, timeout: float = 10.0) -> None:
-        self._admin = _admin_by_dsn(admin, timeout) if isinstance(admin, str) else admin
+        self._admin = admin_by_dsn(admin, timeout=timeout) if isinstance(admin, str) else admin
         self._verify = _account_by_dsn(verify, timeout) if isinstance(verify, str) else verify
 
     @contextlib.asynccontextmanager
@@ -189,20 +189,24 @@ def _lock_key(purpose: str, pair: CredentialPair) -> int:
     return int.from_bytes(hashlib.sha256(f"aiopqr-{purpose}\0{names}".encode()).digest()[:8], "big", signed=True)
 
 
-def _admin_by_dsn(dsn: str, timeout: float) -> AdminConnect:
+def admin_by_dsn(dsn: str, *, password: Secret | None = None, timeout: float = 10.0) -> AdminConnect:
+    """How to connect as the role that ``dsn`` names, to the ``postgres`` database where there is one.
+
+    Without ``password`` it comes from where asyncpg looks: the DSN, PGPASSWORD, or the password file.
+    """
     options: dict[str, Any] = {"timeout": timeout, "statement_cache_size": 0}
+    if password is not None:
+        options["password"] = password.reveal
     options |= {"server_settings": {"application_name": _APPLICATION_NAME}}
 
     async def connect() -> Any:
-        try:
-            return await asyncpg.connect(dsn, database="postgres", **options)
-        except (
+        # A pg_hba.conf or a password file may well know only the database that the DSN names.
+        with contextlib.suppress(
             asyncpg.InvalidCatalogNameError,
             asyncpg.InsufficientPrivilegeError,
             asyncpg.InvalidAuthorizationSpecificationError,
-        ) as exc:
-            if isinstance(exc, asyncpg.InvalidPasswordError):
-                raise
+        ):
+            return await asyncpg.connect(dsn, database="postgres", **options)
         return await asyncpg.connect(dsn, **options)
 
     return connect

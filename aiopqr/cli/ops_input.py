@@ -1,0 +1,132 @@
+"""What the operator's commands are told: DSNs without passwords, the admin's password, and where the secret is.
+
+Apart because the rule is the same for all of them: no password on a command line, where every user of the machine
+reads it, and none in what is printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import typer
+
+from ..credentials import Secret
+from ..errors import AiopqrError, ConfigurationError, MissingExtra
+from ..rotation.file import FileStore
+from ..rotation.store import SecretStore
+
+ADMIN_PASSWORD = "AIOPQR_ADMIN_PASSWORD"
+
+
+class UsageError(typer.BadParameter):
+    """A mistake on the command line: exit code 2, with the usage."""
+
+
+def dsn_without_password(dsn: str, option: str, *, user_allowed: bool) -> str:
+    """``dsn``, which names no password; and no user, where the accounts' are used. The text never shows it."""
+    try:
+        parts = urlsplit(dsn)
+        query = {key.lower() for key, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    except ValueError:
+        parts = None
+    if parts is None or parts.scheme not in ("postgresql", "postgres"):
+        raise UsageError(f"{option} must look like postgresql://host:port/database")
+    user, _, _ = parts.netloc.rpartition("@")
+    if ":" in unquote(user) or query & {"password", "sslpassword"}:
+        raise UsageError(
+            f"{option} holds a password, which everyone on this machine can read from the process list: "
+            f"use PGPASSFILE, {ADMIN_PASSWORD}, PGPASSWORD or --password-stdin"
+        )
+    if not user_allowed and (user or "user" in query):
+        raise UsageError(f"{option} names a user; the accounts of the secret are used")
+    return dsn
+
+
+def admin_password(from_stdin: bool) -> Secret | None:
+    """The admin role's password: a line of standard input, or the environment's. None: asyncpg looks for it."""
+    if from_stdin:
+        line = sys.stdin.readline().rstrip("\r\n")
+        if not line:
+            raise UsageError("--password-stdin: standard input holds no password")
+        return Secret(line)
+    text = os.environ.get(ADMIN_PASSWORD)
+    return Secret(text) if text else None
+
+
+def moment(text: str | None, option: str) -> datetime | None:
+    """An ISO 8601 time; without an offset it is UTC."""
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{option} must be a time such as 2025-03-01T12:00:00Z") from None
+    return time if time.utcoffset() is not None else time.replace(tzinfo=UTC)
+
+
+@contextlib.asynccontextmanager
+async def open_store(
+    file: Path | None, secret: str | None, region: str | None, endpoint_url: str | None
+) -> AsyncIterator[SecretStore]:
+    """The store that the options name."""
+    if file is not None:
+        yield FileStore(file)
+        return
+    store_type = from_aws("aiopqr.rotation.aws", "SecretsManagerStore")
+    async with store_type(secret, region=region, endpoint_url=endpoint_url) as store:
+        yield store
+
+
+def exactly_one(**options: object) -> None:
+    """Raise unless just one of the options is given."""
+    names = [f"--{name}" for name in options]
+    if sum(value is not None for value in options.values()) != 1:
+        raise UsageError(f"give one of {', '.join(names)}")
+
+
+def from_aws(module: str, name: str) -> Any:
+    """A class that needs the ``aws`` extra. Raises :class:`MissingExtra` without it."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as exc:
+        if exc.name == module:
+            raise AiopqrError("this version of aiopqr has no support for --secret") from None
+        raise MissingExtra("--secret", "aws") from None
+
+
+def imported(place: str) -> Any:
+    """What ``module:name`` is, with the current folder importable, as Python itself has it."""
+    module, _, name = place.partition(":")
+    if not module or not name:
+        raise UsageError("--source must be module:callable")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        value: Any = importlib.import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError) as exc:
+        raise ConfigurationError(f"--source {place}: {exc}") from None
+    return value
+
+
+def run(main: Coroutine[Any, Any, int], command: str) -> None:
+    """Run a command to its exit code: 2 when it could not be tried, 130 when it was interrupted. Always raises."""
+
+    try:
+        code = asyncio.run(main)
+    except KeyboardInterrupt:
+        code = 130
+    except AiopqrError as exc:
+        typer.echo(f"aiopqr {command}: {exc}", err=True)
+        code = 2
+    raise typer.Exit(code)

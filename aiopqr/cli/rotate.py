@@ -1,0 +1,262 @@
+"""``aiopqr rotate``: one rotation, for cron, a CronJob or a person. Here: its options, its words and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.status import Status
+
+from ..credentials import Parity
+from ..errors import AiopqrError
+from ..rotation.database import admin_by_dsn
+from ..rotation.errors import RotationRefused, RotationUndone
+from ..rotation.gates import Gate, Objection, Rules
+from ..rotation.passwords import PasswordRule
+from ..rotation.plan import Action, Plan
+from ..rotation.rotator import Rotation, Rotator, Step
+from ..rotation.store import SecretStore
+from .ops_input import admin_password, dsn_without_password, exactly_one, moment, open_store, run
+
+DONE, FAILED, NOT_TRIED, REFUSED, FINISHED, UNDONE = 0, 1, 2, 3, 4, 5
+
+_STEP_TEXTS = {
+    Step.CHECKED: "no gate objects, and nobody else rotates",
+    Step.STAGED: "the new password is staged in the store",
+    Step.ALTERED: "the database has it",
+    Step.VERIFIED: "it logs in on the applications' path",
+    Step.PROMOTED: "the store has it as the account's own",
+    Step.ENDED: "the account's old sessions are ended",
+}
+
+
+def _force(gate: Gate, what: str) -> Any:
+    return typer.Option(gate.flag, help=f"Although {what}.", rich_help_panel="Overriding a gate")
+
+
+def rotate(
+    admin: Annotated[str, typer.Option(help="The server and a role that may alter the accounts, without a password.")],
+    dsn: Annotated[
+        str, typer.Option(help="The applications' path to the database, through their proxy: no user, no password.")
+    ],
+    file: Annotated[Path | None, typer.Option(help="The pair as a JSON file.")] = None,
+    secret: Annotated[str | None, typer.Option(help="The pair in AWS Secrets Manager: name or ARN.")] = None,
+    region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
+    endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint of AWS Secrets Manager.")] = None,
+    account: Annotated[Parity | None, typer.Option(help="Default: the one not changed last.")] = None,
+    max_lifetime: Annotated[float, typer.Option(min=0, help="The longest max_lifetime of all pools, seconds.")] = 1800,
+    refresh_interval: Annotated[float, typer.Option(min=0, help="Their longest refresh interval, seconds.")] = 60,
+    margin: Annotated[float, typer.Option(min=0, help="For clocks and lagging stores, seconds.")] = 120,
+    exempt_application: Annotated[
+        list[str] | None, typer.Option(help="An application_name whose old sessions do not count; repeatable.")
+    ] = None,
+    assume_changed_before: Annotated[
+        str | None, typer.Option(help="Your word for change times that the store does not know (ISO 8601).")
+    ] = None,
+    end_sessions_after: Annotated[
+        float | None, typer.Option(min=0, help="End the account's old sessions, these seconds after the rotation.")
+    ] = None,
+    password_length: Annotated[int, typer.Option(min=1, help="Characters of the new password.")] = 32,
+    password_alphabet: Annotated[
+        str, typer.Option(help="What they are drawn from.", show_default="letters and digits")
+    ] = PasswordRule().alphabet,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the admin role's password from standard input.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; change nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The outcome as JSON on standard output.")] = False,
+    force_too_soon: Annotated[bool, _force(Gate.TOO_SOON, "the other account was changed a short while ago")] = False,
+    force_other_refused: Annotated[bool, _force(Gate.OTHER_REFUSED, "the other account does not log in")] = False,
+    force_old_sessions: Annotated[
+        bool, _force(Gate.OLD_SESSIONS, "the other account has sessions from before its last change")
+    ] = False,
+    force_unseen_sessions: Annotated[
+        bool, _force(Gate.UNSEEN_SESSIONS, "whether it has such sessions cannot be seen")
+    ] = False,
+    force_mismatch: Annotated[
+        bool, _force(Gate.MISMATCH, "the stored password is not the database's: this repairs it")
+    ] = False,
+    force_open_stage: Annotated[
+        bool, _force(Gate.OPEN_STAGE, "another account's rotation is open, which is given up")
+    ] = False,
+) -> None:
+    """Change the password of one account of a pair, so that no pool is ever without one that works.
+
+    The admin role's password comes from AIOPQR_ADMIN_PASSWORD, PGPASSWORD, the password file or --password-stdin. A run
+    that was interrupted, or killed, is finished or undone by the next.
+
+    Exit codes: 0 done, or the plan of a dry run can be applied; 1 failed midway: run it again; 2 could not be tried,
+    nothing was changed; 3 refused by a gate, nothing was changed; 4 finished an earlier, interrupted rotation and began
+    no new one; 5 failed and undone, all is as it was before; 130 interrupted: run it again.
+    """
+    exactly_one(file=file, secret=secret)
+    given = {
+        Gate.TOO_SOON: force_too_soon,
+        Gate.OTHER_REFUSED: force_other_refused,
+        Gate.OLD_SESSIONS: force_old_sessions,
+        Gate.UNSEEN_SESSIONS: force_unseen_sessions,
+        Gate.MISMATCH: force_mismatch,
+        Gate.OPEN_STAGE: force_open_stage,
+    }
+    admin = dsn_without_password(admin, "--admin", user_allowed=True)
+    dsn = dsn_without_password(dsn, "--dsn", user_allowed=False)
+    rules = Rules(
+        max_lifetime,
+        refresh_interval,
+        margin,
+        frozenset(exempt_application or ()),
+        moment(assume_changed_before, "--assume-changed-before"),
+    )
+    password = admin_password(password_stdin)
+    telling = Telling(as_json)
+
+    def rotator(store: SecretStore) -> Rotator:
+        return Rotator(
+            admin=admin_by_dsn(admin, password=password),
+            store=store,
+            verify=dsn,
+            rules=rules,
+            passwords=PasswordRule(password_length, password_alphabet),
+            end_sessions_after=end_sessions_after,
+            listener=telling.step,
+        )
+
+    async def main() -> int:
+        async with open_store(file, secret, region, endpoint_url) as store:
+            forced = [gate for gate, is_forced in given.items() if is_forced]
+            return await perform(rotator(store), telling, account, forced, dry_run=dry_run)
+
+    with telling:
+        run(main(), "rotate")
+
+
+async def perform(
+    rotator: Rotator, telling: Telling, account: Parity | None, forced: list[Gate], *, dry_run: bool = False
+) -> int:
+    """Plan, tell, apply; the exit code."""
+    plan = await rotator.plan(account=account, force=forced)
+    if dry_run or plan.refusals:
+        telling.plan(plan, dry_run)
+        return REFUSED if plan.refusals else DONE
+    telling.begin(plan)
+    try:
+        rotation = await rotator.apply(plan)
+    except RotationRefused as exc:
+        telling.refused(exc.objections)
+        return REFUSED
+    except RotationUndone as exc:
+        telling.failed("undone", exc)
+        return UNDONE
+    except AiopqrError as exc:
+        telling.failed("failed", exc)
+        return FAILED
+    telling.done(rotation)
+    return DONE if rotation.action is Action.ROTATE else FINISHED
+
+
+@dataclass
+class Telling:
+    """What the operator is told: progress and words on standard error, an outcome on standard output."""
+
+    as_json: bool = False
+    _status: Status | None = None
+
+    def __post_init__(self) -> None:
+        self._console = Console(stderr=True)
+
+    def __enter__(self) -> Telling:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._status:
+            self._status.stop()
+
+    def begin(self, plan: Plan) -> None:
+        for objection in plan.objections:
+            self._say(f"overridden: {objection}", "yellow")
+        text = f"{plan.action} {plan.username} ({plan.parity})"
+        if self._console.is_terminal:
+            self._status = Status(text, console=self._console)
+            self._status.start()
+        else:
+            self._say(text)
+
+    def step(self, step: Step) -> None:
+        self._say(_STEP_TEXTS[step], "green")
+
+    def plan(self, plan: Plan, dry_run: bool) -> None:
+        if self.as_json:
+            self._json(
+                outcome="refused" if plan.refusals else "planned",
+                dry_run=dry_run,
+                action=plan.action,
+                account=plan.parity,
+                username=plan.username,
+                steps=plan.steps,
+                objections=[_as_json(objection, plan) for objection in plan.objections],
+            )
+            return
+        if dry_run:
+            print(f"{plan.action} {plan.username} ({plan.parity}):")
+            print("\n".join(f"  {number}. {step}" for number, step in enumerate(plan.steps, 1)))
+        for objection in plan.objections:
+            if objection not in plan.refusals:
+                self._say(f"overridden: {objection}", "yellow")
+        self._objections(plan.refusals)
+
+    def refused(self, objections: tuple[Objection, ...]) -> None:
+        if self.as_json:
+            self._json(outcome="refused", objections=[_as_json(objection) for objection in objections])
+        else:
+            self._objections(objections)
+
+    def failed(self, outcome: str, exc: Exception) -> None:
+        if self.as_json:
+            self._json(outcome=outcome, error=str(exc))
+        else:
+            self._say(f"aiopqr rotate: {exc}", "red")
+
+    def done(self, rotation: Rotation) -> None:
+        if self.as_json:
+            self._json(
+                outcome="done" if rotation.action is Action.ROTATE else "finished",
+                action=rotation.action,
+                account=rotation.parity,
+                username=rotation.username,
+                changed_at=rotation.changed_at.isoformat(),
+                sessions_ended=rotation.ended,
+                warning=rotation.warning,
+            )
+            return
+        what = "changed" if rotation.action is Action.ROTATE else "an interrupted rotation was finished"
+        ended = f"; {rotation.ended} old sessions ended" if rotation.ended is not None else ""
+        print(f"{rotation.username}: {what}{ended}")
+        if rotation.warning:
+            self._say(rotation.warning, "yellow")
+
+    def _objections(self, objections: tuple[Objection, ...]) -> None:
+        for objection in objections:
+            flag = f" ({objection.gate.flag} overrides this)" if objection.gate.flag else ""
+            self._say(f"refused [{objection.gate}]: {objection}{flag}", "red")
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def _json(self, **values: Any) -> None:
+        json.dump(values, sys.stdout, indent=2)
+        print()
+
+
+def _as_json(objection: Objection, plan: Plan | None = None) -> dict[str, Any]:
+    return {
+        "gate": objection.gate,
+        "text": objection.text,
+        "flag": objection.gate.flag,
+        "overridden": plan is not None and objection not in plan.refusals,
+        **objection.numbers,
+    }

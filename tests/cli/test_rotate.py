@@ -1,0 +1,226 @@
+"""``aiopqr rotate`` as cron runs it: a process, its exit codes, what it prints, and what it never does."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from aiopqr.cli import application
+from aiopqr.cli.rotate import rotate
+from aiopqr.credentials import Credential, Parity
+from aiopqr.rotation import FileStore, Gate
+from aiopqr.testing import RotatingPostgres
+
+ODD, EVEN = Parity.ODD, Parity.EVEN
+
+
+@dataclass
+class Cli:
+    """The command on a fresh database, with the pair in a file."""
+
+    postgres: RotatingPostgres
+    path: Path
+
+    @property
+    def store(self) -> FileStore:
+        return FileStore(self.path)
+
+    async def __call__(self, *arguments: str, stdin: str | None = None, **env: str) -> tuple[int, str, str]:
+        server = self.postgres.server
+        given = ["--admin", server.dsn.replace("//", f"//{server.admin}@", 1), "--dsn", self.postgres.dsn]
+        given += ["--file", str(self.path), *arguments]
+        if stdin is None and not env:
+            env = {"AIOPQR_ADMIN_PASSWORD": server.admin_password.reveal()}
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "AIOPQR"))}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "aiopqr", "rotate", *given),
+            env={**clean, **env},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate((stdin or "").encode())
+        told = out.decode() + err.decode()
+        secrets = [
+            server.admin_password,
+            *(account.password for account in (await self.store.read()).pair.credentials()),
+        ]
+        assert not [secret for secret in secrets if secret.reveal() in told]
+        return process.returncode or 0, out.decode(), err.decode()
+
+
+@pytest.fixture
+async def cli(postgres: RotatingPostgres, tmp_path: Path) -> Cli:
+    cli = Cli(postgres, tmp_path / "pair.json")
+    await cli.store.create(postgres.pair, changed_at=datetime.now(UTC) - timedelta(hours=1))
+    return cli
+
+
+async def test_done_is_0_and_tells_each_step(cli: Cli) -> None:
+    before = (await cli.store.read()).pair
+    code, out, err = await cli()
+    assert (code, out) == (0, f"{before.even.username}: changed\n")
+    assert err.splitlines() == [
+        f"rotate {before.even.username} (even)",
+        "no gate objects, and nobody else rotates",
+        "the new password is staged in the store",
+        "the database has it",
+        "it logs in on the applications' path",
+        "the store has it as the account's own",
+    ]
+    assert (await cli.store.read()).pair.even != before.even
+
+
+async def test_a_refusal_is_3_and_tells_the_gate_its_numbers_and_its_flag(cli: Cli) -> None:
+    assert (await cli())[0] == 0
+    code, out, err = await cli()
+    assert (code, out) == (3, "")
+    assert "refused [too-soon]" in err
+    assert "pools need up to 1980 s" in err
+    assert "--force-too-soon overrides this" in err
+    code, _, err = await cli("--force-too-soon")
+    assert code == 0
+    assert "overridden: " in err
+
+
+async def test_an_interrupted_rotation_that_was_finished_is_4(cli: Cli) -> None:
+    secret = await cli.store.read()
+    await cli.store.stage(secret, Credential(secret.pair.odd.username, "staged"))
+    code, out, _ = await cli()
+    assert code == 4
+    assert "an interrupted rotation was finished" in out
+    assert (await cli.store.read()).pair.odd.password.reveal() == "staged"
+
+
+async def test_failed_and_undone_is_5(cli: Cli, postgres: RotatingPostgres) -> None:
+    name = f"{postgres.owner}_clerk"
+    await postgres.server.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'clerk' IN ROLE pg_read_all_stats")
+    before = (await cli.store.read()).pair
+    try:
+        admin = postgres.server.dsn.replace("//", f"//{name}@", 1)
+        code, out, err = await cli("--admin", admin, PGPASSWORD="clerk")
+    finally:
+        await postgres.server.execute(f"DROP ROLE {name}")
+    assert (code, out) == (5, "")
+    assert "was undone" in err
+    assert (await cli.store.read()).pair == before
+
+
+async def test_what_could_not_be_tried_is_2_and_changes_nothing(cli: Cli) -> None:
+    before = cli.path.read_bytes()
+    code, out, err = await cli("--admin", "postgresql://nobody@127.0.0.1:1/postgres")
+    assert (code, out) == (2, "")
+    assert "the admin role cannot connect" in err
+    assert cli.path.read_bytes() == before
+
+
+async def test_a_dry_run_prints_the_plan_and_changes_nothing(cli: Cli) -> None:
+    before = cli.path.read_bytes()
+    code, out, _ = await cli("--dry-run", "--account", "odd")
+    assert code == 0
+    assert out.startswith("rotate ")
+    assert "1. generate a password" in out
+    assert cli.path.read_bytes() == before
+
+
+async def test_json_tells_the_plan_with_every_objection_and_number(cli: Cli) -> None:
+    code, out, _ = await cli("--dry-run", "--json", "--max-lifetime", "7200", "--force-too-soon")
+    assert code == 0
+    told = json.loads(out)
+    assert (told["outcome"], told["action"], told["account"]) == ("planned", "rotate", "even")
+    [objection] = told["objections"]
+    assert (objection["gate"], objection["needed"], objection["overridden"]) == ("too-soon", 7380.0, True)
+
+
+async def test_json_tells_the_outcome(cli: Cli) -> None:
+    code, out, _ = await cli("--json", "--end-sessions-after", "0")
+    assert code == 0
+    told = json.loads(out)
+    assert (told["outcome"], told["account"], told["sessions_ended"]) == ("done", "even", 0)
+    assert datetime.fromisoformat(told["changed_at"]) == (await cli.store.read()).even_changed_at
+    code, out, _ = await cli("--json")
+    assert code == 3
+    assert json.loads(out)["outcome"] == "refused"
+
+
+@pytest.mark.parametrize("way", ["AIOPQR_ADMIN_PASSWORD", "PGPASSWORD", "PGPASSFILE", "--password-stdin"])
+async def test_the_admin_password_comes_by_environment_passfile_or_standard_input(cli: Cli, way: str) -> None:
+    server = cli.postgres.server
+    password = server.admin_password.reveal()
+    if way == "--password-stdin":
+        code, _, err = await cli(way, stdin=f"{password}\n")
+    elif way == "PGPASSFILE":
+        passfile = cli.path.with_name("pgpass")
+        passfile.write_text(f"*:*:*:{server.admin}:{password}\n")
+        passfile.chmod(0o600)
+        code, _, err = await cli(PGPASSFILE=str(passfile))
+    else:
+        code, _, err = await cli(**{way: password})
+    assert code == 0, err
+
+
+async def test_a_change_time_that_is_not_known_is_taken_on_the_operators_word(cli: Cli) -> None:
+    document = json.loads(cli.path.read_text())
+    cli.path.write_text(json.dumps({k: v for k, v in document.items() if not k.endswith("_changed_at")}))
+    assert (await cli())[0] == 3
+    assert (await cli("--assume-changed-before", "2025-01-01T00:00:00Z"))[0] == 0
+
+
+def invoke(*arguments: str) -> Any:
+    line = ["rotate", *arguments]
+    return CliRunner().invoke(application(line), line)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://admin:s3cr3t@db/x",
+        "postgresql://db/x?user=admin&password=s3cr3t",
+        "postgresql://admin%3As3cr3t@db/x",
+    ],
+)
+@pytest.mark.parametrize("option", ["--admin", "--dsn"])
+def test_a_dsn_with_a_password_is_refused_and_not_repeated(dsn: str, option: str) -> None:
+    given = {"--admin": "postgresql://admin@db/x", "--dsn": "postgresql://db/x", "--file": "f", option: dsn}
+    result = invoke(*(word for pair in given.items() for word in pair))
+    assert result.exit_code == 2
+    assert "holds a password" in " ".join(result.output.split())
+    assert "s3cr3t" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--dsn", "postgresql://bob@db/x"], "names a user"),
+        (["--dsn", "mysql://db/x"], "must look like postgresql"),
+        (["--dsn", "postgresql://[db/x"], "must look like postgresql"),
+        (["--secret", "also"], "give one of --file, --secret"),
+        (["--assume-changed-before", "yesterday"], "must be a time"),
+        (["--account", "both"], "both"),
+        (["--password-alphabet", "ab", "--password-length", "3"], "bits"),
+        (["--max-lifetime", "-1"], "greater than or equal to 0"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_2_and_told_by_its_name(arguments: list[str], told: str) -> None:
+    given = ["--admin", "postgresql://admin@db/x", "--dsn", "postgresql://db/x", "--file", "f"]
+    result = invoke(*given, *arguments)
+    assert result.exit_code == 2
+    assert told in " ".join(result.output.replace("│", " ").split())
+
+
+def test_every_gate_that_can_be_overridden_has_its_flag() -> None:
+    shown = invoke("--help").output.replace("\n", "")
+    parameters = {flag for gate in Gate if (flag := gate.flag)}
+    named = {f"--{name.replace('_', '-')}" for name in inspect.signature(rotate).parameters if name.startswith("force")}
+    assert named == parameters
+    assert "Exit codes" in shown
