@@ -62,6 +62,7 @@ def demo(
         typer.echo(f"aiopqr demo: {exc}", err=True)
         raise typer.Exit(2) from None
     if verdict is None:
+        typer.echo("aiopqr demo: interrupted before a password was changed", err=True)
         raise typer.Exit(130)
     if as_json:
         typer.echo(json.dumps(verdict.as_json(), indent=2))

@@ -137,7 +137,7 @@ def _mark_rotations(axes: Any, run: Run) -> None:
 
 def _label_rotations(axes: Any, run: Run) -> None:
     for at, rotation in run.done:
-        label = "both, file 1 s late" if rotation.is_both else str(rotation.parities[0])
+        label = f"both, file {rotation.store_delay:g} s late" if rotation.is_both else str(rotation.parities[0])
         axes.annotate(
             label,
             (at, 1.0),

@@ -150,6 +150,7 @@ class Run:
             odd=sum(rotation.parities == (Parity.ODD,) for _, rotation in self.done),
             even=sum(rotation.parities == (Parity.EVEN,) for _, rotation in self.done),
             both=sum(rotation.is_both for _, rotation in self.done),
+            behind=max((rotation.store_delay for rotation in self.plan), default=0.0),
             ours=counted[0],
             plain=counted[1] if self.options.compare else None,
         )

@@ -34,7 +34,8 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was tried, and what came of it. ``odd``, ``even`` and ``both`` count the changes of passwords."""
+    """What was tried, and what came of it. ``odd``, ``even`` and ``both`` count the changes of passwords,
+    ``behind`` is how many seconds the file then followed later."""
 
     seconds: float
     interrupted: bool
@@ -46,6 +47,7 @@ class Verdict:
     odd: int
     even: int
     both: int
+    behind: float
     ours: Figures
     plain: Figures | None = None
     picture: str | None = None
@@ -92,7 +94,7 @@ class Verdict:
         """What was done to the pools, in sentences."""
         changes = [f"{name} {count}x" for name, count in (("odd", self.odd), ("even", self.even)) if count]
         if self.both:
-            changes.append(f"both at once {self.both}x (the file a second behind)")
+            changes.append(f"both at once {self.both}x (the file {self.behind:g} s behind)")
         load = f"{self.workers} workers for {self.seconds:.0f} s on {self.server}"
         return [
             f"{load}, through {self.connections} connections that are replaced after {self.lifetime:g} s.",

@@ -49,7 +49,7 @@ class LiveScreen:
         self._console = console
         self._story: deque[_Line] = deque(maxlen=100)
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
-        self._live.update(Text("Starting a Postgres server ...", style="dim"))
+        self._live.update(Text("setting the stage ...", style="dim"))
 
     def __enter__(self) -> Self:
         self._switch_interval = sys.getswitchinterval()
@@ -160,7 +160,7 @@ class LineScreen:
         self._reported = 0.0
 
     def __enter__(self) -> Self:
-        self._print("starting a Postgres server ...")
+        self._print("setting the stage ...")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
