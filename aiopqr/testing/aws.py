@@ -1,0 +1,162 @@
+"""AWS Secrets Manager for tests and examples: moto's server, a process of its own on 127.0.0.1, or LocalStack.
+
+Both are reached over HTTP as AWS is. :meth:`SecretsManager.options` are what a source or a store takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from ..errors import MissingExtra
+from .errors import ServerError, ServerUnavailable
+from .remote import _why_docker_does_not_answer
+
+REGION = "eu-central-1"
+
+# It ends when the pipe from its parent closes, however the parent died.
+_SERVE = """
+import sys, threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
+
+app = DomainDispatcherApplication(create_backend_app)
+server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(server.server_port, flush=True)
+sys.stdin.read()
+"""
+
+
+class SecretsManager(ABC):
+    """A service that speaks Secrets Manager's protocol. Starting and stopping it block for some seconds."""
+
+    endpoint_url: str = ""
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Have it ready for requests. Raises :class:`ServerUnavailable` where it cannot be had."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Let it go, with all secrets. A second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``SecretsManagerSource(name, **options)``; the session's own credentials are made up."""
+        import aioboto3
+
+        session = aioboto3.Session(aws_access_key_id="testing", aws_secret_access_key="testing", region_name=REGION)
+        return {"session": session, "endpoint_url": self.endpoint_url}
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[Any]:
+        """A plain client, to do what an operator or AWS itself would."""
+        options = self.options
+        async with options.pop("session").client("secretsmanager", **options) as client:
+            yield client
+
+    async def create_secret(self, value: Mapping[str, Any] | str | bytes, name: str | None = None) -> str:
+        """A secret with this value (JSON, if it is a mapping), and its name."""
+        name = name or f"test/{uuid.uuid4()}"
+        kind = "SecretBinary" if isinstance(value, bytes) else "SecretString"
+        async with self.client() as client:
+            await client.create_secret(Name=name, **{kind: json.dumps(value) if isinstance(value, Mapping) else value})
+        return name
+
+
+class EmbeddedSecretsManager(SecretsManager):
+    """moto's server (``pip install 'moto[server]'``)."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> Self:
+        try:
+            import moto.moto_server  # noqa: F401
+        except ImportError:
+            raise MissingExtra("an embedded Secrets Manager", "testing") from None
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        port = self._process.stdout.readline().strip()
+        if not port:
+            self.stop()
+            raise ServerError("moto's server did not start: try `python -m moto.server` by hand")
+        self.endpoint_url = f"http://127.0.0.1:{port}"
+        return self
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+class ContainerSecretsManager(SecretsManager):
+    """LocalStack in a container, by ``testcontainers``, where Docker answers."""
+
+    def __init__(self, image: str = "localstack/localstack:3.8") -> None:
+        self.image = image
+        self._container: Any = None
+
+    def start(self) -> Self:
+        try:
+            from testcontainers.core.container import DockerContainer
+        except ImportError:
+            raise ServerUnavailable("a container needs testcontainers: pip install testcontainers") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # Docker's client forgets a socket that does not connect
+            problem = _why_docker_does_not_answer()
+            gc.collect()
+        if problem:
+            raise ServerUnavailable(f"Docker does not answer: {problem}")
+        container: Any = DockerContainer(self.image)
+        container.with_env("SERVICES", "secretsmanager,sts")
+        container.ports["4566"] = ("127.0.0.1", None)
+        self._container = container
+        try:
+            container.start()
+            self.endpoint_url = f"http://127.0.0.1:{container.get_exposed_port(4566)}"
+            self._wait_until_it_answers()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        if self._container is not None:
+            self._container.stop()
+            self._container = None
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + 60.0
+        while True:
+            health = f"{self.endpoint_url}/_localstack/health"
+            with contextlib.suppress(OSError), urllib.request.urlopen(health, timeout=2.0):
+                return
+            if time.monotonic() > deadline:
+                raise ServerError(f"{self.image} did not answer within 60 s")
+            time.sleep(0.1)
