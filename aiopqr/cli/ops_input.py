@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import asyncpg
 import typer
 
 from ..credentials import Secret
-from ..errors import AiopqrError, ConfigurationError, MissingExtra
+from ..errors import AiopqrError, ConfigurationError, MissingExtra, describe
 from ..rotation.file import FileStore
 from ..rotation.store import SecretStore
 
@@ -128,5 +129,8 @@ def run(main: Coroutine[Any, Any, int], command: str) -> None:
         code = 130
     except AiopqrError as exc:
         typer.echo(f"aiopqr {command}: {exc}", err=True)
+        code = 2
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+        typer.echo(f"aiopqr {command}: {describe(exc)}", err=True)
         code = 2
     raise typer.Exit(code)

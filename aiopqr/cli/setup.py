@@ -1,0 +1,162 @@
+"""``aiopqr setup``: the two accounts of an application, made or repaired. Here: its options, its order, its words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import asyncpg
+import typer
+
+from ..credentials import Credential, CredentialPair, Secret
+from ..errors import ConfigurationError, RotationError, describe
+from ..rotation.database import Database, admin_by_dsn, identifier
+from ..rotation.file import FileStore
+from ..rotation.passwords import PasswordRule
+from .ops_input import admin_password, dsn_without_password, run
+from .setup_roles import STATE, Change, Role, changes, differences, role_of
+
+DONE, NEEDS_ATTENTION = 0, 3
+
+
+def setup(
+    admin: Annotated[str, typer.Option(help="The server and a role that may create roles, without a password.")],
+    owner: Annotated[str, typer.Option(help="The application's role, which owns its objects.")],
+    odd: Annotated[str | None, typer.Option(help="Default: the owner's name with _odd.")] = None,
+    even: Annotated[str | None, typer.Option(help="Default: the owner's name with _even.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Where new passwords go, as a JSON file that pools and `rotate` read.")
+    ] = None,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the admin role's password from standard input.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL; change nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The outcome as JSON on standard output.")] = False,
+) -> None:
+    """Create the two accounts for an application's role, or repair them. A second run changes nothing.
+
+    Both become LOGIN members of the owner role and act as it, so that what either creates belongs to both; both get the
+    owner's settings. LOGIN, INHERIT, VALID UNTIL, the membership and the settings are repaired; passwords of accounts
+    that exist are never touched. The owner keeps its own LOGIN until you take it: ALTER ROLE owner NOLOGIN.
+
+    Exit codes: 0 done, or nothing to do; 2 could not be done, nothing was changed; 3 done, and something is left to do
+    by hand; 130 interrupted.
+    """
+    admin = dsn_without_password(admin, "--admin", user_allowed=True)
+    password = admin_password(password_stdin)
+    names = odd or f"{owner}_odd", even or f"{owner}_even"
+    if len({owner, *names}) != 3:
+        raise typer.BadParameter("the owner, --odd and --even must be three roles")
+    connect = admin_by_dsn(admin, password=password)
+
+    async def main() -> int:
+        done = await perform(Database(connect, admin), owner, names, file, dry_run=dry_run)
+        done.tell(as_json=as_json, dry_run=dry_run)
+        return NEEDS_ATTENTION if done.attention else DONE
+
+    run(main(), "setup")
+
+
+@dataclass
+class Outcome:
+    """What was changed, or would be, and what a person has to look at."""
+
+    changes: list[Change] = field(default_factory=list)
+    attention: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def tell(self, *, as_json: bool, dry_run: bool) -> None:
+        if as_json:
+            told = [{"text": change.text, "sql": change.shown} for change in self.changes]
+            print(json.dumps({"changes": told, "attention": self.attention, "notes": self.notes}, indent=2))
+            return
+        for change in self.changes:
+            print(f"-- {change.text}\n{change.shown};" if dry_run else change.text)
+        if not self.changes:
+            print("-- nothing to change" if dry_run else "nothing to change")
+        for line in self.attention:
+            typer.echo(f"to do: {line}", err=True)
+        for line in self.notes:
+            typer.echo(f"note: {line}", err=True)
+
+
+async def perform(
+    database: Database, owner: str, names: tuple[str, str], file: Path | None, *, dry_run: bool = False
+) -> Outcome:
+    """Find out, change in one transaction, and tell. New passwords are in the file before an account has them."""
+    async with database.connected() as con:
+        version = con.get_server_version().major
+        async with con.transaction():
+            found = await _found(con, owner, *names)
+            if owner not in found:
+                raise ConfigurationError(f"role {owner!r} does not exist: CREATE ROLE, or give the application's role")
+            accounts = {name: found.get(name) for name in names}
+            created = [name for name, role in accounts.items() if role is None]
+            passwords = await _passwords(FileStore(file), names, created, dry_run) if created and file else {}
+            outcome = Outcome(list(changes(found[owner], accounts, passwords, version=version)))
+            if not dry_run:
+                await _apply(con, outcome.changes)
+                found = await _found(con, owner, *names)
+        _comment(outcome, found, names, created, file, dry_run)
+    return outcome
+
+
+async def _found(con: Any, *names: str) -> dict[str, Role]:
+    return {row["rolname"]: role_of(row) for row in await con.fetch(STATE, list(names))}
+
+
+async def _passwords(
+    store: FileStore, names: tuple[str, str], created: list[str], dry_run: bool
+) -> Mapping[str, Secret]:
+    """New accounts' passwords: those that the file has, or new ones, which are written to it first."""
+    if store.exists():
+        pair = (await store.read()).pair
+        known = {credential.username: credential.password for credential in (pair.odd, pair.even) if credential}
+        if unknown := set(created) - set(known):
+            raise ConfigurationError(f"{store} exists and has no password of {', '.join(sorted(unknown))}")
+        return known
+    if len(created) < 2:
+        raise ConfigurationError(f"one account exists, and its password is not known: write {store} by hand")
+    odd, even = (Credential(name, PasswordRule().generate()) for name in names)
+    if not dry_run:
+        await store.create(CredentialPair(odd, even), changed_at=datetime.now(UTC))
+    return {odd.username: odd.password, even.username: even.password}
+
+
+async def _apply(con: Any, wanted: list[Change]) -> None:
+    problem = ""
+    for change in wanted:
+        try:
+            await con.execute(change.sql())
+        except asyncpg.PostgresError as exc:
+            problem = f"cannot {change.text}: {describe(exc)}"
+            break
+    if problem:  # raised here: the driver's error holds the statement
+        raise RotationError(problem)
+
+
+def _comment(
+    outcome: Outcome,
+    found: Mapping[str, Role],
+    names: tuple[str, str],
+    created: list[str],
+    file: Path | None,
+    dry: bool,
+) -> None:
+    if created and not file:
+        outcome.attention.append(
+            f"give {', '.join(repr(name) for name in created)} a password (with --file, new accounts have one)"
+        )
+    if all(name in found for name in names):
+        owner = next(role for name, role in found.items() if name not in names)
+        if not dry:
+            outcome.attention += differences(owner, [found[name] for name in names])
+        if owner.can_login:
+            outcome.notes.append(
+                f"{owner.name!r} can still log in itself; when nothing does so any more: "
+                f"ALTER ROLE {identifier(owner.name)} NOLOGIN"
+            )
