@@ -33,9 +33,9 @@ def demo(
     dsn: Annotated[
         str | None,
         typer.Option(
-            help="A server and its admin, postgresql://admin@host/postgres; the password from PGPASSWORD or "
-            "the passfile. Databases and accounts are made for the demo, and dropped. Default: a server of "
-            "its own."
+            help="A server and its admin, postgresql://admin@host/postgres; the password from AIOPQR_ADMIN_PASSWORD, "
+            "PGPASSWORD or the passfile. Databases and accounts are made for the demo, and dropped. Default: a server "
+            "of its own."
         ),
     ] = None,
     picture: Annotated[Path, typer.Option(help="Where to draw the latencies (.png or .svg).")] = Path(

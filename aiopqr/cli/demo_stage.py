@@ -23,6 +23,7 @@ from ..credentials import Credential, CredentialPair, Parity
 from ..errors import ConfigurationError
 from ..testing import EmbeddedPostgres, ExistingPostgres, NotSupported, PostgresServer
 from ..testing.server import identifier
+from .ops_input import ADMIN_PASSWORD, admin_password
 
 WALLETS = 1000
 COINS = 100
@@ -63,7 +64,7 @@ def schedule(seconds: float, every: float) -> tuple[Rotation, ...]:
 
 
 def existing_server(dsn: str) -> PostgresServer:
-    """The server of ``--dsn``. Its admin's password comes from PGPASSWORD or the passfile, never from the DSN.
+    """The server of ``--dsn``. Its admin's password comes from the environment or the passfile, never from the DSN.
 
     Raises :class:`ConfigurationError`, which does not show the DSN.
     """
@@ -75,13 +76,14 @@ def existing_server(dsn: str) -> PostgresServer:
     if parts.password is not None or any(key in ("password", "passfile") for key, _ in parse_qsl(parts.query)):
         raise ConfigurationError(
             "--dsn must not hold a password, which others can read in the process list: "
-            "set PGPASSWORD, or have it in ~/.pgpass"
+            f"set {ADMIN_PASSWORD} or PGPASSWORD, or have it in ~/.pgpass"
         )
     if parts.scheme not in ("postgresql", "postgres") or not parts.hostname:
         raise ConfigurationError("--dsn must be like postgresql://admin@host:5432/postgres")
-    if not parts.username and (user := os.environ.get("PGUSER")):
-        dsn = urlunsplit(parts._replace(netloc=f"{quote(user, safe='')}@{parts.netloc.rpartition('@')[2]}"))
-    return ExistingPostgres(dsn)
+    user = parts.username or quote(os.environ.get("PGUSER", "postgres"), safe="")
+    password = admin_password(from_stdin=False)
+    login = f"{user}:{quote(password.reveal(), safe='')}" if password else user
+    return ExistingPostgres(urlunsplit(parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}")))
 
 
 class Stage:
