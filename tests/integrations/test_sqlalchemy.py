@@ -1,0 +1,320 @@
+"""An SQLAlchemy engine on a connector: it alternates, it replaces what is superseded, and dispose() ends everything."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+import os
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.pool import NullPool
+
+import aiopqr
+from aiopqr.events import Event, FellBack
+from aiopqr.integrations.sqlalchemy import async_engine, create_async_engine
+from aiopqr.testing import RotatingPostgres
+
+ROTATIONS = 30 if os.environ.get("AIOPQR_PROOF") else 4
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Note(Base):
+    __tablename__ = "notes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    extra: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON)
+
+
+def url(postgres: RotatingPostgres) -> str:
+    return postgres.dsn.replace("postgresql://", "postgresql+asyncpg://")
+
+
+async def user(engine: AsyncEngine) -> str:
+    async with engine.connect() as con:
+        return str(await con.scalar(sa.text("select session_user")))
+
+
+async def eventually(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+async def test_connections_take_the_accounts_in_turn(postgres: RotatingPostgres) -> None:
+    async with (
+        async_engine(url(postgres), credentials=postgres.source) as engine,
+        engine.connect() as one,
+        engine.connect() as two,
+    ):
+        users = [await con.scalar(sa.text("select session_user")) for con in (one, two)]
+    assert users == list(postgres.usernames)
+
+
+async def test_the_orm_works_as_it_does_on_sqlalchemys_own_engine(postgres: RotatingPostgres) -> None:
+    async with async_engine(postgres.dsn, credentials=postgres.source) as engine:
+        async with engine.begin() as con:
+            await con.run_sync(Base.metadata.create_all)
+        sessions = async_sessionmaker(engine)
+        async with sessions.begin() as session:
+            session.add(Note(text="kept", extra={"a": 1}))
+        async with sessions() as session:
+            note = (await session.scalars(sa.select(Note))).one()
+    assert (note.text, note.extra) == ("kept", {"a": 1})
+
+
+@pytest.mark.proof
+async def test_sessions_see_no_error_while_passwords_change(postgres: RotatingPostgres) -> None:
+    postgres.source.interval = 0.25
+    done, stop = 0, asyncio.Event()
+
+    async def work(engine: AsyncEngine) -> None:
+        nonlocal done
+        while not stop.is_set():
+            async with AsyncSession(engine) as session, session.begin():
+                await session.execute(sa.text("select 1"))
+            done += 1
+            await asyncio.sleep(0.001)
+
+    async with (
+        async_engine(
+            url(postgres), credentials=postgres.source, max_lifetime=0.5, pool_size=5, max_overflow=3
+        ) as engine,
+        asyncio.TaskGroup() as tasks,
+    ):
+        for _ in range(10):
+            tasks.create_task(work(engine))
+        for parity in itertools.islice(itertools.cycle(["odd", "even"]), ROTATIONS):
+            await postgres.rotate(parity)
+            await asyncio.sleep(0.75)  # the spacing of the rotations
+        stop.set()
+    assert done > 100
+    assert postgres.failed_logins() <= 2 * ROTATIONS
+
+
+async def test_a_connection_of_a_superseded_password_is_replaced_when_it_is_checked_out(
+    postgres: RotatingPostgres,
+) -> None:
+    async with (
+        aiopqr.Connector(credentials=postgres.source) as connector,
+        async_engine(url(postgres), connector=connector, pool_size=1) as engine,
+    ):
+        assert await user(engine) == postgres.pair.odd.username
+        before = await backend(engine)
+        await postgres.rotate("even")
+        await connector.refresh()
+        assert await backend(engine) == before  # the other account's password is no concern of it
+        await postgres.rotate("odd")
+        await connector.refresh()
+        assert await backend(engine) != before
+        assert len(await postgres.sessions()) == 1
+
+
+async def test_a_connection_that_is_too_old_is_replaced(postgres: RotatingPostgres) -> None:
+    async with async_engine(url(postgres), credentials=postgres.source, max_lifetime=1e-6, pool_size=1) as engine:
+        assert await backend(engine) != await backend(engine)
+
+
+async def test_connections_of_superseded_passwords_serve_on_while_both_accounts_are_refused(
+    postgres: RotatingPostgres,
+) -> None:
+    async with (
+        aiopqr.Connector(credentials=postgres.source) as connector,
+        async_engine(url(postgres), connector=connector, max_lifetime=1e-6, pool_size=1) as engine,
+    ):
+        before = await backend(engine)
+        await postgres.rotate_both(store_delay=None)
+        with pytest.raises(aiopqr.CredentialsRefused):
+            await connector.connect(postgres.dsn, timeout=0.5)
+        assert await backend(engine) == before
+        postgres.source.pair = postgres.pair
+        await connector.refresh()
+        assert await backend(engine) != before
+
+
+async def test_refused_credentials_are_told_as_such_without_a_password(postgres: RotatingPostgres) -> None:
+    await postgres.rotate_both(store_delay=None)
+    async with async_engine(url(postgres), credentials=postgres.source, connect_args={"timeout": 0.5}) as engine:
+        with pytest.raises((aiopqr.CredentialsRefused, sa.exc.DBAPIError)) as caught:  # 2.1 wraps what 2.0 lets pass
+            await user(engine)
+    chain: list[BaseException] = [caught.value]
+    while cause := chain[-1].__cause__:
+        chain.append(cause)
+    assert any(isinstance(link, aiopqr.CredentialsRefused) for link in chain)
+    told = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    for credential in postgres.source.pair.credentials():
+        assert credential.password.reveal() not in told
+
+
+async def test_the_urls_query_and_connect_args_reach_dialect_and_driver(postgres: RotatingPostgres) -> None:
+    async with (
+        async_engine(
+            f"{url(postgres)}?prepared_statement_cache_size=0&application_name=",
+            credentials=postgres.source,
+            connect_args={"server_settings": {"application_name": "orders"}, "statement_cache_size": 0},
+        ) as engine,
+        engine.connect() as con,
+    ):
+        assert await con.scalar(sa.text("show application_name")) == "orders"
+
+
+async def test_other_pools_of_sqlalchemy_work(postgres: RotatingPostgres) -> None:
+    async with async_engine(url(postgres), credentials=postgres.source, poolclass=NullPool) as engine:
+        assert [await user(engine), await user(engine)] == list(postgres.usernames)
+
+
+async def test_listeners_hear_of_a_fallback(postgres: RotatingPostgres) -> None:
+    events: list[Event] = []
+    await postgres.rotate("odd", store_delay=None)
+    async with async_engine(
+        url(postgres), credentials=postgres.source, listeners=[events.append], name="orders"
+    ) as engine:
+        assert await user(engine) == postgres.pair.even.username
+    assert [event.name for event in events if isinstance(event, FellBack)] == ["orders"]
+
+
+# The end.
+
+
+async def test_dispose_ends_the_connector_and_a_later_use_makes_another(postgres: RotatingPostgres) -> None:
+    engine = create_async_engine(url(postgres), credentials=postgres.source)
+    await user(engine)
+    await engine.dispose()
+    assert not refreshers()
+    await user(engine)
+    assert refreshers()
+    await engine.dispose()
+    assert not refreshers()
+
+
+async def test_dispose_does_not_close_a_connector_that_was_given(postgres: RotatingPostgres) -> None:
+    async with aiopqr.Connector(postgres.dsn, credentials=postgres.source) as connector:
+        async with async_engine("postgresql+asyncpg://", connector=connector) as engine:
+            await user(engine)
+        con = await connector.connect()
+        await con.close()
+
+
+async def test_first_connects_at_once_share_one_connector(postgres: RotatingPostgres) -> None:
+    async with async_engine(url(postgres), credentials=postgres.source) as engine:
+        users = await asyncio.gather(*(held_user(engine) for _ in range(4)))
+        assert len(refreshers()) == 1
+    assert sorted(users) == sorted(postgres.usernames * 2)
+
+
+async def test_a_store_that_is_down_fails_the_connect_and_leaves_nothing(postgres: RotatingPostgres) -> None:
+    postgres.source.error = aiopqr.SourceError("the store is down")
+    async with async_engine(url(postgres), credentials=postgres.source) as engine:
+        with pytest.raises(aiopqr.SourceError, match="the store is down"):
+            await user(engine)
+        postgres.source.error = None
+        assert await user(engine) == postgres.pair.odd.username
+
+
+def test_one_engine_serves_one_event_loop_after_the_other(postgres: RotatingPostgres) -> None:
+    engine = create_async_engine(url(postgres), credentials=postgres.source)
+
+    async def use() -> None:
+        await asyncio.gather(user(engine), user(engine))
+        await engine.dispose()
+
+    asyncio.run(use())
+    asyncio.run(use())
+
+
+@pytest.mark.leaves_tasks
+async def test_the_sync_engines_dispose_ends_the_connector_too(postgres: RotatingPostgres) -> None:
+    engine = create_async_engine(url(postgres), credentials=postgres.source, poolclass=NullPool)
+    await user(engine)
+    engine.sync_engine.dispose()
+    await eventually(lambda: not refreshers())
+
+
+@pytest.mark.leaves_tasks
+async def test_an_engine_that_is_dropped_undisposed_says_so(postgres: RotatingPostgres) -> None:
+    engine = create_async_engine(url(postgres), credentials=postgres.source, poolclass=NullPool)
+    await user(engine)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del engine
+        await eventually(lambda: gc.collect() is None or any("unclosed connector" in str(w.message) for w in caught))
+
+
+# What cannot work.
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "postgresql+asyncpg://someone@host/db",
+        "postgresql+asyncpg://someone:hunter2@host/db",
+        "postgresql+asyncpg://host/db?password=hunter2",
+        "postgresql+psycopg://host/db",
+        "mysql://hunter2@host/db",
+        "hunter2",
+    ],
+)
+def test_a_url_that_cannot_work_is_refused_without_being_shown(bad: str) -> None:
+    with pytest.raises(aiopqr.ConfigurationError, match="url ") as caught:
+        create_async_engine(bad, credentials=unused)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"credentials": 1, "connector": 2},
+        {"credentials": 1, "async_creator": 2},
+        {"credentials": 1, "connect_args": {"password": "x"}},
+        {"credentials": 1, "max_lifetime": -1.0},
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(aiopqr.ConfigurationError):
+        create_async_engine("postgresql+asyncpg://", **options)
+
+
+async def test_sqlalchemys_own_log_shows_no_password(
+    postgres: RotatingPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with async_engine(
+        url(postgres), credentials=postgres.source, max_lifetime=1e-6, echo="debug", echo_pool="debug"
+    ) as engine:
+        await user(engine)
+        await user(engine)
+    assert "is replaced: it is too old" in caplog.text
+    for credential in postgres.pair.credentials():
+        assert credential.password.reveal() not in caplog.text
+
+
+async def unused() -> aiopqr.CredentialPair:
+    raise AssertionError
+
+
+async def backend(engine: AsyncEngine) -> int:
+    async with engine.connect() as con:
+        return int(await con.scalar(sa.text("select pg_backend_pid()")))
+
+
+async def held_user(engine: AsyncEngine) -> str:
+    async with engine.connect() as con:
+        return str(await con.scalar(sa.text("select session_user from pg_sleep(0.1)")))
+
+
+def refreshers() -> list[str]:
+    return [name for task in asyncio.all_tasks() if (name := task.get_name()).endswith("-refresh")]
