@@ -119,6 +119,7 @@ class SecretsManagerClient:
         self._role_arn = role_arn
         self._config = config
         self._lock = asyncio.Lock()
+        self._opening = asyncio.Lock()
         self._stack: contextlib.AsyncExitStack | None = None
         self._client: Any = None
 
@@ -132,9 +133,11 @@ class SecretsManagerClient:
         """One request about a secret. Raises :class:`SecretsManagerError`, with none of botocore's frames."""
         try:
             with _unlogged():
-                if self._client is None:
-                    await self._open()
-                answer: dict[str, Any] = await getattr(self._client, operation)(SecretId=secret_id, **parameters)
+                async with self._opening:
+                    if self._client is None:
+                        await self._open()
+                parameters["Name" if operation == "create_secret" else "SecretId"] = secret_id
+                answer: dict[str, Any] = await getattr(self._client, operation)(**parameters)
                 return answer
         except MissingExtra:
             raise
