@@ -170,9 +170,8 @@ async def test_without_a_file_the_missing_passwords_are_left_to_do(cli: Cli) -> 
 async def test_differences_that_are_nobody_elses_to_choose_are_told_and_left(cli: Cli) -> None:
     await cli("--file", str(cli.path))
     name = f"{cli.owner}_even"
-    await cli.server.execute(
-        f'GRANT pg_monitor TO "{name}"; ALTER ROLE "{name}" SET work_mem = \'8MB\'; ALTER ROLE "{name}" CONNECTION LIMIT 9'
-    )
+    for sql in ("GRANT pg_monitor TO {}", "ALTER ROLE {} SET work_mem = '8MB'", "ALTER ROLE {} CONNECTION LIMIT 9"):
+        await cli.server.execute(sql.format(f'"{name}"'))
     code, told = await cli.json()
     assert (code, told["changes"]) == (3, [])
     assert [word in " ".join(told["attention"]) for word in ("pg_monitor", "work_mem", "limits differ")] == [True] * 3

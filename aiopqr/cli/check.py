@@ -1,0 +1,156 @@
+"""``aiopqr check``: is all well for a pair to be rotated? Here: its options, where the pair comes from, its table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..credentials import CredentialPair, Parity
+from ..errors import AiopqrError, SourceError, describe
+from ..rotation.file import FileStore
+from ..rotation.gates import Rules
+from ..sources import as_source
+from .check_facts import look
+from .check_findings import Facts, Finding, Level, Schedule, findings, period_of
+from .ops_input import dsn_without_password, exactly_one, from_aws, imported, run
+
+EXIT_CODES = {Level.OK: 0, Level.NOTE: 0, Level.WARNING: 3, Level.PROBLEM: 4}
+_STYLES = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
+
+
+def check(
+    dsn: Annotated[str, typer.Option(help="As the application connects: no user, no password.")],
+    file: Annotated[Path | None, typer.Option(help="The pair as a JSON file.")] = None,
+    source: Annotated[str | None, typer.Option(help="module:callable, an async callable or a source.")] = None,
+    secret: Annotated[str | None, typer.Option(help="The pair in AWS Secrets Manager: name or ARN.")] = None,
+    region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
+    endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint of AWS Secrets Manager.")] = None,
+    max_lifetime: Annotated[float, typer.Option(min=0, help="The pools' longest max_lifetime, seconds.")] = 1800,
+    refresh_interval: Annotated[float, typer.Option(min=0, help="Their longest refresh interval, seconds.")] = 60,
+    max_size: Annotated[int, typer.Option(min=1, help="The largest pool's max_size.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON on standard output.")] = False,
+) -> None:
+    """Find out, before going live, whether an application's pair and database fit together.
+
+    Logs in with both accounts as an application would, compares what they may do, and says of each finding what to do.
+    It changes nothing.
+
+    Exit codes: 0 all is well; 2 it could not be checked; 3 there are warnings; 4 there are problems.
+    """
+    exactly_one(file=file, source=source, secret=secret)
+    dsn = dsn_without_password(dsn, "--dsn", user_allowed=False)
+    rules = Rules(max_lifetime, refresh_interval)
+
+    async def main() -> int:
+        times: Mapping[Parity, datetime | None] = {}
+        schedule: Schedule | None = None
+        if file is not None:
+            stored = await FileStore(file).read()
+            pair, times = stored.pair, {parity: stored.changed_at(parity) for parity in Parity}
+        elif secret is not None:
+            pair, times, schedule = await _from_aws(secret, region, endpoint_url)
+        else:
+            pair = await _from_source(source or "")
+        accounts = {parity: await look(dsn, account) for parity in Parity if (account := pair[parity])}
+        facts = Facts(pair, accounts, sslmode_of(dsn), rules, max_size, times, schedule)
+        found = list(findings(facts))
+        _print_json(found) if as_json else _print_table(found)
+        return EXIT_CODES[max(finding.level for finding in found)]
+
+    run(main(), "check")
+
+
+async def _from_source(place: str) -> CredentialPair:
+    """A user's source, which may raise anything."""
+    value = imported(place)
+    problem = ""
+    try:
+        source = as_source(value() if isinstance(value, type) else value)
+        try:
+            pair: Any = await source.fetch()
+        finally:
+            if closing := getattr(source, "aclose", None):
+                await closing()
+    except AiopqrError:
+        raise
+    except Exception as exc:
+        problem = describe(exc)
+    else:
+        if isinstance(pair, CredentialPair):
+            return pair
+        problem = f"it returned a {type(pair).__name__}, not a CredentialPair"
+    raise SourceError(f"--source {place}: {problem}")
+
+
+async def _from_aws(
+    secret: str, region: str | None, endpoint_url: str | None
+) -> tuple[CredentialPair, Mapping[Parity, datetime | None], Schedule]:
+    place: dict[str, Any] = {"region_name": region, "endpoint_url": endpoint_url}
+    source = from_aws("aiopqr.sources.aws", "SecretsManagerSource")(secret, start_spread=0.0, **place)
+    try:
+        pair = await source.fetch()
+    finally:
+        await source.aclose()
+    client = from_aws("aiopqr.sources.aws_client", "SecretsManagerClient")(**place)
+    try:
+        async with client.alone():
+            schedule = schedule_of(await client.request("describe_secret", secret))
+    finally:
+        await client.aclose()
+    return pair, {}, schedule
+
+
+def schedule_of(description: Mapping[str, Any]) -> Schedule:
+    """The rotation rules of a DescribeSecret."""
+    rules = description.get("RotationRules") or {}
+    days = rules.get("AutomaticallyAfterDays")
+    rule = rules.get("ScheduleExpression") or (f"every {days} days" if days else None)
+    period = timedelta(days=days) if days else period_of(rule or "")
+    last, following = (
+        time.astimezone(UTC) if (time := description.get(key)) else None
+        for key in ("LastRotatedDate", "NextRotationDate")
+    )
+    return Schedule(bool(description.get("RotationEnabled")), last, following, rule, period)
+
+
+def sslmode_of(dsn: str) -> str | None:
+    """The mode that asyncpg takes from a DSN and the environment; None for a Unix socket."""
+    parts = urlsplit(dsn)
+    query = parse_qs(parts.query)
+    host = unquote(parts.netloc) or query.get("host", [""])[-1] or os.environ.get("PGHOST", "")
+    if host.startswith("/"):
+        return None
+    return (query.get("sslmode") or query.get("ssl") or [os.environ.get("PGSSLMODE") or "prefer"])[-1]
+
+
+def _print_table(found: list[Finding]) -> None:
+    console = Console()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in found:
+        style = _STYLES[finding.level]
+        text = Text(finding.text)
+        if finding.advice:
+            text.append(f"\n→ {finding.advice}", style="dim")
+        table.add_row(Text(finding.level.name.lower(), style=style), Text(finding.name), text)
+    with contextlib.suppress(BrokenPipeError):
+        console.print(table)
+
+
+def _print_json(found: list[Finding]) -> None:
+    told = [asdict(finding) | {"level": finding.level.name.lower()} for finding in found]
+    print(json.dumps({"worst": max(finding.level for finding in found).name.lower(), "findings": told}, indent=2))

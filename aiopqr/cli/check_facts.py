@@ -1,0 +1,152 @@
+"""What an account finds when it logs in as an application would: asked by SQL, in one read-only transaction.
+
+Apart because it is all the SQL of ``aiopqr check``; what it means is said in ``check_findings``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from ..credentials import Credential
+from ..errors import describe
+from ..refusals import Verdict, classify
+
+_ROLE = """
+SELECT session_user::text AS session_user, current_user::text AS current_user, pg_backend_pid() AS pid,
+       now() AS now, rolsuper AS superuser, rolcreaterole AS createrole, rolreplication AS replication,
+       rolbypassrls AS bypassrls, rolconnlimit AS connection_limit,
+       CASE WHEN rolvaliduntil < 'infinity' THEN rolvaliduntil END AS valid_until,
+       (SELECT datconnlimit FROM pg_database WHERE datname = current_database()) AS database_limit,
+       (SELECT ssl FROM pg_stat_ssl WHERE pg_stat_ssl.pid = pg_backend_pid()) AS tls,
+       (SELECT count(*) FROM pg_shdepend d WHERE d.deptype = 'o' AND d.refobjid = r.oid
+        AND d.refclassid = 'pg_authid'::regclass) AS owned
+FROM pg_roles r WHERE rolname = session_user
+"""
+
+_MEMBERSHIPS = """
+WITH RECURSIVE roles (oid) AS (
+    SELECT m.roleid FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member WHERE r.rolname = session_user
+    UNION SELECT m.roleid FROM pg_auth_members m JOIN roles ON roles.oid = m.member)
+SELECT rolname FROM pg_roles JOIN roles USING (oid)
+"""
+
+# `role` is where it is to be: who the account acts as is compared by itself.
+_SETTINGS = """
+SELECT name, setting FROM pg_settings WHERE source IN ('user', 'database user') AND name <> 'role'
+"""
+
+# As the account acts once it has logged in, memberships and PUBLIC included.
+_PRIVILEGES = """
+WITH schemas AS (SELECT oid, nspname FROM pg_namespace
+                 WHERE nspname !~ '^pg_' AND nspname <> 'information_schema')
+SELECT p || ' on database ' || current_database() FROM unnest(ARRAY['CONNECT', 'CREATE', 'TEMPORARY']) p
+    WHERE has_database_privilege(current_database(), p)
+UNION ALL SELECT p || ' on schema ' || quote_ident(nspname) FROM schemas, unnest(ARRAY['USAGE', 'CREATE']) p
+    WHERE has_schema_privilege(schemas.oid, p)
+UNION ALL SELECT p || ' on ' || format('%I.%I', nspname, relname)
+    FROM pg_class c JOIN schemas s ON s.oid = c.relnamespace,
+         unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) p
+    WHERE relkind IN ('r', 'p', 'v', 'm', 'f')
+      AND CASE WHEN p IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES') THEN has_any_column_privilege(c.oid, p)
+               ELSE has_table_privilege(c.oid, p) END
+UNION ALL SELECT p || ' on sequence ' || format('%I.%I', nspname, relname)
+    FROM pg_class c JOIN schemas s ON s.oid = c.relnamespace, unnest(ARRAY['USAGE', 'SELECT', 'UPDATE']) p
+    WHERE relkind = 'S' AND CASE WHEN relkind = 'S' THEN has_sequence_privilege(c.oid, p) END
+UNION ALL SELECT 'EXECUTE on ' || f.oid::regprocedure
+    FROM pg_proc f JOIN schemas s ON s.oid = f.pronamespace WHERE has_function_privilege(f.oid, 'EXECUTE')
+UNION ALL SELECT 'ownership of ' || format('%I.%I', nspname, relname)
+    FROM pg_class c JOIN schemas s ON s.oid = c.relnamespace
+    WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND pg_has_role(relowner, 'USAGE')
+"""
+
+_DEFAULT_PRIVILEGES = """
+SELECT format('%s on new %s in %s', acl, defaclobjtype,
+              CASE WHEN defaclnamespace = 0 THEN 'any schema' ELSE defaclnamespace::regnamespace::text END)
+FROM pg_default_acl, unnest(defaclacl::text[]) acl WHERE defaclrole = current_user::regrole
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What one account found. Without a login, ``problem`` says why not and the rest is empty.
+
+    ``authentication`` is the method that the server used (from Postgres 16 on): ``scram-sha-256``, ``md5``…; "" is
+    none at all (trust), None is not known. ``proxied`` says that something pools connections in between.
+    """
+
+    username: str
+    problem: str | None = None
+    verdict: Verdict | None = None
+    role: Mapping[str, Any] = field(default_factory=dict)
+    authentication: str | None = None
+    proxied: bool = False
+    memberships: frozenset[str] = frozenset()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    privileges: frozenset[str] = frozenset()
+    default_privileges: frozenset[str] = frozenset()
+
+    @property
+    def logs_in(self) -> bool:
+        """Whether it does."""
+        return self.problem is None
+
+    @property
+    def valid_until(self) -> datetime | None:
+        """When its password ends, if ever."""
+        value: datetime | None = self.role.get("valid_until")
+        return value
+
+
+async def look(dsn: str, credential: Credential, *, timeout: float = 10.0) -> Account:
+    """Log in with ``credential`` on the applications' path, and look around. Changes nothing."""
+    try:
+        con = await asyncpg.connect(
+            dsn,
+            user=credential.username,
+            password=credential.password.reveal,
+            timeout=timeout,
+            command_timeout=60.0,
+            statement_cache_size=0,
+            server_settings={"application_name": "aiopqr-check"},
+        )
+    except Exception as exc:
+        return Account(credential.username, describe(exc), classify(exc))
+    try:
+        async with con.transaction(readonly=True):  # which keeps a pooling proxy on one server connection
+            return await _account(con, credential.username)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+        return Account(credential.username, f"logs in, but cannot look around: {describe(exc)}", classify(exc))
+    finally:
+        with contextlib.suppress(Exception):
+            await con.close(timeout=5.0)
+
+
+async def _account(con: Any, username: str) -> Account:
+    role = dict(await con.fetchrow(_ROLE))
+    authentication = None
+    if con.get_server_version().major >= 16:
+        identity = await con.fetchval("SELECT system_user")
+        authentication = identity.partition(":")[0] if identity else ""
+
+    async def texts(sql: str) -> frozenset[str]:
+        return frozenset(row[0] for row in await con.fetch(sql))
+
+    # What an account may do is compared by name, and its own name is where the two have to differ.
+    default_privileges = await texts(_DEFAULT_PRIVILEGES)
+    return Account(
+        username,
+        role=role,
+        authentication=authentication,
+        # A pooling proxy gives its clients keys of its own making, as it must.
+        proxied=con.get_server_pid() != role["pid"],
+        memberships=await texts(_MEMBERSHIPS),
+        settings={row["name"]: row["setting"] for row in await con.fetch(_SETTINGS)},
+        privileges=await texts(_PRIVILEGES),
+        default_privileges=frozenset(text.replace(role["current_user"], "<itself>") for text in default_privileges),
+    )

@@ -1,0 +1,266 @@
+"""What ``aiopqr check`` finds, judged from facts: each finding says what is so, and what to do. Pure."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ..credentials import CredentialPair, Parity
+from ..rotation.gates import Rules
+from .check_facts import Account
+
+_SHOWN = 5
+
+
+class Level(enum.IntEnum):
+    """How bad it is. The worst one decides the exit code."""
+
+    OK = 0
+    NOTE = 1
+    WARNING = 2
+    PROBLEM = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: what is so, and what to do about it. No secret is in it."""
+
+    level: Level
+    name: str
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What the store itself says of rotations: AWS's rules. ``period`` is the shortest time between two."""
+
+    enabled: bool
+    last: datetime | None = None
+    next: datetime | None = None
+    rule: str | None = None
+    period: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that is judged. ``changed_at`` has the accounts' change times as far as they are known."""
+
+    pair: CredentialPair
+    accounts: Mapping[Parity, Account]
+    sslmode: str | None
+    rules: Rules
+    max_size: int
+    changed_at: Mapping[Parity, datetime | None]
+    schedule: Schedule | None = None
+
+
+def findings(facts: Facts) -> Iterator[Finding]:
+    """Everything that was looked at, in the order in which it matters."""
+    yield from _pair(facts)
+    yield from _logins(facts)
+    yield from _tls(facts)
+    accounts = [account for account in facts.accounts.values() if account.logs_in]
+    for account in accounts:
+        yield from _account(account, facts)
+    if len(accounts) == 2:
+        yield from _equality(*accounts)
+    if accounts:
+        yield from _authentication(accounts)
+        yield from _proxy(accounts)
+    yield from _times(facts)
+    if facts.schedule is not None:
+        yield from _schedule(facts.schedule, facts.rules)
+
+
+def _pair(facts: Facts) -> Iterator[Finding]:
+    missing, pending = facts.pair.missing, facts.pair.pending
+    if missing:
+        text = f"the secret has no {missing} account: a changed password is an outage"
+        yield Finding(Level.PROBLEM, "pair", text, "make both accounts (`aiopqr setup`) and store both")
+    elif pending:
+        text = f"a new password of {pending.username!r} is staged: a rotation is under way, or was interrupted"
+        yield Finding(Level.WARNING, "pair", text, "if it stays so, run `aiopqr rotate`, which finishes it")
+    else:
+        yield Finding(Level.OK, "pair", "both accounts are in the secret")
+
+
+def _logins(facts: Facts) -> Iterator[Finding]:
+    for parity, account in facts.accounts.items():
+        name = f"{parity} logs in"
+        if account.logs_in:
+            yield Finding(Level.OK, name, account.username)
+            continue
+        advice = "find out why; `aiopqr rotate --account … --force-mismatch` gives it a password that the store knows"
+        if account.verdict is None or not account.verdict.blames_account:
+            advice = "check the DSN, the network and pg_hba.conf: this is no matter of its password"
+        yield Finding(Level.PROBLEM, name, f"{account.username!r} does not: {account.problem}", advice)
+
+
+def _tls(facts: Facts) -> Iterator[Finding]:
+    mode = facts.sslmode
+    if mode is None:
+        yield Finding(Level.OK, "TLS", "a Unix socket: none is needed")
+    elif mode in ("prefer", "allow"):
+        text = f"sslmode={mode}: nothing is verified, and a refused login is tried twice, once with and once without"
+        yield Finding(Level.WARNING, "TLS", text, "use sslmode=verify-full, or sslmode=disable where no TLS is wanted")
+    elif mode == "disable":
+        text = "sslmode=disable: queries and data are readable on the network"
+        yield Finding(Level.NOTE, "TLS", text, "use sslmode=verify-full unless the network is the machine's own")
+    elif mode in ("require", "verify-ca"):
+        text = f"sslmode={mode}: encrypted, but the server's name is not verified"
+        yield Finding(Level.NOTE, "TLS", text, "use sslmode=verify-full")
+    else:
+        yield Finding(Level.OK, "TLS", f"sslmode={mode}")
+
+
+def _account(account: Account, facts: Facts) -> Iterator[Finding]:
+    role, name = account.role, account.username
+    if role["session_user"] != name:
+        text = f"the server says that {name!r} is {role['session_user']!r}"
+        yield Finding(Level.PROBLEM, "identity", text, "a proxy maps users: the two accounts must stay two")
+    if role["superuser"]:
+        advice = "use an ordinary role: a leaked password would own the server"
+        yield Finding(Level.PROBLEM, "superuser", f"{name!r} is a superuser", advice)
+    powers = [power for power in ("createrole", "replication", "bypassrls") if role[power]]
+    if powers and not role["superuser"]:
+        text = f"{name!r} has {', '.join(powers).upper()}"
+        yield Finding(Level.WARNING, "powers", text, "take what the application does not need")
+    if account.valid_until:
+        ends = f"{account.valid_until:%Y-%m-%d %H:%M %Z}"
+        advice = f"ALTER ROLE {name} VALID UNTIL 'infinity' (`aiopqr setup` does it): no rotation moves that date"
+        yield Finding(Level.PROBLEM, "VALID UNTIL", f"{name!r} cannot log in after {ends}", advice)
+    # Each account alone, since while the other is refused it carries all; one more for a replacement.
+    needed = facts.max_size + 1
+    for whose, limit in ((f"{name!r}", role["connection_limit"]), ("the database", role["database_limit"])):
+        if 0 <= limit < needed:
+            text = f"{whose} may have {limit} connections; one pool of {facts.max_size} needs up to {needed}"
+            yield Finding(Level.PROBLEM, "connection limit", text, "raise it to (max_size + 1) times the instances")
+        elif limit >= 0:
+            text = f"{whose} may have {limit} connections: {limit // needed} pools of {facts.max_size}"
+            yield Finding(Level.NOTE, "connection limit", text, "count the instances: each needs max_size + 1")
+
+
+def _equality(odd: Account, even: Account) -> Iterator[Finding]:
+    yield from _acting(odd, even)
+    for name, mine, theirs, advice in (
+        ("memberships", odd.memberships, even.memberships, "grant the same roles to both"),
+        ("privileges", odd.privileges, even.privileges, "grant to the role that both are members of, not to one"),
+        ("default privileges", odd.default_privileges, even.default_privileges, "let both act as one owner role"),
+        ("settings", _lines(odd.settings), _lines(even.settings), "`aiopqr setup` gives both the owner role's"),
+    ):
+        differ = [f"only {odd.username!r}: {item}" for item in sorted(mine - theirs)]
+        differ += [f"only {even.username!r}: {item}" for item in sorted(theirs - mine)]
+        if differ:
+            more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+            yield Finding(Level.PROBLEM, name, "; ".join(differ[:_SHOWN]) + more, advice)
+        else:
+            yield Finding(Level.OK, name, f"equal ({len(mine)})")
+    if odd.role["connection_limit"] != even.role["connection_limit"]:
+        text = f"{odd.role['connection_limit']} and {even.role['connection_limit']}"
+        yield Finding(Level.WARNING, "connection limits differ", text, "give both the same")
+
+
+def _acting(odd: Account, even: Account) -> Iterator[Finding]:
+    roles = {account.role["current_user"] for account in (odd, even)}
+    if len(roles) == 1:
+        yield Finding(Level.OK, "ownership", f"what either creates belongs to {roles.pop()!r}")
+    else:
+        text = "what one account creates belongs to it alone, and the other cannot alter or drop it"
+        yield Finding(Level.WARNING, "ownership", text, "let both act as one owner role: `aiopqr setup` does it")
+    for account in (odd, even):
+        owned = account.role["owned"]
+        if owned:
+            text = f"{account.username!r} itself owns {owned} objects"
+            yield Finding(Level.WARNING, "ownership", text, f"REASSIGN OWNED BY {account.username} TO the owner role")
+
+
+def _lines(settings: Mapping[str, str]) -> frozenset[str]:
+    return frozenset(f"{name} = {value}" for name, value in settings.items())
+
+
+def _authentication(accounts: list[Account]) -> Iterator[Finding]:
+    methods = {account.authentication for account in accounts}
+    for method in sorted(methods, key=str):
+        if method is None:
+            text = "not known: servers before Postgres 16 do not tell how a login was made"
+            yield Finding(Level.NOTE, "authentication", text, "see that pg_hba.conf says scram-sha-256")
+        elif method == "scram-sha-256":
+            yield Finding(Level.OK, "authentication", "SCRAM-SHA-256")
+        elif method == "md5":
+            text = "pg_hba.conf says md5: SCRAM where the stored password is a verifier, else an md5 hash"
+            advice = "a rotation stores verifiers: after one of each account, say scram-sha-256 in pg_hba.conf"
+            yield Finding(Level.WARNING, "authentication", text, advice)
+        elif not method:
+            text = "the server asks for no password (trust), so no login says anything of the stored one"
+            yield Finding(Level.PROBLEM, "authentication", text, "say scram-sha-256 in pg_hba.conf")
+        else:
+            text = f"the server authenticates by {method}, where ALTER ROLE changes nothing"
+            yield Finding(Level.WARNING, "authentication", text, "rotate where that method keeps its passwords")
+
+
+def _proxy(accounts: list[Account]) -> Iterator[Finding]:
+    if not any(account.proxied for account in accounts):
+        yield Finding(Level.OK, "proxy", "none that pools connections")
+        return
+    text = (
+        "a pooling proxy, such as PgBouncer, is in between: it must learn new passwords by itself, it keeps server "
+        "connections of old ones, and in transaction mode prepared statements need its support"
+    )
+    advice = (
+        "auth_query and auth_type=scram-sha-256, no static userlist; server_lifetime below max_lifetime; "
+        "statement_cache_size=0 unless max_prepared_statements is set; give `rotate --dsn` this path"
+    )
+    yield Finding(Level.NOTE, "proxy", text, advice)
+
+
+def _times(facts: Facts) -> Iterator[Finding]:
+    """Whether a pair that a pool holds can become wholly stale: both accounts changed within its horizon."""
+    rules, (odd, even) = facts.rules, (facts.changed_at.get(parity) for parity in Parity)
+    horizon = rules.max_lifetime + rules.refresh_interval
+    if rules.max_lifetime == 0:
+        text = "max_lifetime is 0: connections of an old password are never replaced"
+        yield Finding(Level.WARNING, "rotation spacing", text, "give pools a lifetime; 1800 s is the default")
+    elif odd is None or even is None:
+        text = "when the accounts were last changed is not known"
+        advice = (
+            f"rotate with `aiopqr rotate`, which keeps the times, and no more often than every {rules.spacing:.0f} s"
+        )
+        yield Finding(Level.NOTE, "rotation spacing", text, advice)
+    elif 0 < (apart := abs((odd - even).total_seconds())) < horizon:
+        text = (
+            f"the last changes were {apart:.0f} s apart, less than lifetime + refresh interval ({horizon:.0f} s): "
+            "a pool could have held two dead passwords"
+        )
+        advice = f"space changes by {rules.spacing:.0f} s: `aiopqr rotate` refuses what is closer"
+        yield Finding(Level.PROBLEM, "rotation spacing", text, advice)
+    else:
+        text = f"no pool of lifetime + refresh interval {horizon:.0f} s can have become wholly stale"
+        yield Finding(Level.OK, "rotation spacing", text)
+
+
+def _schedule(schedule: Schedule, rules: Rules) -> Iterator[Finding]:
+    if not schedule.enabled:
+        yield Finding(
+            Level.NOTE, "rotation schedule", "the store rotates nothing by itself", "schedule `aiopqr rotate`"
+        )
+        return
+    told = [schedule.rule or "a rule that is not known"]
+    told += [f"last {schedule.last:%Y-%m-%d %H:%M %Z}"] if schedule.last else ["never yet"]
+    told += [f"next {schedule.next:%Y-%m-%d %H:%M %Z}"] if schedule.next else []
+    text = ", ".join(told)
+    if schedule.period is not None and schedule.period.total_seconds() < rules.spacing:
+        text += f": closer than lifetime + refresh interval + margin ({rules.spacing:.0f} s)"
+        advice = "rotate less often, or shorten max_lifetime: both passwords must not change within it"
+        yield Finding(Level.PROBLEM, "rotation schedule", text, advice)
+    else:
+        yield Finding(Level.OK, "rotation schedule", text)
+
+
+def period_of(rule: str) -> timedelta | None:
+    """The time between two rotations by AWS's ``rate(…)``; None for ``cron(…)``, which may hold any."""
+    match = re.fullmatch(r"rate\((\d+) (minute|hour|day)s?\)", rule.strip())
+    return timedelta(**{f"{match[2]}s": int(match[1])}) if match else None

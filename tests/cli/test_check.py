@@ -1,0 +1,356 @@
+"""``aiopqr check``: what it finds on a real server, and what it makes of everything it could find."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from aiopqr.cli import application
+from aiopqr.cli.check import EXIT_CODES, schedule_of, sslmode_of
+from aiopqr.cli.check_facts import Account
+from aiopqr.cli.check_findings import Facts, Finding, Level, findings, period_of
+from aiopqr.credentials import Credential, CredentialPair, Parity
+from aiopqr.refusals import Verdict
+from aiopqr.rotation import FileStore
+from aiopqr.rotation.gates import Rules
+from aiopqr.testing import RotatingPostgres
+from tests.support.pgbouncer import PgBouncer
+
+NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
+ODD, EVEN = Parity.ODD, Parity.EVEN
+THEMSELVES = "ALTER ROLE {odd} RESET role; ALTER ROLE {even} RESET role"
+
+
+@dataclass
+class Cli:
+    """The command on a fresh database, with the pair in a file."""
+
+    postgres: RotatingPostgres
+    path: Path
+    dsn: str
+
+    async def __call__(self, *arguments: str, where: tuple[str, str] | None = None, **env: str) -> tuple[int, str, str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "AIOPQR"))}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "aiopqr", "check", "--dsn", self.dsn),
+            *(where or ("--file", str(self.path))),
+            *arguments,
+            env={**clean, "COLUMNS": "200", **env},
+            cwd=self.path.parent,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        told = out.decode() + err.decode()
+        assert not [c for c in self.postgres.pair.credentials() if c.password.reveal() in told]
+        return process.returncode or 0, out.decode(), err.decode()
+
+    async def found(self, *arguments: str, **options: Any) -> dict[str, list[dict[str, Any]]]:
+        """The findings by name, but for those that are as they should be."""
+        _, out, err = await self("--json", *arguments, **options)
+        assert out, err
+        found: dict[str, list[dict[str, Any]]] = {}
+        for finding in json.loads(out)["findings"]:
+            if finding["level"] != "ok":
+                found.setdefault(finding["name"], []).append(finding)
+        return found
+
+    async def run_sql(self, sql: str) -> None:
+        names = {str(parity): f'"{self.postgres.pair[parity].username}"' for parity in Parity}
+        await self.postgres.server.execute(
+            sql.format(owner=f'"{self.postgres.owner}"', **names), database=self.postgres.database
+        )
+
+
+@pytest.fixture
+async def cli(postgres: RotatingPostgres, tmp_path: Path) -> Cli:
+    cli = Cli(postgres, tmp_path / "pair.json", postgres.server.dsn_of(postgres.database, sslmode="disable"))
+    await FileStore(cli.path).create(postgres.pair, changed_at=datetime.now(UTC) - timedelta(hours=1))
+    return cli
+
+
+async def test_two_equal_accounts_are_well(cli: Cli) -> None:
+    code, out, err = await cli()
+    assert (code, err) == (0, "")
+    assert "problem" not in out
+    assert f"odd logs in         {cli.postgres.pair.odd.username}" in out
+    assert set(await cli.found()) == {"TLS"}  # a note: it is disabled
+
+
+@pytest.mark.parametrize(
+    ("sql", "name", "level", "told"),
+    [
+        ("ALTER ROLE {even} NOLOGIN", "even logs in", "problem", "not permitted to log in"),
+        ("ALTER ROLE {odd} SUPERUSER", "superuser", "problem", "superuser"),
+        ("ALTER ROLE {odd} BYPASSRLS", "powers", "warning", "BYPASSRLS"),
+        ("ALTER ROLE {even} VALID UNTIL '2099-01-01'", "VALID UNTIL", "problem", "2099-01-01"),
+        ("ALTER ROLE {even} CONNECTION LIMIT 10", "connection limit", "problem", "needs up to 11"),
+        ("ALTER ROLE {even} CONNECTION LIMIT 25", "connection limit", "note", "2 pools of 10"),
+        ("ALTER ROLE {even} CONNECTION LIMIT 25", "connection limits differ", "warning", "-1 and 25"),
+        ("ALTER ROLE {odd} SET search_path = private", "settings", "problem", "search_path = private"),
+        ("ALTER ROLE {odd} RESET role", "ownership", "warning", "belongs to it alone"),
+        ("GRANT pg_monitor TO {odd}", "memberships", "problem", "pg_monitor"),
+        (
+            f"CREATE TABLE t (n int); {THEMSELVES}; GRANT SELECT ON t TO {{odd}}",
+            "privileges",
+            "problem",
+            "SELECT on public.t",
+        ),
+        (
+            f"CREATE TABLE t (n int, m int); {THEMSELVES}; GRANT UPDATE (m) ON t TO {{even}}",
+            "privileges",
+            "problem",
+            "UPDATE on public.t",
+        ),
+        (
+            f"CREATE SCHEMA s; {THEMSELVES}; GRANT USAGE ON SCHEMA s TO {{odd}}",
+            "privileges",
+            "problem",
+            "USAGE on schema s",
+        ),
+        (
+            f"CREATE SEQUENCE q; {THEMSELVES}; GRANT USAGE ON q TO {{odd}}",
+            "privileges",
+            "problem",
+            "USAGE on sequence public.q",
+        ),
+        (
+            f"{THEMSELVES}; ALTER DEFAULT PRIVILEGES FOR ROLE {{odd}} GRANT SELECT ON TABLES TO PUBLIC",
+            "default privileges",
+            "problem",
+            "in any schema",
+        ),
+        ("CREATE TABLE t (n int); ALTER TABLE t OWNER TO {even}", "ownership", "warning", "itself owns 1 objects"),
+    ],
+)
+async def test_what_makes_the_accounts_unequal_or_unfit_is_found(
+    cli: Cli, sql: str, name: str, level: str, told: str
+) -> None:
+    await cli.run_sql(sql)
+    found = await cli.found()
+    assert [(finding["level"], bool(finding["advice"])) for finding in found[name]][:1] == [(level, True)]
+    assert told in " ".join(finding["text"] for finding in found[name])
+
+
+async def test_a_wrong_password_is_a_problem_and_the_exit_code_4(cli: Cli) -> None:
+    await cli.postgres.rotate("odd", store_delay=None)
+    code, out, _ = await cli()
+    assert code == 4
+    assert "password authentication failed" in out
+
+
+async def test_behind_pgbouncer_the_proxy_is_seen_and_explained(cli: Cli) -> None:
+    async with PgBouncer(cli.postgres.server) as bouncer:
+        behind = dataclasses.replace(cli, dsn=bouncer.dsn_of(cli.postgres.database))
+        [finding] = (await behind.found())["proxy"]
+    assert finding["level"] == "note"
+    assert "auth_query" in finding["advice"]
+
+
+async def test_a_callable_of_the_users_is_a_source_too(cli: Cli) -> None:
+    source = cli.path.with_name("my_source.py")
+    source.write_text(
+        "import pathlib, aiopqr\n"
+        "async def fetch():\n    return aiopqr.CredentialPair.from_secret(pathlib.Path('pair.json').read_text())\n"
+    )
+    found = await cli.found(where=("--source", "my_source:fetch"))
+    assert "is not known" in found["rotation spacing"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("async def fetch(): raise ValueError('s3cret')", "ValueError"),
+        ("async def fetch(): return {'odd_password': 's3cret'}", "returned a dict"),
+        ("", "fetch"),
+    ],
+)
+async def test_a_source_that_fails_is_2_and_shows_nothing_it_holds(cli: Cli, code: str, told: str) -> None:
+    cli.path.with_name("my_source.py").write_text(code)
+    exit_code, out, err = await cli(where=("--source", "my_source:fetch"))
+    assert exit_code == 2
+    assert told in err
+    assert "s3cret" not in out + err
+
+
+def test_a_dsn_with_a_password_is_refused_and_not_repeated() -> None:
+    line = ["check", "--dsn", "postgresql://a:s3cr3t@b/c", "--file", "f"]
+    result = CliRunner().invoke(application(line), line)
+    assert result.exit_code == 2
+    assert "s3cr3t" not in result.output
+
+
+# What it makes of facts.
+
+ROLE = {
+    "session_user": "app_odd",
+    "current_user": "app",
+    "superuser": False,
+    "createrole": False,
+    "replication": False,
+    "bypassrls": False,
+    "connection_limit": -1,
+    "database_limit": -1,
+    "valid_until": None,
+    "owned": 0,
+}
+
+
+def account(name: str, **options: Any) -> Account:
+    role = {**ROLE, "session_user": name, **options.pop("role", {})}
+    return Account(name, role=role, authentication=options.pop("authentication", "scram-sha-256"), **options)
+
+
+def judge(**options: Any) -> dict[str, Finding]:
+    pair = CredentialPair(Credential("app_odd", "o"), Credential("app_even", "e"))
+    defaults: dict[str, Any] = {
+        "pair": pair,
+        "accounts": {ODD: account("app_odd"), EVEN: account("app_even")},
+        "sslmode": "verify-full",
+        "rules": Rules(1000.0, 60.0, 40.0),
+        "max_size": 10,
+        "changed_at": {ODD: NOW, EVEN: NOW - timedelta(days=1)},
+    }
+    return {finding.name: finding for finding in findings(Facts(**{**defaults, **options}))}
+
+
+def test_nothing_is_found_where_all_is_well() -> None:
+    assert {finding.level for finding in judge().values()} == {Level.OK}
+
+
+@pytest.mark.parametrize(
+    ("mode", "level", "told"),
+    [
+        ("prefer", Level.WARNING, "tried twice"),
+        ("allow", Level.WARNING, "tried twice"),
+        ("disable", Level.NOTE, "readable"),
+        ("require", Level.NOTE, "not verified"),
+        ("verify-full", Level.OK, "verify-full"),
+        (None, Level.OK, "Unix socket"),
+    ],
+)
+def test_each_tls_mode_is_judged(mode: str | None, level: Level, told: str) -> None:
+    finding = judge(sslmode=mode)["TLS"]
+    assert finding.level is level
+    assert told in finding.text
+
+
+@pytest.mark.parametrize(
+    ("method", "level"),
+    [
+        ("scram-sha-256", Level.OK),
+        ("md5", Level.WARNING),
+        ("", Level.PROBLEM),
+        ("ldap", Level.WARNING),
+        (None, Level.NOTE),
+    ],
+)
+def test_each_authentication_method_is_judged(method: str | None, level: Level) -> None:
+    accounts = {ODD: account("app_odd", authentication=method), EVEN: account("app_even", authentication=method)}
+    assert judge(accounts=accounts)["authentication"].level is level
+
+
+@pytest.mark.parametrize(("apart", "level"), [(1059.0, Level.PROBLEM), (1060.0, Level.OK), (0.0, Level.OK)])
+def test_changes_closer_than_lifetime_and_interval_could_have_left_a_pool_with_nothing(
+    apart: float, level: Level
+) -> None:
+    """Equal times are those of the accounts' making, before any pool held a password."""
+    finding = judge(changed_at={ODD: NOW, EVEN: NOW - timedelta(seconds=apart)})["rotation spacing"]
+    assert finding.level is level
+
+
+def test_pools_without_a_lifetime_are_warned_of() -> None:
+    assert judge(rules=Rules(0.0, 60.0, 40.0))["rotation spacing"].level is Level.WARNING
+
+
+def test_a_degraded_pair_is_a_problem_and_a_staged_password_a_warning() -> None:
+    odd, even = Credential("app_odd", "o"), Credential("app_even", "e")
+    degraded = judge(pair=CredentialPair(odd, None), accounts={ODD: account("app_odd")})
+    assert degraded["pair"].level is Level.PROBLEM
+    staged = judge(pair=CredentialPair(odd, even, pending=Credential("app_odd", "n")))
+    assert staged["pair"].level is Level.WARNING
+
+
+def test_a_login_that_fails_for_another_reason_is_not_blamed_on_the_password() -> None:
+    down = Account("app_odd", "ConnectionRefusedError", Verdict.OUTAGE)
+    found = judge(accounts={ODD: down, EVEN: account("app_even")})
+    assert found["odd logs in"].level is Level.PROBLEM
+    assert "no matter of its password" in found["odd logs in"].advice
+
+
+def test_an_account_that_a_proxy_maps_to_another_is_a_problem() -> None:
+    accounts = {ODD: account("app_odd", role={"session_user": "shared"}), EVEN: account("app_even")}
+    assert judge(accounts=accounts)["identity"].level is Level.PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("description", "level", "told"),
+    [
+        ({"RotationEnabled": False}, Level.NOTE, "nothing by itself"),
+        ({"RotationEnabled": True, "RotationRules": {"AutomaticallyAfterDays": 30}}, Level.OK, "every 30 days"),
+        (
+            {
+                "RotationEnabled": True,
+                "RotationRules": {"ScheduleExpression": "rate(10 minutes)"},
+                "LastRotatedDate": NOW,
+                "NextRotationDate": NOW + timedelta(minutes=10),
+            },
+            Level.PROBLEM,
+            "last 2025-03-01 12:00 UTC, next 2025-03-01 12:10 UTC",
+        ),
+        (
+            {"RotationEnabled": True, "RotationRules": {"ScheduleExpression": "cron(0 3 ? * SUN *)"}},
+            Level.OK,
+            "cron(0 3 ? * SUN *), never yet",
+        ),
+    ],
+)
+def test_the_stores_own_schedule_is_held_against_the_spacing(
+    description: dict[str, Any], level: Level, told: str
+) -> None:
+    finding = judge(schedule=schedule_of(description))["rotation schedule"]
+    assert finding.level is level
+    assert told in finding.text
+
+
+@pytest.mark.parametrize(
+    ("rule", "period"),
+    [
+        ("rate(4 hours)", timedelta(hours=4)),
+        ("rate(1 day)", timedelta(days=1)),
+        ("cron(0 8 1 * ? *)", None),
+        ("rate(soon)", None),
+        ("", None),
+    ],
+)
+def test_a_rate_has_a_period_and_a_cron_rule_has_none(rule: str, period: timedelta | None) -> None:
+    assert period_of(rule) == period
+
+
+@pytest.mark.parametrize(
+    ("dsn", "mode"),
+    [
+        ("postgresql://db/x", "prefer"),
+        ("postgresql://db/x?sslmode=verify-full", "verify-full"),
+        ("postgresql:///x?host=/var/run/postgresql", None),
+        ("postgresql://%2Ftmp/x", None),
+    ],
+)
+def test_the_tls_mode_is_the_dsns(dsn: str, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PGHOST", "PGSSLMODE"):
+        monkeypatch.delenv(name, raising=False)
+    assert sslmode_of(dsn) == mode
+
+
+def test_the_worst_finding_decides_the_exit_code() -> None:
+    assert EXIT_CODES == {Level.OK: 0, Level.NOTE: 0, Level.WARNING: 3, Level.PROBLEM: 4}
