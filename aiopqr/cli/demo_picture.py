@@ -110,6 +110,16 @@ def _throughput(axes: Any, run: Run) -> None:
         failed = [slot.failed / SLOT for _, slot in slots]
         if any(failed):
             axes.fill_between(times, failed, color=_FAILED, alpha=0.35, linewidth=0, step="mid", label="failed")
+        served = [at for at, slot in slots if slot.operations]
+        if served and served[-1] + 2 < run.at:
+            axes.annotate(
+                f"{one.name} serves nothing any more",
+                (served[-1], 0),
+                xytext=(8, 12),
+                textcoords="offset points",
+                color=color,
+                fontsize=9,
+            )
     axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.3)
     axes.set_ylabel("operations/s")
     _legend(axes, 3)

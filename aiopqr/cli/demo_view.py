@@ -90,7 +90,8 @@ class LiveScreen:
 
     def _progress(self, run: Run, width: int) -> RenderableType:
         grid = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=run.options.seconds, completed=min(run.at, run.options.seconds), width=width - 16)
+        done = min(run.at, run.options.seconds)
+        bar = ProgressBar(run.options.seconds, done, width - 16, complete_style="cyan", finished_style="cyan")
         grid.add_row(bar, f"{run.at:4.1f} of {run.options.seconds:g} s")
         return grid
 
