@@ -185,6 +185,10 @@ class Alternator:
         """Whether the pair names another password by now than the one that the attempt logged in with."""
         return attempt.version != self.version and attempt.credential not in self.pair.credentials()
 
+    def is_worthwhile(self, attempt: Attempt) -> bool:
+        """Whether an attempt that had to wait is still to be made: neither superseded nor refused meanwhile."""
+        return not self.is_superseded(attempt) and (attempt.probe or not self._is_refused(attempt.credential))
+
     def is_refused(self) -> bool:
         """Whether every account of the pair is set aside. A pending password does not count."""
         return all(c is None or self._is_refused(c) for c in (self.pair.odd, self.pair.even))

@@ -91,9 +91,9 @@ class Desk:
             if verdict.blames_account:
                 self.refused(attempt, verdict, exc, loop.time())
             else:
-                self.alternator.abandoned(attempt, loop.time())
+                self.abandoned(attempt, loop.time())
         except BaseException:
-            self.alternator.abandoned(attempt, loop.time())
+            self.abandoned(attempt, loop.time())
             raise
         else:
             self.accepted(attempt, loop.time())
@@ -143,11 +143,22 @@ class Desk:
         if after is not None:
             names: dict[str, Any] = {"parity": attempt.parity, "username": attempt.credential.username}
             self.events.emit(AccountRecovered(name=self.name, after=after, **names))
+            self.refresher.wake_waiting()
+        self.answered(now)
+        self.last_failure = None
+
+    def abandoned(self, attempt: Attempt, now: float) -> None:
+        """The attempt told nothing of its account. If it was a probe, it is for another to make."""
+        self.alternator.abandoned(attempt, now)
+        if attempt.probe:
+            self.refresher.wake_waiting()
+
+    def answered(self, now: float) -> None:
+        """The server lets in or refuses: it is up."""
         if self.down_since is not None:
             self.events.emit(ServerRecovered(name=self.name, after=now - self.down_since))
             self.down_since = None
         self.knocks = 0
-        self.last_failure = None
 
 
 class Arguments:
@@ -186,6 +197,8 @@ class Connect:
                 on_begin()
                 if con := await self._try(first):
                     return con, first
+                if alternator.is_superseded(first):
+                    continue
                 if second := alternator.fallback(first, self._loop.time()):
                     self._desk.counts.fallbacks += 1
                     if con := await self._try(second):
@@ -206,17 +219,20 @@ class Connect:
             async with asyncio.timeout_at(self._deadline):
                 await desk.knocking.acquire()
             try:
-                while not desk.alternator.is_superseded(attempt):
+                while True:
                     if desk.down_since is not None:
                         await self._back_off()
+                    # Much may have become known while this one queued and slept.
+                    if not desk.alternator.is_worthwhile(attempt):
+                        desk.abandoned(attempt, self._loop.time())
+                        return None
                     con, verdict = await self._log_in(attempt)
                     if not verdict or not verdict.passes:
                         return con
-                return None
             finally:
                 desk.knocking.release()
         except BaseException as exc:
-            desk.alternator.abandoned(attempt, self._loop.time())
+            desk.abandoned(attempt, self._loop.time())
             if isinstance(exc, TimeoutError) and self._is_late():
                 raise _TimeIsUp from None
             raise
@@ -233,6 +249,8 @@ class Connect:
             now = self._loop.time()
             verdict = classify(exc, unix_socket=self._arguments.unix_socket)
             self._last = desk.last_failure = without_frames(exc)
+            if isinstance(exc, asyncpg.PostgresError) and not verdict.passes:
+                desk.answered(now)
             if verdict.blames_account:
                 self._refusals[attempt.credential.username] = exc
                 desk.refused(attempt, verdict, exc, now)

@@ -74,7 +74,7 @@ class ServerUnavailable(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRecovered(Event):
-    """The first connect that succeeded again, ``after`` seconds of outage."""
+    """The server lets in, or refuses, again, ``after`` seconds of outage."""
 
     after: float
 

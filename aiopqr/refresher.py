@@ -137,8 +137,13 @@ class Refresher:
         await waiter
 
     async def wait_changed(self) -> None:
-        """Wait until a newer pair is in use."""
+        """Wait until a newer pair is in use, or a refused account may be worth a login again."""
         await self._changed.wait()
+
+    def wake_waiting(self) -> None:
+        """Let those go who wait for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def stats(self) -> RefreshStats:
         return RefreshStats(
@@ -236,8 +241,7 @@ class Refresher:
             return
         for subscriber in tuple(self._subscribers):
             subscriber.replace(pair)
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self.wake_waiting()
         changed = tuple(parity for parity in Parity if pair[parity] != before[parity])
         self._tell(Refreshed(name=self.name, changed=changed, pending=pair.pending_parity))
 
