@@ -1,0 +1,221 @@
+"""Which metrics there are, and what of a pool's snapshot each one shows: a table, apart from how they are reported.
+
+The ``db.client.connection.*`` are those of OpenTelemetry's semantic conventions; the ``aiopqr.*`` tell what the
+conventions have no name for.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from ..credentials import Parity
+from ..stats import BUCKETS, AccountStats, PoolStats
+
+Values = Iterable[tuple[float, Mapping[str, str]]]
+
+_PLAIN: Mapping[str, str] = {}
+_STATE = "db.client.connection.state"
+_ACCOUNT = "aiopqr.account"
+_OUTCOME = "aiopqr.outcome"
+_REASON = "aiopqr.reason"
+
+
+class Kind(enum.Enum):
+    """What an instrument's values mean over time."""
+
+    COUNTER = "only grows"
+    UP_DOWN = "grows and shrinks, and can be summed over processes"
+    GAUGE = "grows and shrinks"
+    HISTOGRAM = "single measurements"
+
+
+def _nothing(stats: PoolStats) -> Values:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric's name and unit, and for one that is observed what it reads from a snapshot, with attributes."""
+
+    name: str
+    kind: Kind
+    unit: str
+    description: str
+    read: Callable[[PoolStats], Values] = _nothing
+    buckets: tuple[float, ...] | None = None
+
+
+def _one(read: Callable[[PoolStats], float]) -> Callable[[PoolStats], Values]:
+    return lambda stats: [(read(stats), _PLAIN)]
+
+
+def _by_account(read: Callable[[AccountStats], float]) -> Callable[[PoolStats], Values]:
+    """One value for each account that the pair has."""
+
+    def values(stats: PoolStats) -> Values:
+        accounts = ((parity, stats.accounts[parity]) for parity in Parity)
+        return [(read(account), {_ACCOUNT: str(parity)}) for parity, account in accounts if account.username]
+
+    return values
+
+
+def _states(stats: PoolStats) -> Values:
+    return [(stats.idle, {_STATE: "idle"}), (stats.in_use, {_STATE: "used"})]
+
+
+def _outcomes(stats: PoolStats) -> Values:
+    return [(stats.refresh.ok, {_OUTCOME: "ok"}), (stats.refresh.failed, {_OUTCOME: "failed"})]
+
+
+def _reasons(stats: PoolStats) -> Values:
+    return [(count, {_REASON: why}) for why, count in stats.replacements.why.items()]
+
+
+def _timing(name: str, description: str) -> Metric:
+    return Metric(name, Kind.HISTOGRAM, "s", description, buckets=BUCKETS)
+
+
+HISTOGRAMS = (
+    _timing("db.client.connection.create_time", "The time it took to create a new connection."),
+    _timing("db.client.connection.wait_time", "The time it took to obtain an open connection from the pool."),
+    _timing("db.client.connection.use_time", "The time between borrowing a connection and returning it to the pool."),
+)
+
+OBSERVED = (
+    Metric(
+        "db.client.connection.count",
+        Kind.UP_DOWN,
+        "{connection}",
+        "The number of connections that are currently in state described by the `state` attribute.",
+        _states,
+    ),
+    Metric(
+        "db.client.connection.idle.max",
+        Kind.UP_DOWN,
+        "{connection}",
+        "The maximum number of idle open connections allowed.",
+        _one(lambda stats: stats.max_size),
+    ),
+    Metric(
+        "db.client.connection.idle.min",
+        Kind.UP_DOWN,
+        "{connection}",
+        "The minimum number of idle open connections allowed.",
+        _one(lambda stats: stats.min_size),
+    ),
+    Metric(
+        "db.client.connection.max",
+        Kind.UP_DOWN,
+        "{connection}",
+        "The maximum number of open connections allowed.",
+        _one(lambda stats: stats.max_size),
+    ),
+    Metric(
+        "db.client.connection.pending_requests",
+        Kind.UP_DOWN,
+        "{request}",
+        "The number of current pending requests for an open connection.",
+        _one(lambda stats: stats.waiting),
+    ),
+    Metric(
+        "db.client.connection.timeouts",
+        Kind.COUNTER,
+        "{timeout}",
+        "The number of connection timeouts that have occurred trying to obtain a connection from the pool.",
+        _one(lambda stats: stats.timeouts),
+    ),
+    Metric(
+        "aiopqr.account.connections",
+        Kind.UP_DOWN,
+        "{connection}",
+        "Open connections of each account, the spare included.",
+        _by_account(lambda account: account.open),
+    ),
+    Metric(
+        "aiopqr.account.logins",
+        Kind.COUNTER,
+        "{login}",
+        "Logins of each account that the server accepted.",
+        _by_account(lambda account: account.opened),
+    ),
+    Metric(
+        "aiopqr.account.refusals",
+        Kind.COUNTER,
+        "{login}",
+        "Logins of each account that the server refused.",
+        _by_account(lambda account: account.refused),
+    ),
+    Metric(
+        "aiopqr.account.refused_time",
+        Kind.GAUGE,
+        "s",
+        "How long each account has been refused; 0 if it is not.",
+        _by_account(lambda account: account.refused_for or 0.0),
+    ),
+    Metric(
+        "aiopqr.pair.age",
+        Kind.GAUGE,
+        "s",
+        "How long ago a fetch last confirmed the credentials.",
+        _one(lambda stats: stats.refresh.pair_age or 0.0),
+    ),
+    Metric(
+        "aiopqr.pair.accounts",
+        Kind.GAUGE,
+        "{account}",
+        "How many accounts the credentials name; with 1 there is nothing to fall back to.",
+        _one(lambda stats: sum(account.username is not None for account in stats.accounts.values())),
+    ),
+    Metric(
+        "aiopqr.fallbacks",
+        Kind.COUNTER,
+        "{fallback}",
+        "Connects whose first account was refused and that went on with the other one.",
+        _one(lambda stats: stats.fallbacks),
+    ),
+    Metric(
+        "aiopqr.outages",
+        Kind.COUNTER,
+        "{outage}",
+        "How often the server became unavailable.",
+        _one(lambda stats: stats.outages),
+    ),
+    Metric(
+        "aiopqr.connect.failures",
+        Kind.COUNTER,
+        "{connect}",
+        "Connects that failed in the end.",
+        _one(lambda stats: stats.failed),
+    ),
+    Metric("aiopqr.refreshes", Kind.COUNTER, "{refresh}", "Fetches of credentials.", _outcomes),
+    Metric(
+        "aiopqr.refresh.failures_in_a_row",
+        Kind.GAUGE,
+        "{refresh}",
+        "Fetches that have failed since the last one that succeeded.",
+        _one(lambda stats: stats.refresh.failures_in_a_row),
+    ),
+    Metric(
+        "aiopqr.replacements",
+        Kind.COUNTER,
+        "{connection}",
+        "Connections retired for a replacement.",
+        _reasons,
+    ),
+    Metric(
+        "aiopqr.replacement.delayed",
+        Kind.GAUGE,
+        "{replacement}",
+        "1 while connections serve on past their deadline because no replacement can be had.",
+        _one(lambda stats: stats.replacements.delayed_by is not None),
+    ),
+    Metric(
+        "aiopqr.connections.lost",
+        Kind.COUNTER,
+        "{connection}",
+        "Connections that were found dead.",
+        _one(lambda stats: stats.lost),
+    ),
+)
