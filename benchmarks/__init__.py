@@ -1,0 +1,1 @@
+"""How fast aiopqr is beside the pools that people would pick instead: ``python -m benchmarks``."""

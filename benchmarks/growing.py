@@ -1,0 +1,152 @@
+"""What growth costs, measured within the process that grows: time, memory, CPU, wake-ups.
+
+These steps run in a worker (``grow``), a fresh one for each size, since memory that was used once is not given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import resource
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+import aiopqr
+
+from .peers import Where
+from .peers.ours import pair_of
+
+
+class _Grown:
+    """The pools of this process, and the pair that they all use."""
+
+    pools: list[Any]
+    source: _Pair
+    refresher: aiopqr.Refresher
+
+
+class _Pair:
+    interval = 0.0
+
+    def __init__(self, pair: aiopqr.CredentialPair) -> None:
+        self.pair = pair
+
+    async def fetch(self) -> aiopqr.CredentialPair:
+        return self.pair
+
+
+def _resident() -> int:
+    """Bytes of memory in use now; where /proc is not there, the most that was ever in use."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class _Cost:
+    """Time, CPU and memory of a block."""
+
+    def __enter__(self) -> _Cost:
+        gc.collect()
+        self._memory, self._cpu, self._began = _resident(), time.process_time(), time.perf_counter()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.seconds, self.cpu = time.perf_counter() - self._began, time.process_time() - self._cpu
+        gc.collect()
+        self.memory = _resident() - self._memory
+
+    def told(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "cpu": self.cpu, "memory": self.memory}
+
+
+async def open_pools(where: dict[str, Any], size: int, pools: int, plain: bool = False) -> dict[str, Any]:
+    """Open pools of ``size`` connections each, on one refresher; or asyncpg's own, for comparison."""
+    place = Where.of_message(where)
+    _Grown.source = _Pair(pair_of(place))
+    with _Cost() as cost:
+        if plain:
+            login = {"user": place.odd.username, "password": place.odd.password}
+            _Grown.pools = [
+                await asyncpg.create_pool(place.dsn, min_size=size, max_size=size, **login) for _ in range(pools)
+            ]
+        else:
+            _Grown.refresher = await aiopqr.Refresher(_Grown.source).start()
+            _Grown.pools = [
+                await aiopqr.create_pool(place.dsn, credentials=_Grown.refresher, min_size=size, max_size=size)
+                for _ in range(pools)
+            ]
+    return cost.told()
+
+
+async def steady(operations: int, tasks: int = 10) -> dict[str, Any]:
+    """``SELECT 1`` from ``tasks`` tasks, over all the pools in turn."""
+    left = operations
+
+    async def work(number: int) -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            async with _Grown.pools[(left + number) % len(_Grown.pools)].acquire() as con:
+                await con.fetchval("SELECT 1")
+
+    with _Cost() as cost:
+        await asyncio.gather(*(work(number) for number in range(tasks)))
+    return {**cost.told(), "operations": operations}
+
+
+async def rotate(where: dict[str, Any]) -> dict[str, Any]:
+    """Take newer passwords (changed in the database before), and replace what they supersede."""
+    place = Where.of_message(where)
+    before = [sum(account.opened for account in pool.stats().accounts.values()) for pool in _Grown.pools]
+    _Grown.source.pair = pair_of(place)
+    with _Cost() as cost:
+        await _Grown.refresher.refresh()
+        await asyncio.gather(*(pool.drain() for pool in _Grown.pools))
+    stats = [pool.stats() for pool in _Grown.pools]
+    opened = sum(account.opened for one in stats for account in one.accounts.values()) - sum(before)
+    refused = sum(account.refused for one in stats for account in one.accounts.values())
+    return {**cost.told(), "opened": opened, "refused": refused}
+
+
+async def idle(seconds: float) -> dict[str, Any]:
+    """Do nothing, and count how often the event loop wakes up, beyond this coroutine's own."""
+    loop = asyncio.get_running_loop()
+    selector = loop._selector  # type: ignore[attr-defined]
+    select: Callable[..., Any] = selector.select
+    wakes = 0
+
+    def counted(timeout: float | None = None) -> Any:
+        nonlocal wakes
+        wakes += 1
+        return select(timeout)
+
+    with _Cost() as cost:
+        selector.select = counted
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            del selector.select
+    # One turn went to sleep, and the timer's turn ended it.
+    return {**cost.told(), "wakes": max(wakes - 1, 0)}
+
+
+async def close() -> dict[str, Any]:
+    with _Cost() as cost:
+        await asyncio.gather(*(pool.close() for pool in _Grown.pools))
+        if hasattr(_Grown, "refresher"):
+            await _Grown.refresher.close()
+    return cost.told()
+
+
+STEPS: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+    "open": open_pools,
+    "steady": steady,
+    "rotate": rotate,
+    "idle": idle,
+    "close": close,
+}

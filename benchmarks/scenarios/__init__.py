@@ -1,0 +1,1 @@
+"""What is measured: each module runs one scenario and returns plain data, which :mod:`benchmarks.report` shows."""

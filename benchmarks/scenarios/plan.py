@@ -1,0 +1,50 @@
+"""How much is measured: the full run takes some minutes, the quick one under two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``slot`` is one run of one peer, in seconds; ``tail`` is how many samples the tails that matter are taken of."""
+
+    pairs: int = 15
+    slot: float = 0.3
+    steady_slot: float = 0.1
+    tail: int = 50_000
+    every_tail: bool = False
+    quick: bool = False
+    tls: bool = True
+    uvloop: bool = True
+    repetitions: int = 1
+
+    @classmethod
+    def brief(cls) -> Plan:
+        return cls(pairs=5, slot=0.2, tail=0, quick=True, tls=False)
+
+    def with_pairs(self, pairs: int | None) -> Plan:
+        return replace(self, pairs=pairs) if pairs else self
+
+
+Progress = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress display."""
+
+
+class Steps:
+    """Counts the steps of one part of the work for the progress display."""
+
+    def __init__(self, progress: Progress, what: str, total: int) -> None:
+        self._progress = progress
+        self._what = what
+        self._total = total
+        self._done = 0
+        progress(what, 0, total)
+
+    def advance(self) -> None:
+        self._done += 1
+        self._progress(self._what, self._done, self._total)

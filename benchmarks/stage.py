@@ -1,0 +1,88 @@
+"""The servers that the benchmarks run against, and what is said about them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from aiopqr import Credential
+from aiopqr.scram import verifier
+from aiopqr.testing import EmbeddedPostgres, ServerUnavailable
+
+from .peers import Account, Where
+
+TRUSTED = "trusted"  # a database that asks for no password
+SLOW_ITERATIONS = 4096 * 16
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A server, and its two accounts."""
+
+    server: EmbeddedPostgres
+    where: Where
+
+    @property
+    def trusted(self) -> Where:
+        return replace(self.where, database=TRUSTED)
+
+    async def set_password(self, parity: str, password: str) -> Where:
+        """Change one password in the database; the place as it is then."""
+        account = getattr(self.where, parity)
+        await self.server.set_passwords(Credential(account.username, password))
+        return replace(self.where, **{parity: Account(account.username, password)})
+
+    async def slow_accounts(self) -> Where:
+        """Two more accounts, whose keys take 16 times as long to derive."""
+        accounts = {}
+        for parity in ("odd", "even"):
+            account = Account(f"slow_{parity}", getattr(self.where, parity).password)
+            proof = verifier(account.password, iterations=SLOW_ITERATIONS)
+            await self.server.execute(f"CREATE ROLE {account.username} LOGIN PASSWORD '{proof}'")
+            accounts[parity] = account
+        return replace(self.where, **accounts)
+
+
+@asynccontextmanager
+async def stage(*, tls: bool = False, max_connections: int = 200) -> AsyncIterator[Stage]:
+    """A server of our own. With ``tls`` it is the system's, since the embedded one was built without."""
+    binaries = "system" if tls else "embedded"
+    try:
+        server = await EmbeddedPostgres(binaries, max_connections=max_connections).__aenter__()
+    except ServerUnavailable as exc:
+        raise ServerUnavailable(f"{exc}. Without TLS: --no-tls") if tls else exc from None
+    try:
+        ca = await server.enable_tls() if tls else None
+        pair = await server.create_accounts()
+        await server.create_database(TRUSTED)
+        await server.set_hba([f"host {TRUSTED} all all trust", "host all all all scram-sha-256"])
+        odd, even = (Account(one.username, one.password.reveal()) for one in pair.credentials())
+        yield Stage(server, Where(server.host, server.port, "postgres", odd, even, ca))
+    finally:
+        await server.aclose()
+
+
+def surroundings() -> dict[str, Any]:
+    """What a figure depends on, beside the code."""
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    names = ("aiopqr", "asyncpg", "psycopg", "psycopg-pool", "SQLAlchemy", "uvloop")
+    return {
+        "python": sys.version.split()[0],
+        "system": f"{platform.system()} {platform.release()}",
+        "cpus": os.cpu_count(),
+        "cpu": model,
+        "load": os.getloadavg()[0],
+        "packages": {name: version(name) for name in names},
+        "loop": type(asyncio.get_running_loop()).__name__,
+    }
