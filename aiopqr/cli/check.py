@@ -19,6 +19,7 @@ from rich.text import Text
 
 from ..credentials import CredentialPair, Parity
 from ..errors import AiopqrError, SourceError, describe
+from ..rotation.errors import StoreError
 from ..rotation.file import FileStore
 from ..rotation.gates import Rules
 from ..sources import as_source
@@ -109,7 +110,12 @@ async def _from_aws(
             schedule = schedule_of(await client.request("describe_secret", secret))
     finally:
         await client.aclose()
-    return pair, {}, schedule
+    times: Mapping[Parity, datetime | None] = {}
+    async with from_aws("aiopqr.rotation.aws", "SecretsManagerStore")(secret, **place) as store:
+        with contextlib.suppress(StoreError):  # another layout than the pair's keeps no times
+            stored = await store.read()
+            times = {parity: stored.changed_at(parity) for parity in Parity}
+    return pair, times, schedule
 
 
 def schedule_of(description: Mapping[str, Any]) -> Schedule:

@@ -23,7 +23,6 @@ import typer
 from ..credentials import Secret
 from ..errors import AiopqrError, ConfigurationError, MissingExtra, describe
 from ..rotation.file import FileStore
-from ..rotation.store import SecretStore
 
 ADMIN_PASSWORD = "AIOPQR_ADMIN_PASSWORD"
 
@@ -77,13 +76,13 @@ def moment(text: str | None, option: str) -> datetime | None:
 @contextlib.asynccontextmanager
 async def open_store(
     file: Path | None, secret: str | None, region: str | None, endpoint_url: str | None
-) -> AsyncIterator[SecretStore]:
-    """The store that the options name."""
+) -> AsyncIterator[Any]:
+    """The :class:`SecretStore` that the options name; it has ``create()`` too."""
     if file is not None:
         yield FileStore(file)
         return
     store_type = from_aws("aiopqr.rotation.aws", "SecretsManagerStore")
-    async with store_type(secret, region=region, endpoint_url=endpoint_url) as store:
+    async with store_type(secret, region_name=region, endpoint_url=endpoint_url) as store:
         yield store
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +16,9 @@ import typer
 from ..credentials import Credential, CredentialPair, Secret
 from ..errors import ConfigurationError, RotationError, describe
 from ..rotation.database import Database, admin_by_dsn, identifier
-from ..rotation.file import FileStore
+from ..rotation.errors import StoreConflict
 from ..rotation.passwords import PasswordRule
-from .ops_input import admin_password, dsn_without_password, run
+from .ops_input import admin_password, dsn_without_password, open_store, run
 from .setup_roles import STATE, Change, Role, changes, differences, role_of
 
 DONE, NEEDS_ATTENTION = 0, 3
@@ -31,6 +32,9 @@ def setup(
     file: Annotated[
         Path | None, typer.Option(help="Where new passwords go, as a JSON file that pools and `rotate` read.")
     ] = None,
+    secret: Annotated[str | None, typer.Option(help="Where they go, as a new secret of AWS Secrets Manager.")] = None,
+    region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
+    endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint of AWS Secrets Manager.")] = None,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the admin role's password from standard input.")
     ] = False,
@@ -51,10 +55,16 @@ def setup(
     names = odd or f"{owner}_odd", even or f"{owner}_even"
     if len({owner, *names}) != 3:
         raise typer.BadParameter("the owner, --odd and --even must be three roles")
+    if file and secret:
+        raise typer.BadParameter("give one of --file, --secret, or neither")
     connect = admin_by_dsn(admin, password=password)
 
     async def main() -> int:
-        done = await perform(Database(connect, admin), owner, names, file, dry_run=dry_run)
+        async with contextlib.AsyncExitStack() as stack:
+            store = None
+            if file or secret:
+                store = await stack.enter_async_context(open_store(file, secret, region, endpoint_url))
+            done = await perform(Database(connect, admin), owner, names, store, dry_run=dry_run)
         done.tell(as_json=as_json, dry_run=dry_run)
         return NEEDS_ATTENTION if done.attention else DONE
 
@@ -85,9 +95,9 @@ class Outcome:
 
 
 async def perform(
-    database: Database, owner: str, names: tuple[str, str], file: Path | None, *, dry_run: bool = False
+    database: Database, owner: str, names: tuple[str, str], store: Any, *, dry_run: bool = False
 ) -> Outcome:
-    """Find out, change in one transaction, and tell. New passwords are in the file before an account has them."""
+    """Find out, change in one transaction, and tell. New passwords are in the store before an account has them."""
     async with database.connected() as con:
         version = con.get_server_version().major
         async with con.transaction():
@@ -96,12 +106,12 @@ async def perform(
                 raise ConfigurationError(f"role {owner!r} does not exist: CREATE ROLE, or give the application's role")
             accounts = {name: found.get(name) for name in names}
             created = [name for name, role in accounts.items() if role is None]
-            passwords = await _passwords(FileStore(file), names, created, dry_run) if created and file else {}
+            passwords = await _passwords(store, names, created, dry_run) if created and store else {}
             outcome = Outcome(list(changes(found[owner], accounts, passwords, version=version)))
             if not dry_run:
                 await _apply(con, outcome.changes)
                 found = await _found(con, owner, *names)
-        _comment(outcome, found, names, created, file, dry_run)
+        _comment(outcome, found, names, [] if store else created, dry_run)
     return outcome
 
 
@@ -109,22 +119,19 @@ async def _found(con: Any, *names: str) -> dict[str, Role]:
     return {row["rolname"]: role_of(row) for row in await con.fetch(STATE, list(names))}
 
 
-async def _passwords(
-    store: FileStore, names: tuple[str, str], created: list[str], dry_run: bool
-) -> Mapping[str, Secret]:
-    """New accounts' passwords: those that the file has, or new ones, which are written to it first."""
-    if store.exists():
-        pair = (await store.read()).pair
-        known = {credential.username: credential.password for credential in (pair.odd, pair.even) if credential}
-        if unknown := set(created) - set(known):
-            raise ConfigurationError(f"{store} exists and has no password of {', '.join(sorted(unknown))}")
-        return known
-    if len(created) < 2:
-        raise ConfigurationError(f"one account exists, and its password is not known: write {store} by hand")
-    odd, even = (Credential(name, PasswordRule().generate()) for name in names)
-    if not dry_run:
-        await store.create(CredentialPair(odd, even), changed_at=datetime.now(UTC))
-    return {odd.username: odd.password, even.username: even.password}
+async def _passwords(store: Any, names: tuple[str, str], created: list[str], dry_run: bool) -> Mapping[str, Secret]:
+    """New accounts' passwords: those that the store has, or new ones, which are written to it first."""
+    if len(created) == 2:
+        odd, even = (Credential(name, PasswordRule().generate()) for name in names)
+        with contextlib.suppress(StoreConflict):  # of a run that was killed after it: what is there is used
+            if not dry_run:
+                await store.create(CredentialPair(odd, even), changed_at=datetime.now(UTC))
+            return {odd.username: odd.password, even.username: even.password}
+    pair = (await store.read()).pair
+    known = {credential.username: credential.password for credential in (pair.odd, pair.even) if credential}
+    if unknown := set(created) - set(known):
+        raise ConfigurationError(f"{store} exists and has no password of {', '.join(sorted(unknown))}")
+    return known
 
 
 async def _apply(con: Any, wanted: list[Change]) -> None:
@@ -143,14 +150,12 @@ def _comment(
     outcome: Outcome,
     found: Mapping[str, Role],
     names: tuple[str, str],
-    created: list[str],
-    file: Path | None,
+    without: list[str],
     dry: bool,
 ) -> None:
-    if created and not file:
-        outcome.attention.append(
-            f"give {', '.join(repr(name) for name in created)} a password (with --file, new accounts have one)"
-        )
+    if without:
+        whom = ", ".join(repr(name) for name in without)
+        outcome.attention.append(f"give {whom} a password (with --file or --secret, new accounts have one)")
     if all(name in found for name in names):
         owner = next(role for name, role in found.items() if name not in names)
         if not dry:

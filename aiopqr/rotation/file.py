@@ -46,10 +46,6 @@ class FileStore:
     def __repr__(self) -> str:
         return f"FileStore({str(self._path)!r})"
 
-    def exists(self) -> bool:
-        """Whether there is a file."""
-        return self._path.exists()
-
     async def read(self) -> StoredSecret:
         """See :meth:`SecretStore.read`. A file that cannot be read or used raises :class:`StoreError`."""
         return await self._in_thread(lambda: self._load(self._path.resolve())[1])

@@ -84,7 +84,7 @@ async def test_two_equal_accounts_are_well(cli: Cli) -> None:
     assert (code, err) == (0, "")
     assert "problem" not in out
     assert f"odd logs in         {cli.postgres.pair.odd.username}" in out
-    assert set(await cli.found()) == {"TLS"}  # a note: it is disabled
+    assert set(await cli.found()) - {"authentication"} == {"TLS"}  # notes: none; not known before Postgres 16
 
 
 @pytest.mark.parametrize(
