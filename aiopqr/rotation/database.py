@@ -16,7 +16,7 @@ import asyncpg
 
 from ..credentials import Credential, CredentialPair, Parity, Secret
 from ..errors import RotationError, describe
-from ..refusals import classify
+from ..refusals import Verdict, classify
 from ..scram import verifier
 from .errors import RotationRefused
 from .gates import Facts, Gate, Login, Objection, Session
@@ -133,14 +133,13 @@ class Database:
         """Log in with a new connection on the applications' path, and ask the server who we are."""
         try:
             con = await self._verify(credential)
-        except Exception as exc:
-            # A proxy that is down blames nobody; the error is told by its text, since its frames hold the password.
-            return Login(False, classify(exc).blames_account, describe(exc))
+        except Exception as exc:  # told by its text, since its frames hold the password
+            return _failed(exc)
         try:
             async with con.transaction():  # which keeps a pooling proxy on one server connection
                 user = await con.fetchval("SELECT session_user")
         except Exception as exc:
-            return Login(False, classify(exc).blames_account, describe(exc))
+            return _failed(exc)
         finally:
             await _close(con)
         if user != credential.username:
@@ -174,6 +173,11 @@ class Database:
         except asyncpg.PostgresError as exc:
             return 0, describe(exc)
         return sum(row["ended"] for row in rows), None
+
+
+def _failed(exc: BaseException) -> Login:
+    # A path that is down says nothing of the password, and an account at its connection limit has had it accepted.
+    return Login(False, classify(exc) in (Verdict.CREDENTIAL, Verdict.ACCOUNT), describe(exc))
 
 
 async def _close(con: Any) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ..credentials import Parity
+from ..errors import ConfigurationError
+from ..options import non_negative
 from .store import StoredSecret
 
 
@@ -95,6 +97,8 @@ class Rules:
     clocks, stores that lag (Kubernetes takes up to 90 s to update a mounted secret) and slow fetches.
     ``exempt_applications`` are ``application_name``s whose old sessions do not count. ``assume_changed_before`` is an
     operator's word for change times that the store does not know; otherwise "not known" counts as "just now".
+
+    Raises :class:`ConfigurationError` for a time that cannot be.
     """
 
     max_lifetime: float = 1800.0
@@ -102,6 +106,12 @@ class Rules:
     margin: float = 120.0
     exempt_applications: frozenset[str] = frozenset()
     assume_changed_before: datetime | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("max_lifetime", "refresh_interval", "margin"):
+            non_negative(key, getattr(self, key))
+        if self.assume_changed_before is not None and self.assume_changed_before.utcoffset() is None:
+            raise ConfigurationError("assume_changed_before must be an aware datetime")
 
     @property
     def spacing(self) -> float:

@@ -241,15 +241,22 @@ class Rotator:
     async def _undo(self, plan: Plan, staged: StoredSecret, problem: str) -> NoReturn:
         """Give the account its stored password back, in the database and then in the store."""
         stored = _stored(staged, plan.parity)
-        async with self._database.altering(staged.pair) as admin:
-            await self._database.alter(admin, stored)
-        login = await self._logged_in(stored)
-        await self._store.abandon(staged)
-        if login.accepted:
-            raise RotationUndone(f"changing {plan.username!r} was undone: {problem}")
+        try:
+            async with self._database.altering(staged.pair) as admin:
+                await self._database.alter(admin, stored)
+            login = await self._logged_in(stored)
+            await self._store.abandon(staged)
+        except (RotationError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+            failure = str(exc) if isinstance(exc, RotationError) else describe(exc)
+        else:
+            if login.accepted:
+                raise RotationUndone(f"changing {plan.username!r} was undone: {problem}")
+            raise RotationFailed(
+                f"{plan.username!r} has its stored password back, but does not log in with it on the applications' "
+                f"path: {login.text}. Before: {problem}"
+            )
         raise RotationFailed(
-            f"{plan.username!r} has its stored password back, but does not log in with it on the applications' path: "
-            f"{login.text}. Before: {problem}"
+            f"changing {plan.username!r} failed: {problem}. Undoing it failed, too: {failure}. Run it again."
         )
 
     async def _end_sessions(self, plan: Plan, before: datetime) -> tuple[int | None, str | None]:

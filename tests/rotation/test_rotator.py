@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import traceback
 from datetime import UTC, datetime, timedelta
@@ -385,6 +386,73 @@ async def test_a_failure_shows_no_password_and_no_verifier_in_text_or_frames(rig
     assert len(seen) == 2
     assert "alter" in told
     assert not [secret for secret in seen if secret in told]
+
+
+@pytest.mark.parametrize("step", [Step.CHECKED, Step.STAGED, Step.ALTERED, Step.VERIFIED, Step.PROMOTED])
+async def test_cancelled_after_any_step_it_holds_no_lock_and_the_next_run_makes_the_pair_whole(
+    rig: Any, step: Step
+) -> None:
+    def cancel(done: Step) -> None:
+        if done is step:
+            rotation.cancel()
+
+    rotation = asyncio.create_task(rotate(rig.rotator(listener=cancel, end_sessions_after=0.0)))
+    with pytest.raises(asyncio.CancelledError):
+        await rotation
+    assert await rig.postgres.server.execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'") == []
+    with contextlib.suppress(RotationRefused):  # once promoted, it is too soon for another one
+        await rotate(rig.rotator())
+    assert await rig.is_whole()
+
+
+async def test_an_account_at_its_connection_limit_is_not_taken_for_a_refused_password(rig: Any) -> None:
+    """Postgres counts connections after it has accepted the password."""
+
+    def fill(step: Step) -> None:
+        if step is Step.STAGED:
+            full.append(True)
+
+    async def verify(credential: Credential) -> Any:
+        if full:
+            await rig.postgres.server.execute(f"ALTER ROLE {rig.name(EVEN)} CONNECTION LIMIT 0")
+            full.clear()
+        return await asyncpg.connect(rig.postgres.dsn, user=credential.username, password=credential.password.reveal)
+
+    full: list[bool] = []
+    with pytest.raises(RotationFailed, match=r"not known.*too many connections for role") as caught:
+        await rotate(rig.rotator(verify=verify, listener=fill, verify_timeout=0.5))
+    assert not isinstance(caught.value, RotationUndone)
+    await rig.postgres.server.execute(f"ALTER ROLE {rig.name(EVEN)} CONNECTION LIMIT -1")
+    assert (await rotate(rig.rotator())).action is Action.FINISH
+    assert await rig.is_whole()
+
+
+async def test_an_undoing_that_fails_is_told_and_the_next_run_makes_the_pair_whole(rig: Any) -> None:
+    known = (await rig.store.read()).pair
+
+    class Down(FileStore):
+        async def abandon(self, secret: StoredSecret) -> StoredSecret:
+            raise StoreError("no route")
+
+    async def verify(credential: Credential) -> Any:
+        if credential not in (known.odd, known.even):
+            raise asyncpg.InvalidPasswordError("password authentication failed")
+        return await asyncpg.connect(rig.postgres.dsn, user=credential.username, password=credential.password.reveal)
+
+    with pytest.raises(RotationFailed, match=r"Undoing it failed, too: no route"):
+        await rotate(rig.rotator(verify=verify, store=Down(rig.path)))
+    assert await rig.accepts(known.even)
+    assert (await rotate(rig.rotator())).action is Action.RESUME
+    assert await rig.is_whole()
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"max_lifetime": -1.0}, {"margin": float("nan")}, {"assume_changed_before": datetime(2025, 1, 1)}],  # noqa: DTZ001
+)
+def test_rules_that_cannot_be_are_told_by_their_name(rules: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(rules))):
+        Rules(**rules)
 
 
 @pytest.mark.parametrize("option", [{"end_sessions_after": -1.0}, {"verify_timeout": 0.0}, {"connect_timeout": 0.0}])
