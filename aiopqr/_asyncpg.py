@@ -19,9 +19,21 @@ def reattach(connection: Any, con: Any) -> None:
 
 
 def queries_run(con: Any) -> int:
-    """How many queries a connection has run. COPY counts where :func:`counting_copies` made its class."""
-    count: int = con._protocol.queries_count
-    return count + getattr(con, "copies_run", 0)
+    """How many queries and COPYs a connection has run, whose class :func:`counting_copies` made."""
+    count: int = con._protocol.queries_count + con.copies_run
+    return count
+
+
+def is_cancelling(con: Any) -> bool:
+    """Whether a cancelled query has not ended yet: a release waits for that."""
+    cancelling: bool = con._protocol._is_cancelling()
+    return cancelling
+
+
+async def release_without_waiting(connection: Any) -> None:
+    """Release where nothing has to be awaited: never suspends, so asyncpg's task to shield it is not needed."""
+    connection._con._on_release()
+    await connection._holder.release(None)
 
 
 @functools.cache
@@ -33,12 +45,16 @@ def counting_copies(base: Any) -> Any:
 
         @functools.wraps(copy)
         async def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-            self.copies_run = getattr(self, "copies_run", 0) + 1
+            self.copies_run += 1
             return await copy(self, *args, **kwargs)
 
         return run
 
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        base.__init__(self, *args, **kwargs)
+        self.copies_run = 0
+
     copies = ("copy_from_table", "copy_from_query", "copy_to_table", "copy_records_to_table")
     identity = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    members = {"__slots__": ("copies_run",), **identity, **{name: counted(name) for name in copies}}
+    members = {"__slots__": ("copies_run",), "__init__": init, **identity, **{name: counted(name) for name in copies}}
     return type(base)(base.__name__, (base,), members)

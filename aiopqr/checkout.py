@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ._asyncpg import queries_run, raw_connection, reattach
+from ._asyncpg import is_cancelling, queries_run, raw_connection, reattach, release_without_waiting
 from .errors import AcquireTimeout, describe
 from .events import ConnectionLost, Emitter, LeakSuspected
 from .lifetimes import Session
@@ -22,8 +22,10 @@ from .replacement import CLOSE_TIMEOUT, Replacement
 from .sessions import Sessions
 from .stats import Histogram
 from .turnstile import Turnstile
+from .watch import ResetWatch
 
 CHECK_TIMEOUT = 5.0
+Hook = Callable[[Any], Awaitable[None]]
 UNSET: Any = object()
 
 
@@ -37,9 +39,10 @@ class Policy:
     leak_threshold: float
     full_reset: bool
     counts_queries: bool  # whether the connections are such that "nothing ran" can be known
+    resets_as_asyncpg: bool  # whether their reset() is asyncpg's own
     may_close_on_release: bool  # asyncpg's max_queries is given
-    setup: Callable[[Any], Awaitable[None]] | None
-    reset: Callable[[Any], Awaitable[None]] | None
+    setup: Hook | None
+    reset: Hook | None
 
 
 class Checkouts:
@@ -59,6 +62,7 @@ class Checkouts:
     ) -> None:
         self._policy = policy
         self._sessions = sessions
+        self._open = sessions.by_connection
         self._replacement = replacement
         self._turnstile = turnstile
         self._events = events
@@ -66,6 +70,7 @@ class Checkouts:
         self._take = take
         self._give = give
         self._loop = loop
+        self._watch = ResetWatch(policy.reset_timeout, loop)
         self._acquiring: dict[asyncio.Task[Any] | None, float | None] = {}  # whose connect has which deadline
         self._restoring = 0  # holders that asyncpg has taken out of its queue to connect them
         self._suspect_since = -math.inf  # what was idle then is checked before it is handed out
@@ -76,18 +81,37 @@ class Checkouts:
         self.use_time = Histogram()
 
     async def acquire(self, timeout: float | None) -> Any:
-        loop, turnstile, policy = self._loop, self._turnstile, self._policy
+        loop, turnstile, policy, acquiring = self._loop, self._turnstile, self._policy, self._acquiring
         started = loop.time()
         limit = policy.acquire_timeout if timeout is UNSET else timeout
         deadline = None if limit is None else started + limit
+        task = asyncio.current_task(loop)
         try:
+            began = started
             if not turnstile.try_enter():
                 await turnstile.enter(deadline)
+                began = loop.time()
             try:
-                connection, session = await self._check_out(deadline)
+                while True:
+                    acquiring[task] = deadline
+                    if self._restoring:  # all that is free may be out of asyncpg's queue for a moment
+                        async with asyncio.timeout_at(deadline):
+                            connection = await self._take()
+                    else:
+                        connection = await self._take()
+                    session = self._open.get(raw_connection(connection))
+                    assert session is not None, "asyncpg's pool handed out a connection that it did not get from here"
+                    session.is_idle = False
+                    if not self._needs_check(session, began) or await self._is_alive(session, deadline):
+                        break
+                    began = loop.time()
+                if policy.setup is not None:
+                    await self._set_up(policy.setup, connection, session, deadline)
             except BaseException:
                 turnstile.leave()
                 raise
+            finally:
+                acquiring.pop(task, None)
         except TimeoutError as exc:
             if deadline is None or loop.time() < deadline:
                 raise
@@ -95,8 +119,9 @@ class Checkouts:
             raise self._too_late(started) from (self._sessions.connector.last_failure or exc.__cause__)
         now = loop.time()
         session.acquired_at = now
-        session.queries = queries_run(session.con)
-        session.release_timeout = policy.reset_timeout if timeout is UNSET else timeout
+        if policy.counts_queries:
+            session.queries = queries_run(session.con)
+        session.release_timeout = None if timeout is UNSET else timeout
         session.holds_permit = True
         if policy.leak_threshold:
             stack = "".join(traceback.format_list(traceback.extract_stack(limit=12)[:-2]))
@@ -105,44 +130,19 @@ class Checkouts:
         self.wait_time.record(now - started)
         return connection
 
-    async def _check_out(self, deadline: float | None) -> tuple[Any, Session]:
-        """A connection that works, from asyncpg's pool. A permit is held, so there is one, or room for one."""
-        policy = self._policy
-        task = asyncio.current_task()
-        outer = self._acquiring.get(task, UNSET)  # a user's init= may acquire, too
-        self._acquiring[task] = deadline
+    async def _set_up(self, setup: Hook, connection: Any, session: Session, deadline: float | None) -> None:
         try:
-            while True:
-                began = self._loop.time()
-                if self._restoring:  # all that is free may be out of asyncpg's queue for a moment
-                    async with asyncio.timeout_at(deadline):
-                        connection = await self._take()
-                else:
-                    connection = await self._take()
-                session = self._sessions.of(raw_connection(connection))
-                assert session is not None, "asyncpg's pool handed out a connection that it did not get from here"
-                session.is_idle = False
-                if not self._needs_check(session, began) or await self._is_alive(session, deadline):
-                    break
-        finally:
-            if outer is UNSET:
-                del self._acquiring[task]
-            else:
-                self._acquiring[task] = outer
-        if policy.setup is not None:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await policy.setup(connection)
-            except BaseException:
-                session.con.terminate()
-                reattach(connection, session.con)
-                raise
-        return connection, session
+            async with asyncio.timeout_at(deadline):
+                await setup(connection)
+        except BaseException:
+            session.con.terminate()
+            reattach(connection, session.con)
+            raise
 
     def _needs_check(self, session: Session, began: float) -> bool:
         """Whether it was idle for long, or beside one that was found dead. One opened for this acquire was neither."""
-        is_proven = self._loop.time() - session.idle_since <= self._policy.check_after
-        return session.idle_since < began and not (is_proven and session.idle_since > self._suspect_since)
+        idle_since = session.idle_since
+        return idle_since < began - self._policy.check_after or idle_since <= self._suspect_since
 
     async def _is_alive(self, session: Session, deadline: float | None) -> bool:
         """Check a connection; a dead one is dropped, and whatever was idle beside it is suspect."""
@@ -179,7 +179,7 @@ class Checkouts:
                     return con
             async with asyncio.timeout_at(deadline):
                 con = await self._sessions.open(args, kwargs)
-            if session := self._sessions.of(con):
+            if session := self._open.get(con):
                 self._replacement.born(session)
             return con
         finally:
@@ -188,39 +188,44 @@ class Checkouts:
 
     async def release(self, connection: Any, timeout: float | None) -> None:
         con = raw_connection(connection)
-        session = self._sessions.of(con)
+        session = self._open.get(con)
         if session is None or not session.holds_permit:
             await self._give(connection, timeout=timeout)
             return
-        if self._policy.reset is None and self._replacement.is_ready and session.is_due(self._loop.time()):
+        policy = self._policy
+        if policy.reset is None and self._replacement.is_ready and session.is_due(self._loop.time()):
             self._replacement.retire_released(session, connection)
             return
-        if not self._may_wait(session):
-            timeout = None  # so no timer
-        elif timeout is None:
+        session.needs_reset = policy.full_reset and not (policy.counts_queries and queries_run(con) == session.queries)
+        if timeout is None:
             timeout = session.release_timeout
         try:
-            await self._give(connection, timeout=timeout)
+            if timeout is not None:
+                await self._give(connection, timeout=timeout)
+            elif self._has_to_wait(session):
+                self._watch.begin(session)
+                await self._give(connection)
+            else:
+                await release_without_waiting(connection)
         except Exception as exc:
+            if session.is_overdue:
+                raise TimeoutError(f"{self._name}: a release took longer than {policy.reset_timeout} s") from exc
             if not is_connection_lost(exc):
                 raise
             con.terminate()
             self._tell_lost("release", exc)
 
-    def _may_wait(self, session: Session) -> bool:
-        """Whether the release may have to wait for the server."""
-        policy = self._policy
+    def _has_to_wait(self, session: Session) -> bool:
+        """Whether the server has a part in the release."""
+        policy, con = self._policy, session.con
         return (
-            self._needs_reset(session)
+            session.needs_reset
             or policy.reset is not None
             or policy.may_close_on_release
-            or session.con.is_in_transaction()
+            or con.is_in_transaction()
+            or is_cancelling(con)
             or not self._sessions.is_of_this_epoch(session)
         )
-
-    def _needs_reset(self, session: Session) -> bool:
-        policy = self._policy
-        return policy.full_reset and not (policy.counts_queries and queries_run(session.con) == session.queries)
 
     async def reset(self, con: Any) -> None:
         """What asyncpg's pool calls in a release, after it has rolled back what was open.
@@ -228,30 +233,34 @@ class Checkouts:
         If this closes the connection, that must be its last await: closing puts the holder back into asyncpg's queue,
         and after a further await asyncpg would release the next task's checkout.
         """
-        session = self._sessions.of(con)
+        session = self._open.get(con)
         if self._policy.reset is not None:
             await self._policy.reset(con)
             if session and session.is_due(self._loop.time()) and self._replacement.is_ready and not con.is_closed():
                 self._replacement.claim(session)
                 await con.close(timeout=CLOSE_TIMEOUT)
                 return
-        elif session is None or self._needs_reset(session):
+        elif session is None or (session.needs_reset and not self._policy.resets_as_asyncpg):
             await con.reset()
+        elif session.needs_reset and (query := con.get_reset_query()):
+            await con.execute(query)  # what else con.reset() does, asyncpg has just done
         if session is not None and not con.is_closed():
+            now = self._loop.time()
             session.is_idle = True
-            session.idle_since = self._loop.time()
-            self.give_back(session)
-            if session.deadline <= session.idle_since:
+            session.idle_since = now
+            self.give_back(session, now)
+            if session.deadline <= now:
                 self._replacement.wake()
 
-    def give_back(self, session: Session) -> None:
+    def give_back(self, session: Session, now: float) -> None:
         """Return the permit of a checkout, if it has not been yet."""
         if session.holds_permit:
             session.holds_permit = False
+            self._watch.end(session)
             if session.leak_timer is not None:
                 session.leak_timer.cancel()
                 session.leak_timer = None
-            self.use_time.record(self._loop.time() - session.acquired_at)
+            self.use_time.record(now - session.acquired_at)
             self._turnstile.leave()
 
     def _suspect_leak(self, session: Session, stack: str) -> None:

@@ -45,6 +45,8 @@ class Session:
     acquired_at: float = -math.inf
     queries: int = 0  # run when it was acquired
     release_timeout: float | None = None
+    needs_reset: bool = True
+    is_overdue: bool = False  # its reset took too long, and it was terminated
     holds_permit: bool = False
     leak_timer: Any = None
 

@@ -12,7 +12,7 @@ import logging
 import math
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import Any, Self
 
 import asyncpg
@@ -117,6 +117,7 @@ class AlternatingPool(asyncpg.Pool):
             leak_threshold=non_negative("leak_detection_threshold", leak_detection_threshold),
             full_reset=session_reset == "full",
             counts_queries=counts_queries,
+            resets_as_asyncpg=counts_queries and connection_class.reset is asyncpg.Connection.reset,
             may_close_on_release=max_queries is not None,
             setup=setup,
             reset=reset,
@@ -129,17 +130,6 @@ class AlternatingPool(asyncpg.Pool):
             "connection_class": counting_copies(connection_class) if counts_queries else connection_class,  # type: ignore[arg-type]
             "record_class": record_class,
         }
-        super().__init__(
-            *args,
-            min_size=min_size,
-            max_size=max_size,
-            max_queries=math.inf if max_queries is None else max_queries,  # type: ignore[arg-type]
-            max_inactive_connection_lifetime=max_inactive_connection_lifetime,
-            connect=self._connect_for_holder,
-            reset=self._reset_for_release,
-            **constants,
-            **kwargs,
-        )
         self.name = name
         self._event_loop = loop
         # It gets the arguments with each call, since set_connect_args() may change them.
@@ -171,6 +161,17 @@ class AlternatingPool(asyncpg.Pool):
             take=super().acquire,
             give=super().release,
             loop=loop,
+        )
+        super().__init__(
+            *args,
+            min_size=min_size,
+            max_size=max_size,
+            max_queries=math.inf if max_queries is None else max_queries,  # type: ignore[arg-type]
+            max_inactive_connection_lifetime=max_inactive_connection_lifetime,
+            connect=self._checkouts.connect,
+            reset=self._checkouts.reset,
+            **constants,
+            **kwargs,
         )
         self._departed = asyncio.Event()
         self._state = "new"
@@ -272,13 +273,13 @@ class AlternatingPool(asyncpg.Pool):
         """
         return _Acquire(self, timeout)
 
-    async def release(self, connection: Any, *, timeout: float | None = None) -> None:
+    def release(self, connection: Any, *, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """Give a connection back. Its session is reset first, unless nothing ran.
 
         A connection that was lost meanwhile raises nothing: the queries that succeeded did so. Raises ``TimeoutError``
         and the server's errors where the reset fails; the connection is then dropped. Cancelling it does not stop it.
         """
-        await self._checkouts.release(connection, timeout)
+        return self._checkouts.release(connection, timeout)
 
     async def expire_connections(self) -> None:
         """Replace every connection on its next acquire or release, as asyncpg does: first close, then connect.
@@ -354,16 +355,10 @@ class AlternatingPool(asyncpg.Pool):
             use_time=self.use_time.snapshot(),
         )
 
-    # What calls back: asyncpg's pool, a connection's end, the connector's events.
-
-    async def _connect_for_holder(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._checkouts.connect(*args, **kwargs)
-
-    async def _reset_for_release(self, con: Any) -> None:
-        await self._checkouts.reset(con)
+    # What calls back: a connection's end, and the connector's events.
 
     def _ended(self, session: Session) -> None:
-        self._checkouts.give_back(session)
+        self._checkouts.give_back(session, self._event_loop.time())
         self._replacement.wake()
         self._departed.set()
         self._departed = asyncio.Event()

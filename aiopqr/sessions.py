@@ -39,21 +39,17 @@ class Sessions:
         self._init = init
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._epoch = 0
-        self._open: dict[Any, Session] = {}
-        self._opening: set[asyncio.Task[Any]] = set()
+        self.by_connection: dict[Any, Session] = {}
+        self.by_connectioning: set[asyncio.Task[Any]] = set()
 
     def __iter__(self) -> Iterator[Session]:
-        return iter(self._open.values())
+        return iter(self.by_connection.values())
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self.by_connection)
 
     def __contains__(self, session: Session) -> bool:
-        return session.con in self._open
-
-    def of(self, con: Any) -> Session | None:
-        """What is known of a connection, if it is the pool's."""
-        return self._open.get(con)
+        return session.con in self.by_connection
 
     def set_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What the spare connects with. (Other connects get their arguments from asyncpg's pool.)"""
@@ -94,8 +90,8 @@ class Sessions:
     async def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A connection of the pool's, opened in a task of its own so that closing the pool can end it."""
         opening = asyncio.create_task(self._connect(args, kwargs), name=f"aiopqr-{self.connector.name}-connect")
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
+        self.by_connectioning.add(opening)
+        opening.add_done_callback(self.by_connectioning.discard)
         try:
             opened = await opening
         except asyncio.CancelledError:
@@ -109,16 +105,16 @@ class Sessions:
 
     def adopt(self, session: Session) -> Any:
         """Make it one of the pool's."""
-        self._open[session.con] = session
+        self.by_connection[session.con] = session
         return session.con
 
     def cancel_openings(self) -> None:
         self.is_closing = True
-        cancel(self._opening)
+        cancel(self.by_connectioning)
 
     async def wait_openings(self) -> None:
-        if self._opening:
-            await asyncio.wait(self._opening)
+        if self.by_connectioning:
+            await asyncio.wait(self.by_connectioning)
 
     def closing_error(self) -> PoolClosing:
         return PoolClosing(f"{self.connector.name}: the pool is closing or closed")
@@ -141,7 +137,7 @@ class Sessions:
         return session
 
     def _end(self, session: Session) -> None:
-        self._open.pop(session.con, None)
+        self.by_connection.pop(session.con, None)
         self.on_end(session)
 
 
