@@ -6,6 +6,7 @@ Both are reached over HTTP as AWS is. :meth:`SecretsManager.options` are what a 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import subprocess
@@ -61,10 +62,7 @@ class SecretsManager(ABC):
     @property
     def options(self) -> dict[str, Any]:
         """``SecretsManagerSource(name, **options)``; the session's own credentials are made up."""
-        import aioboto3
-
-        session = aioboto3.Session(aws_access_key_id="testing", aws_secret_access_key="testing", region_name=REGION)
-        return {"session": session, "endpoint_url": self.endpoint_url}
+        return {"session": _session(), "endpoint_url": self.endpoint_url}
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Any]:
@@ -80,6 +78,13 @@ class SecretsManager(ABC):
         async with self.client() as client:
             await client.create_secret(Name=name, **{kind: json.dumps(value) if isinstance(value, Mapping) else value})
         return name
+
+
+@functools.cache  # it keeps the service models, which take long to read
+def _session() -> Any:
+    import aioboto3
+
+    return aioboto3.Session(aws_access_key_id="testing", aws_secret_access_key="testing", region_name=REGION)
 
 
 class EmbeddedSecretsManager(SecretsManager):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import botocore.loaders
 import pytest
 
 from aiopqr.testing import ServerUnavailable
@@ -22,6 +24,14 @@ PAIR = {
     "even_changed_at": "2025-03-01T11:00:00+00:00",
     "engine": "postgres",
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _models_are_read_once() -> Iterator[None]:
+    """botocore reads its service models for each session anew, which takes most of the time of a short test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.session.create_loader", functools.cache(botocore.loaders.create_loader))
+        yield
 
 
 @pytest.fixture(scope="session", params=["moto", "localstack"])

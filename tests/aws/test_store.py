@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from aiopqr.credentials import Credential, CredentialPair, Parity
-from aiopqr.rotation.aws import SecretsManagerStore, Snapshot, Version, stored
+from aiopqr.rotation.aws import SecretsManagerStore
+from aiopqr.rotation.aws_versions import Snapshot, Version, stored
 from aiopqr.rotation.errors import StoreConflict, StoreError
 from aiopqr.rotation.store import SecretStore, StoredSecret
 from aiopqr.sources import SecretsManagerSource

@@ -1,0 +1,274 @@
+"""A rotation function for AWS Secrets Manager: :func:`handler`, for the pair-in-one-secret layout.
+
+Secrets Manager calls it four times for each rotation, and each step again until it succeeds:
+
+| step         | what it does                                                                                        |
+|--------------|-----------------------------------------------------------------------------------------------------|
+| createSecret | holds every gate; then makes the new password of one account the version in AWSPENDING              |
+| setSecret    | gives the account that password, as a SCRAM verifier                                                |
+| testSecret   | logs in with it on the applications' path                                                           |
+| finishSecret | moves AWSCURRENT there, if it logs in                                                               |
+
+Only createSecret can refuse: once the password is staged, later steps finish it, whatever the gates say by then. Each
+step does nothing that has been done. After a crash at any point every password that the database accepts is in
+AWSCURRENT or AWSPENDING, where :class:`~aiopqr.sources.SecretsManagerSource` finds it; ``aiopqr rotate --secret`` can
+finish what was left, too.
+
+Its environment:
+
+| variable                   | default          | what it is                                                           |
+|----------------------------|------------------|----------------------------------------------------------------------|
+| AIOPQR_ADMIN_SECRET        | ``masterarn``    | the secret (``username``, ``password``) of a role that may alter the |
+|                            | of the secret    | accounts and is a member of pg_read_all_stats                        |
+| AIOPQR_DSN                 | host, port and   | the applications' path, without user and password, such as           |
+|                            | dbname of the    | ``postgresql://db/orders?sslmode=verify-full&sslrootcert=ca.pem``;   |
+|                            | secret, with TLS | the default does not verify the server's certificate                 |
+| AIOPQR_ADMIN_DSN           | AIOPQR_DSN       | the same for the admin role, where it must not go through a proxy    |
+| AIOPQR_MAX_LIFETIME        | 1800             | the longest of all pools, in seconds                                 |
+| AIOPQR_REFRESH_INTERVAL    | 60               | the longest of all pools, in seconds                                 |
+| AIOPQR_MARGIN              | 120              | seconds more                                                         |
+| AIOPQR_EXEMPT_APPLICATIONS | none             | application_names, with commas, whose old sessions do not count      |
+
+``examples/aws_lambda/README.md`` has the packaging and the IAM policies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from ..credentials import Credential, CredentialPair, Endpoint
+from ..errors import ConfigurationError, RotationError, without_frames
+from ..options import non_negative
+from ..sources.aws import SecretsManagerSource
+from .aws import CURRENT, PENDING, SecretsManagerStore
+from .aws_versions import Snapshot, staged_entries, stored
+from .database import Database
+from .gates import Login, Rules
+from .passwords import PasswordRule
+from .plan import decide
+
+logger = logging.getLogger("aiopqr")
+
+_APPLICATION_NAME = "aiopqr-rotate"
+_CONNECT_TIMEOUT = 10.0
+_PAUSES = (0.2, 0.4, 0.8, 1.6)  # a proxy may take a moment to hear of a new password
+
+
+def handler(event: Mapping[str, Any], context: object) -> None:
+    """What Lambda calls. Raises when the step cannot be done; Secrets Manager then calls it again."""
+    try:
+        asyncio.run(_step(event, Settings.of(os.environ)))
+        return
+    except Exception as exc:
+        problem = without_frames(exc)
+    raise problem
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The environment's part."""
+
+    rules: Rules
+    admin_secret: str | None = None
+    dsn: str | None = None
+    admin_dsn: str | None = None
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Settings:
+        """Raises :class:`ConfigurationError` for a number that is none."""
+
+        def seconds(name: str, default: float) -> float:
+            text = environment.get(name, "")
+            try:
+                return non_negative(name, float(text) if text else default)
+            except ValueError:
+                raise ConfigurationError(f"{name} must be a number of seconds") from None
+
+        usual = Rules()
+        exempt = environment.get("AIOPQR_EXEMPT_APPLICATIONS", "").split(",")
+        rules = Rules(
+            max_lifetime=seconds("AIOPQR_MAX_LIFETIME", usual.max_lifetime),
+            refresh_interval=seconds("AIOPQR_REFRESH_INTERVAL", usual.refresh_interval),
+            margin=seconds("AIOPQR_MARGIN", usual.margin),
+            exempt_applications=frozenset(name.strip() for name in exempt if name.strip()),
+        )
+        dsn = environment.get("AIOPQR_DSN") or None
+        return cls(
+            rules=rules,
+            admin_secret=environment.get("AIOPQR_ADMIN_SECRET") or None,
+            dsn=dsn,
+            admin_dsn=environment.get("AIOPQR_ADMIN_DSN") or dsn,
+        )
+
+
+async def _step(event: Mapping[str, Any], settings: Settings) -> None:
+    try:
+        secret_id, token, name = (event[key] for key in ("SecretId", "ClientRequestToken", "Step"))
+    except (KeyError, TypeError):
+        raise ConfigurationError(
+            "the event has no SecretId, ClientRequestToken and Step: call it as a rotation function"
+        ) from None
+    if name not in _STEPS:
+        raise ConfigurationError(f"there is no step {name!r}")
+    async with SecretsManagerStore(secret_id) as store:
+        await store.told(_dispatch(_STEPS[name], _Rotation(store, token, settings), name))
+
+
+async def _dispatch(step: Callable[[_Rotation], Awaitable[str]], rotation: _Rotation, name: str) -> None:
+    if await rotation.is_finished():
+        logger.info("%s of %r: %s is current already", name, rotation.store.secret_id, rotation.token)
+        return
+    logger.info("%s of %r: %s", name, rotation.store.secret_id, await step(rotation))
+
+
+class _Rotation:
+    """One rotation of the service: the version ``token`` of a secret."""
+
+    def __init__(self, store: SecretsManagerStore, token: str, settings: Settings) -> None:
+        self.store = store
+        self.token = token
+        self.settings = settings
+
+    async def is_finished(self) -> bool:
+        """Whether the token's version is current. Raises when it is not the one that is to become it."""
+        return (await self._snapshot()).current.id == self.token
+
+    async def create(self) -> str:
+        snapshot = await self._snapshot()
+        if snapshot.pending is not None:
+            return "a new password is staged already"
+        secret = stored(snapshot, self.store.secret_id)
+        database = await self._database(snapshot)
+        async with database.exclusively(secret.pair):
+            if (again := await self._snapshot()).revision != snapshot.revision:
+                raise RotationError(f"secret {self.store.secret_id!r} has changed in between")
+            async with database.connected() as admin:
+                facts = await database.gather(admin, secret)
+            plan = decide(facts, self.settings.rules)
+            plan.raise_for_refusals()
+            new = Credential(plan.username, PasswordRule().generate())
+            entries = staged_entries(again, secret, new, facts.now)
+            await self.store.put(entries, PENDING, token=self.token, binary=snapshot.current.binary)
+        return f"a new password of {plan.username!r} is staged"
+
+    async def set(self) -> str:
+        snapshot = await self._snapshot()
+        if (pending := self._pending(snapshot)) is None:
+            return "there is nothing to set"
+        pair = stored(snapshot, self.store.secret_id).pair
+        database = await self._database(snapshot)
+        async with database.altering(pair) as admin:
+            # Whoever slept until the next rotation had begun must alter nothing.
+            if (await self._snapshot()).revision != snapshot.revision:
+                raise RotationError(f"secret {self.store.secret_id!r} has changed in between")
+            await database.alter(admin, pending)
+        return f"{pending.username!r} has its new password"
+
+    async def test(self) -> str:
+        snapshot = await self._snapshot()
+        database = await self._database(snapshot)
+        if (pending := self._pending(snapshot)) is None:
+            return await self._rehearse(database, snapshot)
+        login = await _logged_in(database, pending)
+        if not login.accepted:
+            raise RotationError(f"{pending.username!r} does not log in with its new password: {login.text}")
+        return f"{pending.username!r} logs in with its new password"
+
+    async def finish(self) -> str:
+        snapshot = await self._snapshot()
+        if (pending := self._pending(snapshot)) is None:
+            raise RotationError("there is nothing to finish: createSecret has staged no password")
+        login = await _logged_in(await self._database(snapshot), pending)
+        if not login.accepted:
+            raise RotationError(f"{pending.username!r} does not log in with what would become current: {login.text}")
+        await self.store.move(CURRENT, to=self.token, away=snapshot.current.id)
+        return f"the new password of {pending.username!r} is current"
+
+    async def _rehearse(self, database: Database, snapshot: Snapshot) -> str:
+        """What the service asks for when rotation is set up without rotating at once."""
+        async with database.connected() as admin:
+            facts = await database.gather(admin, stored(snapshot, self.store.secret_id))
+        for parity, login in facts.logins.items():
+            if not login.accepted:
+                raise RotationError(f"{facts.username(parity)!r} does not log in: {login.text}")
+        refusals = "; ".join(str(objection) for objection in decide(facts, self.settings.rules).refusals)
+        return f"both accounts log in, and a rotation would be refused now: {refusals}" if refusals else "all is well"
+
+    async def _snapshot(self) -> Snapshot:
+        snapshot = await self.store.snapshot()
+        if self.token not in (snapshot.current.id, snapshot.pending_id):
+            raise RotationError(
+                f"version {self.token} of secret {self.store.secret_id!r} is not in AWSPENDING any more"
+            )
+        return snapshot
+
+    def _pending(self, snapshot: Snapshot) -> Credential | None:
+        return stored(snapshot, self.store.secret_id).pair.pending
+
+    async def _database(self, snapshot: Snapshot) -> Database:
+        settings, endpoint = self.settings, CredentialPair.from_secret(snapshot.current.entries).endpoint
+        admin = await _admin(settings.admin_secret or snapshot.current.entries.get("masterarn"))
+
+        async def connect_admin() -> Any:
+            # Advisory locks are per database, and rotators must meet.
+            return await _connect(settings.admin_dsn, endpoint, admin, database="postgres")
+
+        async def connect_account(credential: Credential) -> Any:
+            return await _connect(settings.dsn, endpoint, credential)
+
+        return Database(connect_admin, connect_account)
+
+
+_STEPS: dict[str, Callable[[_Rotation], Awaitable[str]]] = {
+    "createSecret": _Rotation.create,
+    "setSecret": _Rotation.set,
+    "testSecret": _Rotation.test,
+    "finishSecret": _Rotation.finish,
+}
+
+
+async def _admin(secret_id: object) -> Credential:
+    if not isinstance(secret_id, str) or not secret_id:
+        raise ConfigurationError("no admin secret: set AIOPQR_ADMIN_SECRET, or masterarn in the secret")
+    source = SecretsManagerSource(secret_id, layout="alternating", start_spread=0.0)
+    try:
+        pair = await source.fetch()
+    finally:
+        await source.aclose()
+    admin = pair[pair.active]
+    assert admin is not None  # the active account of a pair is there
+    return admin
+
+
+async def _connect(dsn: str | None, endpoint: Endpoint | None, credential: Credential, **options: Any) -> Any:
+    if dsn is None:
+        if endpoint is None or endpoint.host is None:
+            raise ConfigurationError("where is the database? Set AIOPQR_DSN, or host in the secret")
+        place = {"host": endpoint.host, "port": endpoint.port, "database": endpoint.database, "ssl": "require"}
+        options = {**{key: value for key, value in place.items() if value is not None}, **options}
+    return await asyncpg.connect(
+        dsn,
+        user=credential.username,
+        password=credential.password.reveal,
+        timeout=_CONNECT_TIMEOUT,
+        statement_cache_size=0,
+        server_settings={"application_name": _APPLICATION_NAME},
+        **options,
+    )
+
+
+async def _logged_in(database: Database, credential: Credential) -> Login:
+    """The outcome of logging in, after some patience."""
+    for pause in _PAUSES:
+        login = await database.login(credential)
+        if login.accepted:
+            return login
+        await asyncio.sleep(pause)
+    return await database.login(credential)
