@@ -218,7 +218,7 @@ class Alternator:
 
     def _next_chance(self, now: float) -> float:
         chances = [
-            self.retry_at(c) if self._is_refused(c) else self._full_until.get(c.username, now)
+            max(self.retry_at(c) if self._is_refused(c) else now, self._full_until.get(c.username, now))
             for c in self.pair.credentials()
         ]
         return min(chances)
@@ -231,7 +231,8 @@ class Alternator:
 
     def _claim_probe(self, credential: Credential, now: float) -> bool:
         holders = [q for q in (self.refused, self._local) if credential in q]
-        if not holders or now < self.retry_at(credential):
+        # A probe may have found the account full, which tells nothing of what it was refused for.
+        if not holders or now < max(self.retry_at(credential), self._full_until.get(credential.username, now)):
             return False
         for quarantine in holders:
             quarantine.claim_probe(credential, now)
