@@ -131,8 +131,8 @@ async def idle(seconds: float) -> dict[str, Any]:
             await asyncio.sleep(seconds)
         finally:
             del selector.select
-    # One turn went to sleep, and the timer's turn ended it.
-    return {**cost.told(), "wakes": max(wakes - 1, 0)}
+    # Two turns are this coroutine's own: the one that went to sleep, and the one that ended it.
+    return {**cost.told(), "wakes": max(wakes - 2, 0)}
 
 
 async def close() -> dict[str, Any]:

@@ -110,10 +110,11 @@ class Load:
         self.errors: dict[str, int] = {}
         self._last = self._began
         self.gap = 0.0
+        self._ending = False
         self._tasks = [asyncio.create_task(self._work()) for _ in range(tasks)]
 
     async def _work(self) -> None:
-        while True:
+        while not self._ending:
             try:
                 waited = await self._waited()
             except Exception as exc:
@@ -126,12 +127,17 @@ class Load:
             await asyncio.sleep(0.001)
 
     async def stop(self) -> dict[str, Any]:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        """End it as each task comes round; those that do not are cancelled, and not waited for any longer than this."""
+        self._ending = True
+        took = time.perf_counter() - self._began
         gap = max(self.gap, time.perf_counter() - self._last)
+        _, stuck = await asyncio.wait(self._tasks, timeout=1.0)
+        for task in stuck:
+            task.cancel()
+        if stuck:
+            await asyncio.wait(stuck, timeout=1.0)
         waits = base64.b64encode(self.waits.tobytes()).decode()
-        return {"latencies": waits, "errors": self.errors, "gap": gap, "seconds": time.perf_counter() - self._began}
+        return {"latencies": waits, "errors": self.errors, "gap": gap, "seconds": took}
 
 
 class Worker:

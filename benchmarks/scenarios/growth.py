@@ -1,0 +1,73 @@
+"""The cost of growth: time and memory of open, steady and rotate, as pools get larger and as there are more of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..measure import Judged, Target
+from ..stage import Stage, stage
+from ..workers import RemoteWorker
+from .plan import Plan, Progress, Steps
+
+OPERATIONS = 3000
+IDLE = 3.0
+SIZES = ((10, 1), (100, 1), (300, 1))  # connections in a pool, pools
+POOLS = ((5, 1), (5, 10), (5, 50))
+
+
+async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
+    """Each size in a process of its own, beside asyncpg's pool; and what must not grow, judged."""
+    shapes = (SIZES[:2] + POOLS[:2]) if plan.quick else (*SIZES, *POOLS)
+    steps = Steps(progress, "growth", 2 * len(shapes))
+    points = []
+    async with stage(max_connections=400) as place:
+        for size, pools in shapes:
+            point = {"size": size, "pools": pools}
+            for name in ("aiopqr", "asyncpg"):
+                point[name] = await _one(place, size, pools, plain=name == "asyncpg")
+                steps.advance()
+            points.append(point)
+    return {"points": points, "targets": judge(points)}
+
+
+async def _one(place: Stage, size: int, pools: int, *, plain: bool) -> dict[str, Any]:
+    where = place.where
+    for parity in ("odd", "even"):
+        await place.set_password(parity, getattr(where, parity).password)
+    async with RemoteWorker("asyncio", f"{pools} x {size}") as worker:
+        # One small pool first: what a process loads once is no cost of growth.
+        await worker.ask("grow", step="open", where=where.as_message(), size=1, pools=1, plain=plain)
+        await worker.ask("grow", step="steady", operations=50)
+        await worker.ask("grow", step="close")
+        told = {"open": await worker.ask(
+            "grow", step="open", where=where.as_message(), size=size, pools=pools, plain=plain
+        )}  # fmt: skip
+        await worker.ask("grow", step="steady", operations=OPERATIONS // 3)
+        told["steady"] = await worker.ask("grow", step="steady", operations=OPERATIONS)
+        told["idle"] = await worker.ask("grow", step="idle", seconds=IDLE)
+        if not plain:
+            changed = await place.set_password("odd", where.odd.password + "-changed")
+            told["rotate"] = await worker.ask("grow", step="rotate", where=changed.as_message())
+        told["close"] = await worker.ask("grow", step="close")
+    return told
+
+
+def judge(points: list[dict[str, Any]]) -> list[Judged]:
+    """A rotation's work grows with the connections that it touches; an idle pool costs no wake-ups."""
+    rotations = [point["aiopqr"]["rotate"] for point in points]
+    touched = max(
+        one["opened"] / max(point["size"] * point["pools"] / 2, 1) for one, point in zip(rotations, points, strict=True)
+    )
+    per_connection = [one["cpu"] / one["opened"] for one in rotations]
+    wakes = max(point["aiopqr"]["idle"]["wakes"] for point in points)
+    return [
+        Judged(
+            Target("growth: logins of a rotation over the changed account's connections", 1.5, at_most=True), touched, 0
+        ),
+        Judged(
+            Target("growth: a rotation's CPU per connection, dearest size over the smallest", 2.0, at_most=True),
+            max(per_connection) / per_connection[0],
+            0.15,
+        ),
+        Judged(Target(f"growth: wake-ups of idle pools in {IDLE:g} s, plus 1", 2.0, at_most=True), 1.0 + wakes, 0.0),
+    ]
