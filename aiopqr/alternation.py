@@ -51,6 +51,7 @@ class Wait:
 @dataclass(slots=True)
 class _Refusal:
     since: float
+    begun: float  # when the last login that was refused had begun
     retry_at: float
     delay: float
 
@@ -79,20 +80,27 @@ class Quarantine:
         if self._accepted.get(credential, float("-inf")) > attempt.begun:
             return False  # a login that began later was accepted: the password has come into force meanwhile
         known = self._refused.get(credential)
+        if known:
+            known.begun = max(known.begun, attempt.begun)
         if known and not attempt.probe:
             return False
         delay = min(known.delay * 2, PROBE_MAX) if known else PROBE_FIRST
-        since = known.since if known else now
-        self._refused[credential] = _Refusal(since, now + delay * self._uniform(0.8, 1.2), delay)
+        since, begun = (known.since, known.begun) if known else (now, attempt.begun)
+        self._refused.pop(credential, None)  # so that the order is that of the last refusals
+        self._refused[credential] = _Refusal(since, begun, now + delay * self._uniform(0.8, 1.2), delay)
         self._forget_oldest()
         return not known
 
     def accept(self, attempt: Attempt, now: float) -> float | None:
         """The attempt's credential logs in: how long it had been set aside, or None if it was not."""
-        self._accepted[attempt.credential] = max(self._accepted.get(attempt.credential, attempt.begun), attempt.begun)
-        refusal = self._refused.pop(attempt.credential, None)
+        credential = attempt.credential
+        self._accepted[credential] = max(self._accepted.pop(credential, attempt.begun), attempt.begun)
         self._forget_oldest()
-        return now - refusal.since if refusal else None
+        refusal = self._refused.get(credential)
+        if refusal is None or refusal.begun > attempt.begun:
+            return None  # if a login that began later was refused, the password has been changed meanwhile
+        del self._refused[credential]
+        return now - refusal.since
 
     def claim_probe(self, credential: Credential, now: float) -> bool:
         """Whether a probe is due; then it is the caller's to make, and nobody else's until the next one is."""
@@ -102,9 +110,10 @@ class Quarantine:
         refusal.retry_at = now + refusal.delay
         return True
 
-    def release_probe(self, credential: Credential, now: float) -> None:
-        """A probe told nothing (an outage, a cancellation): the next may try at once."""
-        if refusal := self._refused.get(credential):
+    def release_probe(self, attempt: Attempt, now: float) -> None:
+        """A probe told nothing (an outage, a cancellation): the next may try at once, unless a later one told."""
+        refusal = self._refused.get(attempt.credential)
+        if refusal and refusal.begun < attempt.begun:
             refusal.retry_at = now
 
     def _forget_oldest(self) -> None:
@@ -172,8 +181,8 @@ class Alternator:
     def abandoned(self, attempt: Attempt, now: float) -> None:
         """The attempt came to nothing that says anything of the account: an outage, a cancellation."""
         if attempt.probe:
-            self.refused.release_probe(attempt.credential, now)
-            self._local.release_probe(attempt.credential, now)
+            self.refused.release_probe(attempt, now)
+            self._local.release_probe(attempt, now)
 
     def replace(self, pair: CredentialPair) -> None:
         """Take a newer pair. The alternation goes on where it was, and what changed is no longer set aside."""
@@ -217,9 +226,12 @@ class Alternator:
         return None
 
     def _next_chance(self, now: float) -> float:
+        # A pending password is a chance only where both accounts are refused.
+        candidates = self.pair.credentials() if self.is_refused() else (self.pair.odd, self.pair.even)
         chances = [
             max(self.retry_at(c) if self._is_refused(c) else now, self._full_until.get(c.username, now))
-            for c in self.pair.credentials()
+            for c in candidates
+            if c
         ]
         return min(chances)
 
