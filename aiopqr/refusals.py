@@ -121,11 +121,11 @@ def classify(exc: BaseException, *, unix_socket: bool = False) -> Verdict:
 def _classify_server(exc: asyncpg.PostgresError) -> Verdict:
     state, routine, text = exc.sqlstate or "", exc.server_source_function, str(exc)
     if not routine:
-        if cached := _CACHED_ERROR.search(text):
-            text = cached[1]
-        for pattern, verdict in _BY_TEXT:
-            if pattern.search(text):
-                return verdict
+        cached = _CACHED_ERROR.search(text)
+        for told in (cached[1], text) if cached else (text,):
+            for pattern, verdict in _BY_TEXT:
+                if pattern.search(told):
+                    return verdict
     if by_routine := _BY_ROUTINE.get(state):
         return by_routine.get(routine or "", by_routine[""])
     return _BY_CLASS.get(state[:2], Verdict.FATAL)
