@@ -60,10 +60,16 @@ class Vault:
 
     async def put(self, value: object, *stages: str) -> str:
         """A new version, by hand; in AWSCURRENT unless stages are named."""
-        text = value if isinstance(value, str) else json.dumps(value)
-        named = {"VersionStages": list(stages)} if stages else {}
         token = str(uuid.uuid4())
-        await self.client.put_secret_value(SecretId=self.name, SecretString=text, ClientRequestToken=token, **named)
+        await self.client.put_secret_value(
+            SecretId=self.name,
+            SecretString=value if isinstance(value, str) else json.dumps(value),
+            ClientRequestToken=token,
+            VersionStages=list(stages) or ["BY_HAND"],
+        )
+        if not stages:
+            # What PutSecretValue does to AWSCURRENT by itself. moto's takes it from the version that had it at first.
+            await self.move("AWSCURRENT", token, await self.version("AWSCURRENT"))
         return token
 
     async def move(self, stage: str, to: str | None = None, away: str | None = None) -> None:
