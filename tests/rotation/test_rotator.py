@@ -194,6 +194,29 @@ async def test_a_server_that_refuses_the_change_leaves_all_as_it_was(rig: Any) -
     assert await rig.is_whole()
 
 
+async def test_an_admin_role_needs_no_more_than_the_readme_says(rig: Any) -> None:
+    server, name = rig.postgres.server, f"{rig.postgres.owner}_admin"
+    await server.execute(
+        f"CREATE ROLE {name} LOGIN CREATEROLE PASSWORD 'admin' IN ROLE pg_read_all_stats, pg_signal_backend"
+    )
+    if int(server.version.split(".")[0]) >= 16:
+        await server.execute(
+            f"GRANT {rig.name(ODD)}, {rig.name(EVEN)} TO {name} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
+        )
+    con = await rig.postgres.connect(EVEN)
+
+    async def admin() -> Any:
+        return await asyncpg.connect(server.dsn, user=name, password="admin")
+
+    try:
+        done = await rotate(rig.rotator(admin=admin, end_sessions_after=0.0))
+        assert (done.action, done.ended, done.warning) == (Action.ROTATE, 1, None)
+    finally:
+        await con.close()
+        await server.execute(f"DROP ROLE {name}")
+    assert await rig.is_whole()
+
+
 async def test_a_new_password_that_the_applications_path_refuses_is_taken_back(rig: Any) -> None:
     """As behind a proxy with a static list of users: it knows the old passwords only."""
     known = (await rig.store.read()).pair
