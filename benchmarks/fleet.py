@@ -4,13 +4,14 @@ Each instance has its own refresh plan, quarantine, alternator and connections; 
 a few lines each. No socket, no clock, no loop: an event queue, so that ten thousand instances and an hour take seconds.
 What :mod:`aiopqr.connecting` and :mod:`aiopqr.refresher` do with their machines is repeated here in its shortest form.
 
-The store is one key of AWS Secrets Manager: 10,000 calls a second for the account and region, beyond which it throttles.
-A login takes no time here, and the server takes any number: what is counted is what the fleet asks of it.
+The store is AWS Secrets Manager's: 10,000 calls a second for an account and region, beyond which it throttles. A login
+takes no time here, and the server takes any number: what is counted is what the fleet asks of it.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from array import array
 from collections.abc import Callable
@@ -29,9 +30,9 @@ STORE_LATENCY = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What is simulated. Times are in seconds; ``rotate_every`` 0: one rotation.
+    """What is simulated. Times are in seconds; ``rotate_every`` 0: one rotation; ``inf``: none.
 
-    It comes at the worst moment: instances that start together have their connections replaced in one wave, too, a
+    One rotation comes at the worst moment: instances that start together have their connections replaced in one wave, too, a
     lifetime later, and in the middle of that wave a password changes.
     """
 
@@ -49,6 +50,8 @@ class Fleet:
 
     @property
     def rotations(self) -> list[float]:
+        if self.rotate_every == math.inf:
+            return []
         worst = 0.95 * self.lifetime
         if not self.rotate_every:
             return [worst]
@@ -219,7 +222,7 @@ class Simulation:
         if alternator.is_refused():
             return Need.STARVED
         pair = alternator.pair
-        return Need.REFUSED if pair.odd in instance.quarantine or pair.even in instance.quarantine else Need.NONE
+        return Need.REFUSED if any(one in instance.quarantine for one in pair.credentials()) else Need.NONE
 
     def _judge(self, instance: Instance) -> None:
         """Keep how long it has held a pair of which nothing is in force."""
@@ -323,8 +326,8 @@ def simulate(fleet: Fleet) -> dict[str, Any]:
         "worst_stale": run.worst_stale,
         "waited": run.waited,
         "series": {
-            "calls": list(run.calls.series),
-            "connects": list(run.connects.series),
-            "failed": list(run.failed_logins.series),
+            "calls": list(run.calls.series[:-1]),
+            "connects": list(run.connects.series[:-1]),
+            "failed": list(run.failed_logins.series[:-1]),
         },
     }

@@ -70,7 +70,7 @@ async def open_pools(where: dict[str, Any], size: int, pools: int, plain: bool =
     _Grown.source = _Pair(pair_of(place))
     with _Cost() as cost:
         if plain:
-            login = {"user": place.odd.username, "password": place.odd.password}
+            login: dict[str, Any] = {"user": place.odd.username, "password": place.odd.password}
             _Grown.pools = [
                 await asyncpg.create_pool(place.dsn, min_size=size, max_size=size, **login) for _ in range(pools)
             ]

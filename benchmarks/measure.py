@@ -103,7 +103,7 @@ async def interleave(
     """Run every slot once in each round, in turn; every second round backwards, so that a drift favours nobody."""
     results: dict[str, list[Any]] = {name: [] for name in slots}
     for number in range(rounds):
-        for name in list(slots) if number % 2 == 0 else list(reversed(slots)):
+        for name in list(slots) if number % 2 == 0 else list(reversed(list(slots))):
             results[name].append(await slots[name]())
             advance()
     return results

@@ -38,11 +38,12 @@ class Stage:
         """Change one password in the database; the place as it is then."""
         account = getattr(self.where, parity)
         await self.server.set_passwords(Credential(account.username, password))
-        return replace(self.where, **{parity: Account(account.username, password)})
+        newer: dict[str, Any] = {parity: Account(account.username, password)}
+        return replace(self.where, **newer)
 
     async def slow_accounts(self) -> Where:
         """Two more accounts, whose keys take 16 times as long to derive."""
-        accounts = {}
+        accounts: dict[str, Any] = {}
         for parity in ("odd", "even"):
             account = Account(f"slow_{parity}", getattr(self.where, parity).password)
             proof = verifier(account.password, iterations=SLOW_ITERATIONS)

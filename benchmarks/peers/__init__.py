@@ -1,7 +1,7 @@
 """The pools and drivers that are measured, each behind one small protocol: open, operations, close.
 
-A peer's module is imported only where it runs, in a process of its own. :func:`check` says beforehand, and loudly, which
-of them are missing: a table with a peer left out would flatter whoever is in it.
+A peer's module is imported only where it runs, in a process of its own. :func:`check` says beforehand which of them
+are missing, and loudly: a table with a peer left out would flatter whoever is in it.
 """
 
 from __future__ import annotations

@@ -22,10 +22,10 @@ class Churn:
         self._where = where
         self._rate = 100.0  # connections per second, as far as known
         self._program = Binaries.find(options.more.get("binaries", "embedded"))["pgbench"]
-
-    async def open(self) -> None:
         if not Path(self._program).exists():
             raise FileNotFoundError(f"{self._program} is missing: install Postgres' client programs")
+
+    async def open(self) -> None:
         self._home = tempfile.TemporaryDirectory(prefix="aiopqr-bench-")
         self._script = Path(self._home.name) / "select.sql"
         self._script.write_text("SELECT 1;\n")

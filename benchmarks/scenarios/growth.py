@@ -22,7 +22,7 @@ async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
     points = []
     async with stage(max_connections=400) as place:
         for size, pools in shapes:
-            point = {"size": size, "pools": pools}
+            point: dict[str, Any] = {"size": size, "pools": pools}
             for name in ("aiopqr", "asyncpg"):
                 point[name] = await _one(place, size, pools, plain=name == "asyncpg")
                 steps.advance()

@@ -118,7 +118,7 @@ PHASES: dict[str, Callable[[Scene], Awaitable[None]]] = {
     "server restarted in a rotation": _restart,
     "rotated account's sessions terminated": _terminated,
 }
-ROTATIONS = {name: count for name, count in zip(PHASES, (0, 2, 2, 2, 1, 1, 1), strict=True)}
+ROTATIONS = dict(zip(PHASES, (0, 2, 2, 2, 1, 1, 1), strict=True))
 
 
 async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:

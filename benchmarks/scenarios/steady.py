@@ -41,9 +41,8 @@ async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
                 for name, peer in PEERS.items():
                     worker = workers[name] = await stack.enter_async_context(RemoteWorker(loop, name))
                     await worker.ask("open", peer=peer, where=place.where.as_message(), size=SIZE)
-                for point in points:
-                    if point[2] == loop:
-                        results.append(await _point(place, workers, point, plan, progress))
+                for point in (point for point in points if point[2] == loop):
+                    results += [await _point(place, workers, point, plan, progress)]
     return {"points": results, "targets": judge(results)}
 
 

@@ -1,0 +1,223 @@
+"""The tables: Markdown for people, JSON for whoever wants to compute with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .measure import WIDE, Judged, Spread
+from .scenarios import churn, rotation, steady
+
+DASH = "-"
+
+
+def as_json(value: Any) -> Any:
+    """Plain data of everything that the scenarios return."""
+    if isinstance(value, Judged):
+        return {**dataclasses.asdict(value), "verdict": str(value.verdict)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return value
+
+
+def write_json(results: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; all columns but the first are numbers, and stand to the right."""
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def ratio(spread: Spread) -> str:
+    return f"{spread.median:.2f} ({spread.low:.2f}{DASH}{spread.high:.2f})"
+
+
+def milliseconds(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def targets(judged: Sequence[Judged]) -> str:
+    """What was to be reached, and what was."""
+    rows = []
+    for one in judged:
+        bound = f"{'≤' if one.target.at_most else '≥'} {one.target.limit:g}"
+        rows.append((one.target.name, bound, f"{one.ratio:.2f}", f"± {one.noise:.0%}", one.verdict))
+    return table(("target", "wanted", "measured", "control's spread", "verdict"), rows)
+
+
+def warning(control: Spread, what: str) -> str:
+    """Nothing, or that the machine was too busy for this point."""
+    if control.noise <= WIDE:
+        return ""
+    return f"\n**The control's spread is too wide to tell**: {what} differ from themselves by ± {control.noise:.0%}.\n"
+
+
+def churn_section(result: dict[str, Any]) -> str:
+    parts = [
+        (
+            "## Churn: connect, `SELECT 1`, close\n\nRatios are to `asyncpg.connect` in the same round, with "
+            "quartiles; "
+            "*again* is the control: the same thing against itself. The stall is the longest that a timer on the "
+            "event loop "
+            "was late by, in a run; the median of the runs. CPU is the client process's. pgbench's is its own, with "
+            "the "
+            "start of the program.\n"
+        )
+    ]
+    for point in result["points"]:
+        rows = [
+            (
+                name,
+                f"{peer['rate'].median:.0f}",
+                ratio(peer["rate_ratio"]),
+                f"{peer['cpu'].median * 1e3:.2f} ms",
+                ratio(peer["cpu_ratio"]),
+                DASH if peer["stall"] is None else f"{peer['stall'].median * 1e3:.1f} ms",
+            )
+            for name, peer in point["peers"].items()
+        ]
+        parts.append(f"### {point['tasks']} at a time, {point['how']}, {point['loop']}\n")
+        head = ("", "connections/s", "ratio", "CPU each", "ratio", "longest stall")
+        parts.append(table(head, rows) + warning(point["peers"][churn.CONTROL]["rate_ratio"], "two of asyncpg"))
+    return "\n".join(parts)
+
+
+_OPERATIONS = {"hold": "acquire and release alone", "select": "`SELECT 1`", "rows": "ten rows"}
+
+
+def steady_section(result: dict[str, Any]) -> str:
+    parts = [
+        (
+            f"## Steady: pools of {steady.SIZE}\n\nEach pool as it comes: psycopg_pool and SQLAlchemy make every use a "
+            "transaction. Ratios are to asyncpg's pool in the same round. p99.9 is of at least 50,000 samples, or not "
+            "given. *Fair* is the slowest task over the fastest; it says nothing of operations that never have to "
+            "wait.\n"
+        )
+    ]
+    for point in result["points"]:
+        hold = point["operation"] == "hold"
+        rows = [
+            (
+                name,
+                f"{peer['rate'].median:,.0f}",
+                ratio(peer["rate_ratio"]),
+                f"{peer['cpu'].median * 1e6:.0f} µs",
+                ratio(peer["cpu_ratio"]),
+                *(milliseconds(peer[key]) for key in ("p50", "p99", "p999")),
+                DASH if hold else f"{peer['fairness']:.2f}",
+            )
+            for name, peer in point["peers"].items()
+        ]
+        tasks = f"{point['tasks']} task{'s' if point['tasks'] > 1 else ''}"
+        parts.append(f"### {_OPERATIONS[point['operation']]}, {tasks}, {point['loop']}\n")
+        head = ("", "operations/s", "ratio", "CPU each", "ratio", "p50 ms", "p99 ms", "p99.9 ms", "fair")
+        parts.append(table(head, rows) + warning(point["peers"][steady.CONTROL]["rate_ratio"], "two of asyncpg"))
+    return "\n".join(parts)
+
+
+def rotation_section(result: dict[str, Any]) -> str:
+    parts = [
+        (
+            f"## Rotation: {rotation.TASKS} tasks on {rotation.SIZE} connections while passwords change\n\n"
+            f"Connections live {rotation.LIFETIME:g} s (asyncpg's pool has no lifetime: `expire_connections()` that "
+            f"often "
+            f"stands in), the store takes {rotation.STORE_LATENCY * 1000:.0f} ms. Errors are those that reach the "
+            "application; the gap is the longest time in which nothing was served; acquires in ms.\n"
+        )
+    ]
+    for point in result["points"]:
+        rows = [
+            (
+                name,
+                _range(peer["errors"]),
+                _range(peer["failed_logins"]),
+                f"{peer['gap'] * 1e3:.0f} ms",
+                *(milliseconds(peer[key]) for key in ("p50", "p99", "p999", "max")),
+            )
+            for name, peer in point["peers"].items()
+        ]
+        parts.append(f"### {point['phase']}\n")
+        parts.append(table(("", "errors", "failed logins", "longest gap", "p50", "p99", "p99.9", "max"), rows))
+    return "\n".join(parts)
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}{DASH}{high}"
+
+
+def growth_section(result: dict[str, Any]) -> str:
+    rows = []
+    for point in result["points"]:
+        ours, theirs = point["aiopqr"], point["asyncpg"]
+        rows.append(
+            (
+                f"{point['pools']} x {point['size']}",
+                f"{ours['open']['seconds'] * 1e3:.0f} / {theirs['open']['seconds'] * 1e3:.0f} ms",
+                f"{ours['open']['cpu'] * 1e3:.0f} / {theirs['open']['cpu'] * 1e3:.0f} ms",
+                f"{ours['open']['memory'] / 1024:.0f} / {theirs['open']['memory'] / 1024:.0f} KiB",
+                *(f"{one['steady']['cpu'] / one['steady']['operations'] * 1e6:.0f} µs" for one in (ours, theirs)),
+                f"{ours['idle']['wakes']} / {theirs['idle']['wakes']}",
+                f"{ours['rotate']['seconds'] * 1e3:.0f} ms",
+                f"{ours['rotate']['opened']}",
+                f"{ours['rotate']['cpu'] / ours['rotate']['opened'] * 1e3:.2f} ms",
+                ours["rotate"]["refused"],
+            )
+        )
+    head = (
+        *("pools x connections", "open", "CPU", "memory", "`SELECT 1`, CPU", "asyncpg's"),
+        *("idle wake-ups in 3 s", "rotate", "logins", "CPU for each", "failed"),
+    )
+    return (
+        "## What growth costs\n\naiopqr / asyncpg's pool. *Rotate* is from the changed password to the last connection "
+        "of the old one being replaced.\n\n" + table(head, rows)
+    )
+
+
+def page(results: dict[str, Any]) -> str:
+    """The whole of what was measured against real servers, as one Markdown page."""
+    about = results["about"]
+    packages = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
+    judged = [
+        one for name in ("churn", "steady", "rotation", "growth") for one in results.get(name, {}).get("targets", ())
+    ]
+    sections = {
+        "churn": churn_section,
+        "steady": steady_section,
+        "rotation": rotation_section,
+        "growth": growth_section,
+    }
+    parts = [
+        (
+            "# Benchmarks\n\n`make bench` made this page: medians of "
+            f"{about['pairs']} interleaved rounds, in which all peers run one after the other on the same machine, "
+            f"server "
+            f"included. {about['cpus']} x {about['cpu'] or 'CPU'}, {about['system']}, Python {about['python']}; "
+            f"{packages}. "
+            f"The load of the machine was {about['load']:.1f} at the start.\n"
+        ),
+        "## Targets\n\nA miss is a miss by more than the control's spread.\n\n" + targets(judged) if judged else "",
+        *(section(results[name]) for name, section in sections.items() if name in results),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def without_series(result: dict[str, Any]) -> dict[str, Any]:
+    """The fleet's figures without what they are second by second, which the picture shows."""
+    plain: dict[str, Any] = as_json(result)
+    for section in plain.values():
+        for run in section.values() if isinstance(section, dict) else ():
+            run.pop("series", None)
+    return plain

@@ -1,0 +1,81 @@
+"""The fleet, simulated: sizes, rotations, outages and starts, and which lifetime and interval suit which size.
+
+A whole day of the largest fleet takes too long, so each size is run for an hour that holds a common start, the wave in
+which all connections are replaced, and rotations at the worst moment; and a day of a small fleet is run beside its
+hour, to show that nothing comes after the hour that the hour does not show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+from ..fleet import Fleet, simulate
+from .plan import Plan, Progress, Steps
+
+SIZES = (10, 100, 1_000, 10_000)
+OUTAGE = (900.0, 2700.0)  # half an hour, with the worst moment for a rotation within it
+SWEEP_SIZE = 200
+LIFETIMES = (600.0, 1800.0, 7200.0)
+INTERVALS = (10.0, 60.0, 300.0, 900.0)
+DAY = 86_400.0
+SCENES: dict[str, dict[str, Any]] = {
+    "one rotation": {},
+    "a rotation every 10 minutes": {"rotate_every": 600.0},
+    "one rotation, the store down for half an hour": {"outage": OUTAGE},
+    "a rotation every 10 minutes, the store down for half an hour": {"rotate_every": 600.0, "outage": OUTAGE},
+    "one rotation, started within ten minutes": {"start_within": 600.0},
+}
+
+
+def fleets(plan: Plan) -> dict[str, dict[str, Fleet]]:
+    """What is run, by section and name."""
+    sizes = SIZES[:3] if plan.quick else SIZES
+    scenes = {
+        f"{size}: {scene}": Fleet(size, **more)
+        for scene, more in SCENES.items()
+        for size in sizes
+        if not plan.quick or size < 1000 or scene == "one rotation"
+    }
+    days = {} if plan.quick else {f"{size} for a day": Fleet(size, duration=DAY) for size in (10, 100)}
+    sweep = {
+        f"{lifetime:g} {interval:g}": Fleet(
+            SWEEP_SIZE // 4 if plan.quick else SWEEP_SIZE,
+            lifetime=lifetime,
+            interval=interval,
+            duration=2 * lifetime,
+            seed=7,
+        )
+        for lifetime in LIFETIMES
+        for interval in INTERVALS
+    }
+    jitter = {
+        f"{share:g}": Fleet(SWEEP_SIZE, jitter=1800.0 * share, duration=7200.0, seed=7)
+        for share in (0.1, 0.25, 0.5, 1.0)
+    }
+    return {"scenes": scenes, "days": days, "sweep": sweep, "jitter": jitter}
+
+
+async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
+    """Every fleet of every section, the largest first, on all processors."""
+    wanted = fleets(plan)
+    jobs = [(section, name, fleet) for section, named in wanted.items() for name, fleet in named.items()]
+    jobs.sort(key=lambda job: -job[2].instances * job[2].duration)
+    steps = Steps(progress, "fleet, simulated", len(jobs))
+    loop = asyncio.get_running_loop()
+    found: dict[str, dict[str, Any]] = {section: {} for section in wanted}
+
+    async def one(section: str, name: str, fleet: Fleet) -> None:
+        found[section][name] = await loop.run_in_executor(processes, simulate, fleet)
+        steps.advance()
+
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as processes:
+        await asyncio.gather(*(one(*job) for job in jobs))
+    for result in (result for named in found.values() for result in named.values()):
+        if result["instances"] < max(SIZES[2 if plan.quick else 3], 1) or result["duration"] > 3600:
+            del result["series"]  # the picture is of the largest
+    ordered = {section: {name: found[section][name] for name in named} for section, named in wanted.items()}
+    return {**ordered, "targets": []}

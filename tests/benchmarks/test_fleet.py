@@ -1,0 +1,75 @@
+"""What must hold of a simulated fleet, whatever its size: the simulation is only as good as these."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from benchmarks.fleet import STORE_LIMIT, Fleet, Simulation, simulate
+
+HOUR = 3600.0
+
+
+def test_a_fleet_opens_its_connections_and_replaces_each_once_a_lifetime() -> None:
+    fleet = Fleet(20, rotate_every=math.inf, duration=HOUR)
+    run = Simulation(fleet).run()
+    opened = run.connects.total()
+    assert run.connects.series[0] == 20 * 20
+    # Lives of 1620 to 1800 s: two replacements within the hour for most, and never a third.
+    assert 2 * 400 <= opened <= 3 * 400
+    assert run.failed_logins.total() == 0
+
+
+def test_without_rotations_the_store_is_asked_once_an_interval_and_instance() -> None:
+    result = simulate(Fleet(50, rotate_every=math.inf, interval=60.0))
+    assert result["calls_mean"] / 50 == pytest.approx(1 / 54, rel=0.05)  # an interval is shortened by up to a fifth
+
+
+def test_a_rotation_costs_an_instance_at_most_one_failed_login() -> None:
+    for seed in range(5):
+        run = Simulation(Fleet(40, seed=seed)).run()
+        assert 0 < run.failed_logins.total() <= 40
+        assert run.waited == 0
+        assert run.worst_stale == 0
+
+
+def test_a_rotation_every_ten_minutes_never_leaves_an_instance_without_a_password() -> None:
+    result = simulate(Fleet(40, rotate_every=600.0))
+    assert result["rotations"] == 6
+    assert result["worst_stale"] == 0
+    assert result["waited"] == 0
+    assert result["failed_logins"] <= 40 * 6
+
+
+def test_a_store_that_is_down_while_both_passwords_change_leaves_instances_stale_until_it_is_back() -> None:
+    result = simulate(Fleet(20, rotate_every=600.0, outage=(900.0, 2700.0)))
+    both_changed = 1710.0
+    assert 2700 - both_changed <= result["worst_stale"] <= 2700 - both_changed + 5
+    assert result["waited"] > 0
+    assert result["unanswered"] > 0
+
+
+def test_after_the_outage_every_instance_has_the_pair_in_force_again_and_all_its_connections() -> None:
+    run = Simulation(Fleet(20, rotate_every=600.0, outage=(900.0, 2700.0))).run()
+    assert all(one.alternator is not None and one.alternator.pair == run.in_force for one in run.instances)
+    assert all(one.waiting == 0 for one in run.instances)
+
+
+def test_the_store_throttles_what_is_above_its_limit_and_every_instance_starts_all_the_same() -> None:
+    fleet = Fleet(12_000, connections=1, duration=20.0, lifetime=HOUR)
+    result = simulate(fleet)
+    assert result["calls_peak_start"] > STORE_LIMIT
+    assert result["throttled"] > 0
+    assert result["all_started"] is not None
+
+
+def test_figures_scale_with_the_fleet() -> None:
+    small, large = (simulate(Fleet(size)) for size in (50, 200))
+    for key in ("calls_mean", "connects_mean"):
+        assert large[key] / 200 == pytest.approx(small[key] / 50, rel=0.05)
+
+
+def test_the_same_seed_gives_the_same_figures() -> None:
+    assert simulate(Fleet(10, seed=3)) == simulate(Fleet(10, seed=3))
+    assert simulate(Fleet(10, seed=3)) != simulate(Fleet(10, seed=4))

@@ -1,0 +1,159 @@
+"""The harness: a missing peer fails loudly, passwords stay out of sight, and every peer does what it is measured for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import benchmarks.__main__ as program
+from aiopqr.testing import EmbeddedPostgres
+from benchmarks import fleet_report, peers, report
+from benchmarks.measure import Judged, Spread, Target
+from benchmarks.peers import Account, Entry, MissingPeer, Where
+from benchmarks.scenarios import churn, fleet, rotation, steady
+from benchmarks.scenarios.plan import Plan, silent
+from benchmarks.worker import Load, run
+from benchmarks.workers import RemoteWorker, WorkerFailed, latencies
+
+WHERE = Where("127.0.0.1", 1, "postgres", Account("odd", "p1-secret"), Account("even", "p2-secret"))
+
+
+@pytest.fixture
+def without_psycopg(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = Entry("psycopg3", "psycopg_that_is_missing", "psycopg[binary,pool]")
+    monkeypatch.setitem(peers.PEERS, "psycopg_pool", missing)
+
+
+@pytest.mark.usefixtures("without_psycopg")
+def test_a_missing_peer_is_named_with_what_installs_it() -> None:
+    with pytest.raises(MissingPeer, match=r"psycopg_pool \(No module .*pip install 'psycopg\[binary,pool\]'"):
+        peers.check(peers.PEERS)
+
+
+@pytest.mark.usefixtures("without_psycopg")
+def test_with_a_missing_peer_nothing_is_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert program.main(["quick", "--out", str(tmp_path)]) == 2
+    assert "psycopg_pool" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_peer_that_a_scenario_names_is_registered() -> None:
+    named = {*churn.PEERS.values(), *steady.PEERS.values(), *rotation.PEERS}
+    assert named == set(peers.PEERS)
+    peers.check(peers.PEERS)
+
+
+def test_no_repr_shows_a_password() -> None:
+    assert "secret" not in repr(WHERE)
+    assert Where.of_message(json.loads(json.dumps(WHERE.as_message()))) == WHERE
+
+
+async def test_a_run_counts_operations_and_takes_the_latency_of_each() -> None:
+    done = 0
+
+    async def operation() -> None:
+        nonlocal done
+        done += 1
+        await asyncio.sleep(0)
+
+    result = await run(operation, tasks=3, seconds=0.02, ticking=True)
+    assert result["operations"] == done == sum(result["per_task"]) == len(latencies(result))
+    assert len(result["per_task"]) == 3
+    assert result["seconds"] >= 0.02
+    assert result["stall"] >= 0
+
+
+async def test_a_blocked_event_loop_shows_as_a_stall() -> None:
+    import time
+
+    async def operation() -> None:
+        await asyncio.sleep(0.002)
+        time.sleep(0.03)
+
+    assert (await run(operation, tasks=1, seconds=0.05, ticking=True))["stall"] >= 0.025
+
+
+async def test_a_load_counts_errors_by_their_kind_and_what_was_served() -> None:
+    calls = 0
+
+    async def waited() -> float:
+        nonlocal calls
+        calls += 1
+        if calls % 2:
+            raise ConnectionError("gone")
+        return 0.004
+
+    load = Load(waited, tasks=1)
+    while calls < 6:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
+    result = await load.stop()
+    assert result["errors"] == {"ConnectionError": (calls + 1) // 2}
+    assert set(latencies(result)) == {4.0}
+
+
+async def test_a_worker_that_fails_says_whose_and_why() -> None:
+    async with RemoteWorker(name="nobody") as worker:
+        with pytest.raises(WorkerFailed, match="nobody: open: KeyError: 'no such peer'"):
+            await worker.ask("open", peer="no such peer", where=WHERE.as_message())
+
+
+async def test_every_peer_does_what_it_is_measured_for() -> None:
+    async with EmbeddedPostgres(max_connections=60) as server:
+        pair = await server.create_accounts()
+        odd, even = (Account(one.username, one.password.reveal()) for one in pair.credentials())
+        where = Where(server.host, server.port, "postgres", odd, even)
+        for name in peers.PEERS:
+            churns = peers.PEERS[name].kind == "Churn"
+            async with RemoteWorker(name=name) as worker:
+                await worker.ask("open", peer=name, where=where.as_message(), size=2, store_latency=0.0)
+                for operation in ("churn",) if churns else ("hold", "select", "rows"):
+                    told = await worker.ask("run", operation=operation, tasks=2, seconds=0.02)
+                    assert told["operations"] >= 1, name
+                    assert told["cpu"] >= 0, name
+                await worker.ask("close")
+
+
+def _runs(rates: list[float], cpu: float) -> list[dict[str, Any]]:
+    return [{"operations": int(rate), "seconds": 1.0, "cpu": cpu * rate, "stall": 0.001} for rate in rates]
+
+
+def test_churn_is_judged_by_medians_of_the_rounds() -> None:
+    runs = {name: _runs([100, 200, 100], 0.002) for name in (churn.REFERENCE, churn.CONTROL)}
+    runs |= {churn.OURS: _runs([150, 300, 110], 0.0008), churn.PSYCOPG: _runs([50, 100, 50], 0.003)}
+    peers_of = churn.summarize(runs, {name: own for name, own in runs.items()})
+    points = [{"tasks": 8, "how": how, "loop": "asyncio", "peers": peers_of} for how in ("SCRAM", churn.ITERATIONS)]
+    judged = churn.judge(points)
+    assert [round(one.ratio, 3) for one in judged] == [1.5, 3.0, 0.4, 1.0]
+    assert all(one.verdict == "hit" for one in judged)
+    assert "| asyncpg.connect again |" in report.churn_section({"points": points})
+
+
+def test_a_control_that_is_too_wide_is_said_so() -> None:
+    assert report.warning(Spread(1.0, 0.7, 1.3, 15), "two of asyncpg").startswith(
+        "\n**The control's spread is too wide"
+    )
+    assert report.warning(Spread(1.0, 0.95, 1.05, 15), "two of asyncpg") == ""
+    assert "| miss |" in report.targets([Judged(Target("speed", 1.4), 1.0, 0.05)])
+
+
+async def test_a_fleets_page_is_filled_from_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "SIZES", (4, 5, 6))
+    monkeypatch.setattr(fleet, "SWEEP_SIZE", 8)
+    result = await fleet.measure(Plan.brief(), silent)
+    page = fleet_report.page(result)
+    assert "Which lifetime and interval for which fleet" in page
+    assert "| 6 |" in page
+    assert "series" not in report.without_series(result)["scenes"]["6: one rotation"]
+
+
+def test_the_full_run_has_fifteen_pairs_and_tails_of_fifty_thousand() -> None:
+    plan = program.plan_of(program.arguments([]))
+    assert plan.pairs >= 15
+    assert plan.tail >= 50_000
+    assert program.plan_of(program.arguments(["quick"])).quick
+    assert program.plan_of(program.arguments(["churn", "--pairs", "3"])).pairs == 3
