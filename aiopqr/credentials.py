@@ -85,13 +85,15 @@ class Credential:
     password: Secret
 
     def __init__(self, username: str, password: str | Secret) -> None:
-        # Wrapped first, so that no frame of a traceback holds the text.
+        # A traceback with captured locals shows what could not be made, too, so that both are set before they are looked
+        # at; and the password is wrapped first, so that no frame holds the text.
+        object.__setattr__(self, "username", username)
+        object.__setattr__(self, "password", None)
         password = password if isinstance(password, Secret) else Secret(password)
+        object.__setattr__(self, "password", password)
         for key, problem in (("username", _flaw(username)), ("password", _flaw(password.reveal()))):
             if problem:
                 raise InvalidSecret(f"{key} {problem}")
-        object.__setattr__(self, "username", username)
-        object.__setattr__(self, "password", password)
 
 
 @dataclass(frozen=True, slots=True)

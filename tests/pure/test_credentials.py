@@ -1,0 +1,187 @@
+"""Credentials: what is refused is named by its key, and no password is ever shown."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import traceback
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from aiopqr.credentials import Credential, CredentialPair, Endpoint, Parity, Secret
+from aiopqr.errors import InvalidSecret
+
+CANARY = "canary-7f3a"
+WHOLE = {
+    "odd_username": "app_odd",
+    "odd_password": f"{CANARY}-odd",
+    "even_username": "app_even",
+    "even_password": f"{CANARY}-even",
+    "active_credential": "even",
+}
+MISSING: Any = object()
+
+
+def secret(**changes: Any) -> dict[str, Any]:
+    return {key: value for key, value in {**WHOLE, **changes}.items() if value is not MISSING}
+
+
+def whole_text(exc: BaseException) -> str:
+    """Everything a traceback can show: texts, reprs, causes, and the locals of each frame within the package."""
+    told = []
+    while exc:
+        locals_ = traceback.TracebackException.from_exception(exc, capture_locals=True)
+        told += [str(exc), repr(exc), repr(exc.args), *(repr(vars(exc)),)]
+        told += [repr(frame.locals) for frame in locals_.stack if "/aiopqr/" in frame.filename]
+        exc = exc.__cause__ or exc.__context__  # type: ignore[assignment]
+    return "\n".join(told)
+
+
+# A pair from a secret.
+
+
+@pytest.mark.parametrize("form", [dict, MappingProxyType, json.dumps, lambda entries: json.dumps(entries).encode()])
+def test_a_pair_is_read_from_a_mapping_text_or_bytes(form: Callable[[Any], Any]) -> None:
+    pair = CredentialPair.from_secret(form(WHOLE))
+    assert pair == CredentialPair(
+        Credential("app_odd", f"{CANARY}-odd"), Credential("app_even", f"{CANARY}-even"), active=Parity.EVEN
+    )
+
+
+def test_other_keys_are_ignored_and_the_endpoint_is_read() -> None:
+    pair = CredentialPair.from_secret(secret(host="db.internal", port="5433", dbname="orders", engine="postgres"))
+    assert pair.endpoint == Endpoint("db.internal", 5433, "orders")
+    assert pair == CredentialPair.from_secret(WHOLE), "where the database is makes no other pair"
+
+
+@pytest.mark.parametrize("absent", ["odd", "even"])
+def test_an_account_of_which_both_keys_are_absent_makes_a_degraded_pair(absent: str) -> None:
+    gone = {f"{absent}_username": MISSING, f"{absent}_password": MISSING}
+    for active in (MISSING, "odd", "even"):
+        pair = CredentialPair.from_secret(secret(**gone, active_credential=active))
+        assert pair.missing is Parity(absent)
+        assert pair.active is Parity(absent).other
+        assert len(list(pair.credentials())) == 1
+
+
+def test_a_pending_password_belongs_to_the_account_of_its_name_or_to_the_missing_one() -> None:
+    pending = {"pending_username": "app_even", "pending_password": "newer"}
+    assert CredentialPair.from_secret(secret(**pending)).pending_parity is Parity.EVEN
+    odd_only = secret(even_username=MISSING, even_password=MISSING, **pending)
+    assert CredentialPair.from_secret(odd_only).pending_parity is Parity.EVEN
+    assert CredentialPair.from_secret(WHOLE).pending_parity is None
+
+
+BAD: list[tuple[Any, str]] = [
+    *((secret(**{key: MISSING}), f"{key} is missing") for key in WHOLE),
+    *((secret(**{key: None}), f"{key} is missing") for key in WHOLE if key != "active_credential"),
+    *((secret(**{key: ""}), f"{key} must not be empty") for key in WHOLE if key != "active_credential"),
+    *((secret(**{key: 7}), f"{key} must be text, not int") for key in WHOLE if key != "active_credential"),
+    *((secret(**{key: [CANARY]}), f"{key} must be text, not list") for key in WHOLE if key != "active_credential"),
+    *((secret(**{key: f"{CANARY}\0"}), f"{key} must not contain a zero byte") for key in list(WHOLE)[:4]),
+    *((secret(**{key: f"{CANARY}\ud800"}), f"{key} is not valid Unicode text") for key in list(WHOLE)[:4]),
+    *((secret(active_credential=bad), "active_credential") for bad in ("Odd", "", "both", None, 1, [], {}, CANARY)),
+    (secret(even_username="app_odd"), "odd_username and even_username must differ"),
+    (secret(pending_username="app_odd"), "pending_password is missing"),
+    (secret(pending_password=CANARY), "pending_username is missing"),
+    (secret(pending_username="somebody", pending_password=CANARY), "pending_username"),
+    (secret(host=7), "host must be text, not int"),
+    (secret(dbname=[]), "dbname must be text, not list"),
+    *((secret(port=bad), "port must be") for bad in (0, 65536, -1, "", "x", CANARY, True, 5432.5, [], 10**400)),
+    ({}, "both odd and even are missing"),
+    ({"active_credential": "odd"}, "both odd and even are missing"),
+    (f"{CANARY} is no JSON", "not valid JSON"),
+    (f'{{"odd_password": "{CANARY}"', "not valid JSON"),
+    (b"\xff\xfe\xff" + CANARY.encode(), "not valid JSON"),
+    ("[" * 100_000, "not valid JSON"),
+    ("", "not valid JSON"),
+    (f'["{CANARY}"]', "must be a JSON object"),
+    (f'"{CANARY}"', "must be a JSON object"),
+    ("null", "must be a JSON object"),
+    (None, "must be JSON text or a mapping, not NoneType"),
+    ([CANARY], "must be JSON text or a mapping, not list"),
+]
+
+
+@pytest.mark.parametrize(("bad", "named"), BAD, ids=lambda value: str(value)[:60])
+def test_a_bad_secret_is_refused_by_the_name_of_the_key_and_shows_no_value(bad: Any, named: str) -> None:
+    with pytest.raises(InvalidSecret) as caught:
+        CredentialPair.from_secret(bad)
+    assert named in str(caught.value)
+    assert CANARY not in whole_text(caught.value)
+
+
+@pytest.mark.parametrize("key", ["odd", "even", "pending"])
+def test_a_pair_of_anything_but_credentials_is_refused_by_the_name_of_the_key(key: str) -> None:
+    accounts = {"odd": Credential("a", "x"), "even": Credential("b", "y"), key: ("a", CANARY)}
+    with pytest.raises(InvalidSecret, match=f"{key} must be a Credential or None, not tuple"):
+        CredentialPair(**accounts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("username", "password"), [("", CANARY), (7, CANARY), ("a", ""), ("a", 7), (None, CANARY)])
+def test_a_credential_needs_a_name_and_a_password_that_are_text(username: Any, password: Any) -> None:
+    with pytest.raises(InvalidSecret) as caught:
+        Credential(username, password)
+    assert CANARY not in whole_text(caught.value)
+
+
+# A secret is not shown.
+
+
+@given(st.text(min_size=8, alphabet="abcdefgh0123456789!@#$%^&äß字"))
+def test_no_way_to_print_a_secret_shows_it(password: str) -> None:
+    content = Secret(password)
+    pair = CredentialPair(Credential("app_odd", content), None)
+    for thing in (content, pair, pair.odd, [pair], {"secret": content}):
+        shown = [repr(thing), str(thing), f"{thing}", f"{thing!r:>5}", "%s %r" % (thing, thing), ascii(thing)]  # noqa: UP031
+        assert not any(password in text for text in shown)
+    assert f"{content:>20}" == "**********".rjust(20)
+    assert content.reveal() == password
+
+
+def test_a_secret_cannot_be_pickled_but_copied() -> None:
+    content = Secret(CANARY)
+    for thing in (content, Credential("a", content), CredentialPair(Credential("a", content), None)):
+        with pytest.raises(TypeError) as caught:
+            pickle.dumps(thing)
+        assert CANARY not in str(caught.value)
+        assert copy.deepcopy(thing) == copy.copy(thing) == thing
+
+
+@given(st.text(), st.text())
+def test_secrets_are_equal_when_their_contents_are(one: str, other: str) -> None:
+    assert (Secret(one) == Secret(other)) == (one == other)
+    assert hash(Secret(one)) == hash(Secret(one))
+    assert Secret(one) != one
+    assert bool(Secret(one)) == bool(one)
+
+
+def test_the_other_of_a_parity_is_the_other() -> None:
+    assert (Parity.ODD.other, Parity.EVEN.other) == (Parity.EVEN, Parity.ODD)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*WHOLE, "pending_username", "pending_password", "host", "port", "dbname", "engine"]),
+        st.one_of(st.text(max_size=5), st.none(), st.integers(), st.sampled_from(["odd", "even", "app_odd", CANARY])),
+    )
+)
+def test_whatever_a_secret_holds_it_is_a_valid_pair_or_refused_as_one(entries: dict[str, Any]) -> None:
+    problem, pair = "", None
+    try:
+        pair = CredentialPair.from_secret(entries)
+    except InvalidSecret as exc:
+        problem = str(exc)
+    assert (pair is None) == bool(problem)
+    assert CANARY not in problem
+    if pair:
+        assert pair[pair.active] is not None
+        names = [c.username for c in (pair.odd, pair.even) if c]
+        assert len(set(names)) == len(names) >= 1
+        assert all(c.username and c.password for c in pair.credentials())
