@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 from asyncpg.pool import PoolConnectionProxy
@@ -30,10 +32,35 @@ def is_cancelling(con: Any) -> bool:
     return cancelling
 
 
-async def release_without_waiting(connection: Any) -> None:
-    """Release where nothing has to be awaited: never suspends, so asyncpg's task to shield it is not needed."""
+# The hot path. asyncpg's own acquire() and release() are right, and three coroutines and a context longer: a tenth of
+# what an acquire, a short query and a release cost the client.
+
+
+def next_holder(pool: Any) -> Any:
+    """Take a place out of asyncpg's queue, one with a connection if there is one; None where asyncpg would wait."""
+    try:
+        return pool._queue.get_nowait()
+    except (asyncio.QueueEmpty, AttributeError):  # or the pool is not initialized, which asyncpg tells
+        return None
+
+
+def put_back(pool: Any, holder: Any) -> None:
+    """Return a place whose ``acquire()`` failed."""
+    pool._queue.put_nowait(holder)
+    pool._schedule_min_size_maintenance()
+
+
+def give(connection: Any) -> Awaitable[None]:
+    """Release, as ``asyncpg.Pool.release()`` does, whatever becomes of the caller's task."""
     connection._con._on_release()
-    await connection._holder.release(None)
+    return asyncio.shield(connection._holder.release(None))
+
+
+def give_without_waiting(connection: Any) -> Coroutine[Any, Any, None]:
+    """Release where nothing has to be awaited: it never suspends, so it needs no task to shield it."""
+    connection._con._on_release()
+    release: Coroutine[Any, Any, None] = connection._holder.release(None)
+    return release
 
 
 @functools.cache

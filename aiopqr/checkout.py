@@ -13,7 +13,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ._asyncpg import is_cancelling, queries_run, raw_connection, reattach, release_without_waiting
+import asyncpg
+
+from ._asyncpg import (
+    give,
+    give_without_waiting,
+    is_cancelling,
+    next_holder,
+    put_back,
+    queries_run,
+    raw_connection,
+    reattach,
+)
 from .errors import AcquireTimeout, describe
 from .events import ConnectionLost, Emitter, LeakSuspected
 from .lifetimes import Session
@@ -21,6 +32,7 @@ from .refusals import is_connection_lost
 from .replacement import CLOSE_TIMEOUT, Replacement
 from .sessions import Sessions
 from .stats import Histogram
+from .tasks import clock_of
 from .turnstile import Turnstile
 from .watch import ResetWatch
 
@@ -46,18 +58,19 @@ class Policy:
 
 
 class Checkouts:
-    """Hands out the connections of one pool. ``take`` and ``give`` are asyncpg's own acquire and release."""
+    """Hands out the connections of one pool. ``acquire`` and ``release`` are asyncpg's own."""
 
     def __init__(
         self,
+        pool: asyncpg.Pool,
         policy: Policy,
         sessions: Sessions,
         replacement: Replacement,
         turnstile: Turnstile,
         events: Emitter,
         *,
-        take: Callable[[], Awaitable[Any]],
-        give: Callable[..., Awaitable[None]],
+        acquire: Callable[[], Awaitable[Any]],
+        release: Callable[..., Awaitable[None]],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._policy = policy
@@ -67,12 +80,13 @@ class Checkouts:
         self._turnstile = turnstile
         self._events = events
         self._name = sessions.connector.name
-        self._take = take
-        self._give = give
+        self._pool = pool
+        self._acquire = acquire
+        self._release = release
+        self._now = clock_of(loop)
         self._loop = loop
         self._watch = ResetWatch(policy.reset_timeout, loop)
-        self._acquiring: dict[asyncio.Task[Any] | None, float | None] = {}  # whose connect has which deadline
-        self._restoring = 0  # holders that asyncpg has taken out of its queue to connect them
+        self._deadline: float | None = UNSET
         self._suspect_since = -math.inf  # what was idle then is checked before it is handed out
         self.acquired = 0
         self.timeouts = 0
@@ -81,53 +95,56 @@ class Checkouts:
         self.use_time = Histogram()
 
     async def acquire(self, timeout: float | None) -> Any:
-        loop, turnstile, policy, acquiring = self._loop, self._turnstile, self._policy, self._acquiring
-        started = loop.time()
+        policy, turnstile, now = self._policy, self._turnstile, self._now
+        started = began = now()
         limit = policy.acquire_timeout if timeout is UNSET else timeout
         deadline = None if limit is None else started + limit
-        task = asyncio.current_task(loop)
         try:
-            began = started
             if not turnstile.try_enter():
                 await turnstile.enter(deadline)
-                began = loop.time()
+                began = now()
             try:
                 while True:
-                    acquiring[task] = deadline
-                    if self._restoring:  # all that is free may be out of asyncpg's queue for a moment
+                    if holder := next_holder(self._pool):
+                        self._deadline = deadline  # for connect(), which asyncpg calls before it suspends, if at all
+                        try:
+                            connection = await holder.acquire()
+                        except BaseException:
+                            put_back(self._pool, holder)
+                            raise
+                        finally:
+                            self._deadline = UNSET
+                    else:  # asyncpg is restoring what is free to its floor
                         async with asyncio.timeout_at(deadline):
-                            connection = await self._take()
-                    else:
-                        connection = await self._take()
-                    session = self._open.get(raw_connection(connection))
-                    assert session is not None, "asyncpg's pool handed out a connection that it did not get from here"
+                            connection = await self._acquire()
+                    session = self._open[raw_connection(connection)]
                     session.is_idle = False
-                    if not self._needs_check(session, began) or await self._is_alive(session, deadline):
+                    # It may be idle for long, or since before another was found dead; or it was just opened for this.
+                    idle_since = session.idle_since
+                    if idle_since >= began - policy.check_after and idle_since > self._suspect_since:
                         break
-                    began = loop.time()
+                    if idle_since >= began or await self._is_alive(session, deadline):
+                        break
+                    began = now()
                 if policy.setup is not None:
                     await self._set_up(policy.setup, connection, session, deadline)
             except BaseException:
                 turnstile.leave()
                 raise
-            finally:
-                acquiring.pop(task, None)
         except TimeoutError as exc:
-            if deadline is None or loop.time() < deadline:
+            if deadline is None or now() < deadline:
                 raise
             self.timeouts += 1
             raise self._too_late(started) from (self._sessions.connector.last_failure or exc.__cause__)
-        now = loop.time()
-        session.acquired_at = now
-        if policy.counts_queries:
-            session.queries = queries_run(session.con)
+        session.acquired_at = acquired_at = now()
+        session.queries = queries_run(session.con) if policy.counts_queries else 0
         session.release_timeout = None if timeout is UNSET else timeout
         session.holds_permit = True
         if policy.leak_threshold:
             stack = "".join(traceback.format_list(traceback.extract_stack(limit=12)[:-2]))
-            session.leak_timer = loop.call_later(policy.leak_threshold, self._suspect_leak, session, stack)
+            session.leak_timer = self._loop.call_later(policy.leak_threshold, self._suspect_leak, session, stack)
         self.acquired += 1
-        self.wait_time.record(now - started)
+        self.wait_time.record(acquired_at - started)
         return connection
 
     async def _set_up(self, setup: Hook, connection: Any, session: Session, deadline: float | None) -> None:
@@ -139,20 +156,15 @@ class Checkouts:
             reattach(connection, session.con)
             raise
 
-    def _needs_check(self, session: Session, began: float) -> bool:
-        """Whether it was idle for long, or beside one that was found dead. One opened for this acquire was neither."""
-        idle_since = session.idle_since
-        return idle_since < began - self._policy.check_after or idle_since <= self._suspect_since
-
     async def _is_alive(self, session: Session, deadline: float | None) -> bool:
         """Check a connection; a dead one is dropped, and whatever was idle beside it is suspect."""
-        limit = self._loop.time() + CHECK_TIMEOUT
+        limit = self._now() + CHECK_TIMEOUT
         try:
             async with asyncio.timeout_at(limit if deadline is None else min(limit, deadline)):
                 await session.con.execute("select 1")  # asyncpg fails on an empty query
         except Exception as exc:
             session.con.terminate()
-            self._suspect_since = self._loop.time()
+            self._suspect_since = self._now()
             self._tell_lost("idle", exc)
             return False
         except BaseException:
@@ -161,39 +173,31 @@ class Checkouts:
         return True
 
     async def connect(self, *args: Any, **kwargs: Any) -> Any:
-        """What asyncpg's pool connects with: the spare, or a new connection, for an acquirer within its deadline."""
-        task = asyncio.current_task()
-        deadline = self._acquiring.get(task, UNSET)
-        restoring = deadline is UNSET
-        if restoring:
-            deadline = None
-            self._restoring += 1
-        try:
-            spare = self._replacement.take_spare()
-            if spare is not None:
-                is_fresh = self._loop.time() - spare.born <= self._policy.check_after
-                if is_fresh or await self._is_alive(spare, deadline):
-                    con = self._sessions.adopt(spare)
-                    spare.idle_since = self._loop.time()
-                    self._replacement.born(spare)
-                    return con
-            async with asyncio.timeout_at(deadline):
-                con = await self._sessions.open(args, kwargs)
-            if session := self._open.get(con):
-                self._replacement.born(session)
-            return con
-        finally:
-            if restoring:
-                self._restoring -= 1
+        """What asyncpg's pool connects with: the spare, or a new connection. For an acquirer, within its deadline."""
+        deadline, self._deadline = self._deadline, UNSET
+        if deadline is UNSET:
+            deadline = None  # asyncpg fills or restores its floor, or the acquirer has a timer already
+        spare = self._replacement.take_spare()
+        if spare is not None:
+            is_fresh = self._now() - spare.born <= self._policy.check_after
+            if is_fresh or await self._is_alive(spare, deadline):
+                spare.idle_since = self._now()
+                self._replacement.born(spare)
+                return self._sessions.adopt(spare)
+        async with asyncio.timeout_at(deadline):
+            con = await self._sessions.open(args, kwargs)
+        if session := self._open.get(con):
+            self._replacement.born(session)
+        return con
 
     async def release(self, connection: Any, timeout: float | None) -> None:
         con = raw_connection(connection)
         session = self._open.get(con)
         if session is None or not session.holds_permit:
-            await self._give(connection, timeout=timeout)
+            await self._release(connection, timeout=timeout)
             return
         policy = self._policy
-        if policy.reset is None and self._replacement.is_ready and session.is_due(self._loop.time()):
+        if policy.reset is None and self._replacement.is_ready and session.is_due(self._now()):
             self._replacement.retire_released(session, connection)
             return
         session.needs_reset = policy.full_reset and not (policy.counts_queries and queries_run(con) == session.queries)
@@ -201,12 +205,12 @@ class Checkouts:
             timeout = session.release_timeout
         try:
             if timeout is not None:
-                await self._give(connection, timeout=timeout)
+                await self._release(connection, timeout=timeout)
             elif self._has_to_wait(session):
                 self._watch.begin(session)
-                await self._give(connection)
+                await give(connection)
             else:
-                await release_without_waiting(connection)
+                await give_without_waiting(connection)
         except Exception as exc:
             if session.is_overdue:
                 raise TimeoutError(f"{self._name}: a release took longer than {policy.reset_timeout} s") from exc
@@ -236,7 +240,7 @@ class Checkouts:
         session = self._open.get(con)
         if self._policy.reset is not None:
             await self._policy.reset(con)
-            if session and session.is_due(self._loop.time()) and self._replacement.is_ready and not con.is_closed():
+            if session and session.is_due(self._now()) and self._replacement.is_ready and not con.is_closed():
                 self._replacement.claim(session)
                 await con.close(timeout=CLOSE_TIMEOUT)
                 return
@@ -245,7 +249,7 @@ class Checkouts:
         elif session.needs_reset and (query := con.get_reset_query()):
             await con.execute(query)  # what else con.reset() does, asyncpg has just done
         if session is not None and not con.is_closed():
-            now = self._loop.time()
+            now = self._now()
             session.is_idle = True
             session.idle_since = now
             self.give_back(session, now)
@@ -264,7 +268,7 @@ class Checkouts:
             self._turnstile.leave()
 
     def _suspect_leak(self, session: Session, stack: str) -> None:
-        held = self._loop.time() - session.acquired_at
+        held = self._now() - session.acquired_at
         self._events.emit(LeakSuspected(name=self._name, held=held, stack=stack))
 
     def _tell_lost(self, when: str, exc: BaseException) -> None:
@@ -275,7 +279,7 @@ class Checkouts:
         idle = sum(session.is_idle for session in self._sessions)
         failure = self._sessions.connector.last_failure
         return AcquireTimeout(
-            f"{self._name}: no connection within {self._loop.time() - started:.1f} s: {len(self._sessions)} open of at "
+            f"{self._name}: no connection within {self._now() - started:.1f} s: {len(self._sessions)} open of at "
             f"most {self._turnstile.permits}, {idle} idle, {self._turnstile.waiting} waiting"
             + (f"; the last connect failed: {describe(failure)}" if failure else "")
         )

@@ -153,13 +153,14 @@ class AlternatingPool(asyncpg.Pool):
         self._replacement = Replacement(self._sessions, min_size)
         self._turnstile = Turnstile(max_size, waiting, loop)
         self._checkouts = Checkouts(
+            self,
             policy,
             self._sessions,
             self._replacement,
             self._turnstile,
             self.events,
-            take=super().acquire,
-            give=super().release,
+            acquire=super().acquire,
+            release=super().release,
             loop=loop,
         )
         super().__init__(

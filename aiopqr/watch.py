@@ -9,22 +9,24 @@ from __future__ import annotations
 import asyncio
 
 from .lifetimes import Session
+from .tasks import clock_of
 
 
 class ResetWatch:
     """Terminates the connection of a reset that takes longer than ``limit`` seconds; None lets it take its time."""
 
-    __slots__ = ("_deadlines", "_limit", "_loop", "_timer")
+    __slots__ = ("_deadlines", "_limit", "_loop", "_now", "_timer")
 
     def __init__(self, limit: float | None, loop: asyncio.AbstractEventLoop) -> None:
         self._limit = limit
         self._loop = loop
+        self._now = clock_of(loop)
         self._deadlines: dict[Session, float] = {}  # in the order of their deadlines, since all have the same limit
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, session: Session) -> None:
         if self._limit is not None:
-            deadline = self._deadlines[session] = self._loop.time() + self._limit
+            deadline = self._deadlines[session] = self._now() + self._limit
             if self._timer is None:
                 self._timer = self._loop.call_at(deadline, self._look)
 
@@ -34,7 +36,7 @@ class ResetWatch:
 
     def _look(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = self._now()
         for session, deadline in tuple(self._deadlines.items()):
             if deadline > now:
                 self._timer = self._loop.call_at(deadline, self._look)
