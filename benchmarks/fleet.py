@@ -32,8 +32,8 @@ STORE_LATENCY = 0.05
 class Fleet:
     """What is simulated. Times are in seconds; ``rotate_every`` 0: one rotation; ``inf``: none.
 
-    One rotation comes at the worst moment: instances that start together have their connections replaced in one wave, too, a
-    lifetime later, and in the middle of that wave a password changes.
+    One rotation comes at the worst moment. Instances that start together have their connections replaced in one wave,
+    too, a lifetime later; in the middle of that wave a password changes.
     """
 
     instances: int

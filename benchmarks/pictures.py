@@ -87,7 +87,9 @@ def _rotation(plt: Any, results: dict[str, Any]) -> Any:
     points = results["rotation"]["points"]
     figure, axis = plt.subplots(figsize=(11, 4.2), layout="constrained")
     names = [
-        name for name in rotation.PEERS if any(name in p["peers"] for p in points) and name != rotation.NO_LIFETIME
+        name
+        for name in rotation.PEERS
+        if any(name in p["peers"] for p in points) and name not in (rotation.NO_LIFETIME, rotation.CONTROL)
     ]
     shades = [OURS, *("#f08c00", "#e8590c", "#7048e8", "#495057")]
     width = 0.8 / len(names)

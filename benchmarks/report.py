@@ -134,7 +134,8 @@ def rotation_section(result: dict[str, Any]) -> str:
             f"Connections live {rotation.LIFETIME:g} s (asyncpg's pool has no lifetime: `expire_connections()` that "
             f"often "
             f"stands in), the store takes {rotation.STORE_LATENCY * 1000:.0f} ms. Errors are those that reach the "
-            "application; the gap is the longest time in which nothing was served; acquires in ms.\n"
+            "application; the gap is the longest time in which nothing was served; acquires in ms (a phase has some "
+            "thousand of them).\n"
         )
     ]
     for point in result["points"]:
