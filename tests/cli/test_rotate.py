@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -151,6 +152,36 @@ async def test_json_tells_the_outcome(cli: Cli) -> None:
     code, out, _ = await cli("--json")
     assert code == 3
     assert json.loads(out)["outcome"] == "refused"
+
+
+async def test_interrupted_is_130_and_leaves_no_traceback(cli: Cli) -> None:
+    connected = asyncio.Event()
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(swallow, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        process = await asyncio.create_subprocess_exec(
+            *(
+                sys.executable,
+                "-m",
+                "aiopqr",
+                "rotate",
+                "--admin",
+                f"postgresql://a@127.0.0.1:{port}/x?sslmode=disable",
+            ),
+            *("--dsn", "postgresql://127.0.0.1/x", "--file", str(cli.path)),
+            env={**os.environ, "AIOPQR_ADMIN_PASSWORD": "x"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await connected.wait()
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    assert (process.returncode, out, err) == (130, b"", b"")
 
 
 @pytest.mark.parametrize("way", ["AIOPQR_ADMIN_PASSWORD", "PGPASSWORD", "PGPASSFILE", "--password-stdin"])
