@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -13,7 +13,7 @@ from .lifetimes import Lifetime
 
 def non_negative(name: str, value: float) -> float:
     """A finite number of at least 0, or :class:`ConfigurationError`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
         raise ConfigurationError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
     return float(value)
 
