@@ -20,7 +20,6 @@ from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import MissingExtra
 from .errors import ServerError, ServerUnavailable
 from .remote import _why_docker_does_not_answer
 
@@ -97,7 +96,7 @@ class EmbeddedSecretsManager(SecretsManager):
         try:
             import moto.moto_server  # noqa: F401
         except ImportError:
-            raise MissingExtra("an embedded Secrets Manager", "testing") from None
+            raise ServerUnavailable("an embedded Secrets Manager needs moto: pip install 'moto[server]'") from None
         self._process = subprocess.Popen(
             [sys.executable, "-c", _SERVE],
             stdin=subprocess.PIPE,

@@ -308,6 +308,24 @@ async def test_the_admin_secret_can_be_named_by_the_secret_itself(rig: Rig, monk
     assert (await rig.vault.value())["masterarn"] == admin
 
 
+async def test_a_role_that_is_no_superuser_rotates_with_the_documented_grants(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, (odd, even) = rig.postgres.server, rig.postgres.usernames
+    name = f"{rig.postgres.database}_rotator"
+    await server.execute(
+        f"CREATE ROLE \"{name}\" LOGIN CREATEROLE PASSWORD 'rotator';"
+        f'GRANT "{odd}", "{even}" TO "{name}" WITH ADMIN OPTION; GRANT pg_read_all_stats TO "{name}"'
+    )
+    try:
+        admin = await rig.vault.service.create_secret({"username": name, "password": "rotator"})
+        monkeypatch.setenv("AIOPQR_ADMIN_SECRET", admin)
+        token = await rig.rotate()
+        assert await rig.vault.version("AWSCURRENT") == token
+    finally:
+        await server.drop_accounts(name)
+
+
 async def test_without_a_dsn_the_secret_tells_the_place_and_tls_is_never_left_out(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
