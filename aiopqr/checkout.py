@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 
 from ._asyncpg import (
+    connection_of,
     give,
     give_without_waiting,
     is_cancelling,
@@ -34,7 +35,7 @@ from .sessions import Sessions
 from .stats import Histogram
 from .tasks import clock_of
 from .turnstile import Turnstile
-from .watch import ResetWatch
+from .watch import ReleaseWatch
 
 CHECK_TIMEOUT = 5.0
 Hook = Callable[[Any], Awaitable[None]]
@@ -85,7 +86,7 @@ class Checkouts:
         self._release = release
         self._now = clock_of(loop)
         self._loop = loop
-        self._watch = ResetWatch(policy.reset_timeout, loop)
+        self._watch = ReleaseWatch(policy.reset_timeout, sessions, loop)
         self._deadline: float | None = UNSET
         self._suspect_since = -math.inf  # what was idle then is checked before it is handed out
         self.acquired = 0
@@ -117,7 +118,7 @@ class Checkouts:
                     else:  # asyncpg is restoring what is free to its floor
                         async with asyncio.timeout_at(deadline):
                             connection = await self._acquire()
-                    session = self._open[raw_connection(connection)]
+                    session = self._open[connection_of(connection)]
                     session.is_idle = False
                     # It may be idle for long, or since before another was found dead; or it was just opened for this.
                     idle_since = session.idle_since
@@ -137,7 +138,8 @@ class Checkouts:
             self.timeouts += 1
             raise self._too_late(started) from (self._sessions.connector.last_failure or exc.__cause__)
         session.acquired_at = acquired_at = now()
-        session.queries = queries_run(session.con) if policy.counts_queries else 0
+        if policy.counts_queries:
+            session.queries = queries_run(session.con)
         session.release_timeout = None if timeout is UNSET else timeout
         session.holds_permit = True
         if policy.leak_threshold:
@@ -197,8 +199,14 @@ class Checkouts:
             await self._release(connection, timeout=timeout)
             return
         policy = self._policy
-        if policy.reset is None and self._replacement.is_ready and session.is_due(self._now()):
-            self._replacement.retire_released(session, connection)
+        replacement = self._replacement
+        if (
+            replacement.spare is not None
+            and replacement.is_ready
+            and policy.reset is None
+            and session.is_due(self._now())
+        ):
+            replacement.retire_released(session, connection)
             return
         session.needs_reset = policy.full_reset and not (policy.counts_queries and queries_run(con) == session.queries)
         if timeout is None:
@@ -206,7 +214,7 @@ class Checkouts:
         try:
             if timeout is not None:
                 await self._release(connection, timeout=timeout)
-            elif self._has_to_wait(session):
+            elif session.needs_reset or self._has_to_wait(session):
                 self._watch.begin(session)
                 await give(connection)
             else:
@@ -220,11 +228,10 @@ class Checkouts:
             self._tell_lost("release", exc)
 
     def _has_to_wait(self, session: Session) -> bool:
-        """Whether the server has a part in the release."""
+        """Whether the server has a part in a release that resets nothing."""
         policy, con = self._policy, session.con
         return (
-            session.needs_reset
-            or policy.reset is not None
+            policy.reset is not None
             or policy.may_close_on_release
             or con.is_in_transaction()
             or is_cancelling(con)
@@ -240,7 +247,9 @@ class Checkouts:
         session = self._open.get(con)
         if self._policy.reset is not None:
             await self._policy.reset(con)
-            if session and session.is_due(self._now()) and self._replacement.is_ready and not con.is_closed():
+            if con.is_closed():
+                return
+            if session and session.is_due(self._now()) and self._replacement.is_ready:
                 self._replacement.claim(session)
                 await con.close(timeout=CLOSE_TIMEOUT)
                 return
@@ -248,7 +257,7 @@ class Checkouts:
             await con.reset()
         elif session.needs_reset and (query := con.get_reset_query()):
             await con.execute(query)  # what else con.reset() does, asyncpg has just done
-        if session is not None and not con.is_closed():
+        if session is not None:
             now = self._now()
             session.is_idle = True
             session.idle_since = now
@@ -260,7 +269,7 @@ class Checkouts:
         """Return the permit of a checkout, if it has not been yet."""
         if session.holds_permit:
             session.holds_permit = False
-            self._watch.end(session)
+            session.release_by = math.inf
             if session.leak_timer is not None:
                 session.leak_timer.cancel()
                 session.leak_timer = None

@@ -43,10 +43,11 @@ class Session:
     is_idle: bool = True
     idle_since: float = 0.0
     acquired_at: float = -math.inf
-    queries: int = 0  # run when it was acquired
+    queries: Any = None  # run when it was acquired
     release_timeout: float | None = None
     needs_reset: bool = True
-    is_overdue: bool = False  # its reset took too long, and it was terminated
+    release_by: float = math.inf
+    is_overdue: bool = False  # its release took longer, and it was terminated
     holds_permit: bool = False
     leak_timer: Any = None
 
