@@ -285,16 +285,30 @@ async def test_a_closed_pool_is_no_longer_reported(postgres: RotatingPostgres, m
     assert "db.client.connection.count" not in metrics.collect()
 
 
+def test_nothing_is_reported_once_the_loop_is_closed(postgres: RotatingPostgres, metrics: Metrics) -> None:
+    async def use() -> aiopqr.AlternatingPool:
+        pool = await make_pool(postgres)
+        instrument(pool, meter_provider=metrics.provider)
+        assert "db.client.connection.count" in metrics.collect()
+        pool.terminate()
+        return pool
+
+    pool = asyncio.run(use())
+    assert "db.client.connection.count" not in metrics.collect()
+    del pool
+
+
 async def test_an_instrumented_pool_is_collected_as_any_other(postgres: RotatingPostgres, metrics: Metrics) -> None:
     pool = await make_pool(postgres)
-    instrument(pool, meter_provider=metrics.provider)
+    kept = instrument(pool, meter_provider=metrics.provider)
     metrics.collect()
     await pool.close()
     ref = weakref.ref(pool)
     del pool
     gc.collect()
     assert ref() is None
-    metrics.collect()
+    assert "db.client.connection.count" not in metrics.collect()
+    kept.uninstrument()
 
 
 def test_a_provider_is_collected_with_its_instruments(postgres: RotatingPostgres) -> None:
@@ -343,6 +357,15 @@ async def test_a_refresh_that_brought_something_is_a_span(postgres: RotatingPost
     (span,) = traces.spans("aiopqr.refresh")
     assert (span.attributes or {})["aiopqr.changed"] == ("even",)
     assert span.status.status_code is StatusCode.UNSET
+
+
+async def test_nothing_is_traced_after_uninstrument(postgres: RotatingPostgres, traces: Traces) -> None:
+    async with make_pool(postgres) as pool:
+        with instrument(pool, tracer_provider=traces.provider):
+            pass
+        await postgres.rotate("even")
+        await pool.refresh()
+    assert traces.spans("aiopqr.refresh") == []
 
 
 async def test_a_refresh_that_failed_is_a_span_with_its_error(postgres: RotatingPostgres, traces: Traces) -> None:

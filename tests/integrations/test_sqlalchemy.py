@@ -215,10 +215,18 @@ async def test_first_connects_at_once_share_one_connector(postgres: RotatingPost
 
 
 async def test_a_store_that_is_down_fails_the_connect_and_leaves_nothing(postgres: RotatingPostgres) -> None:
+    closed = 0
+
+    async def aclose() -> None:
+        nonlocal closed
+        closed += 1
+
+    postgres.source.aclose = aclose  # type: ignore[attr-defined]
     postgres.source.error = aiopqr.SourceError("the store is down")
     async with async_engine(url(postgres), credentials=postgres.source) as engine:
         with pytest.raises(aiopqr.SourceError, match="the store is down"):
             await user(engine)
+        assert closed == 1
         postgres.source.error = None
         assert await user(engine) == postgres.pair.odd.username
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import fastapi
 import httpx
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, WebSocket
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -187,6 +187,27 @@ async def test_fastapi_tells_the_client_of_a_commit_that_failed(postgres: Rotati
             await con.execute("insert into once values (1), (1)")  # refused on commit
 
         assert (await client.post("/")).status_code == 500
+
+
+async def test_a_websocket_gets_a_connection_too(postgres: RotatingPostgres) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("text"))
+
+    async with api(postgres) as (app, _):
+
+        @app.websocket("/")
+        async def user(websocket: WebSocket, con: Con) -> None:
+            await websocket.accept()
+            await websocket.send_text(await con.fetchval("select session_user"))
+
+        scope = {"type": "websocket", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
+        await app(scope, receive, send)
+    assert sent[1] in postgres.usernames
 
 
 # Health.
