@@ -76,7 +76,8 @@ class Target:
 
     def judge(self, ratio: float, noise: float) -> Verdict:
         """A miss is a miss by more than the control's spread."""
-        short = ratio / self.limit - 1 if self.at_most else self.limit / ratio - 1
+        better, worse = (self.limit, ratio) if self.at_most else (ratio, self.limit)
+        short = worse / better - 1 if better else math.inf
         if noise > WIDE and abs(short) <= noise:
             return Verdict.UNCLEAR
         if short <= 0:

@@ -55,7 +55,8 @@ def _bars(
     top = max(value + more for value, more in zip(middle, reach[1], strict=True))
     for place, (value, more) in enumerate(zip(middle, reach[1], strict=True)):
         axis.text(value + more + top * 0.01, place, f"{value:,.3g}" if value < 100 else f"{value:,.0f}", va="center")
-    axis.set_xlim(0, top * 1.15)
+    axis.set_xlim(0, top * 1.2)
+    axis.locator_params(axis="x", nbins=4)
 
 
 def _speed(plt: Any, results: dict[str, Any]) -> Any:
@@ -63,7 +64,7 @@ def _speed(plt: Any, results: dict[str, Any]) -> Any:
     used = next(p for p in results["steady"]["points"] if (p["operation"], p["tasks"], p["loop"]) == steady.MAIN)[
         "peers"
     ]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 2.9), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(14, 2.9), layout="constrained")
     names = [name for name in churning if name != churn.CONTROL]
     limits = {churn.TRUST, "bare connections"}
     rates = [churning[name]["rate"] for name in names]
@@ -74,7 +75,7 @@ def _speed(plt: Any, results: dict[str, Any]) -> Any:
     names = [name for name in used if name != steady.CONTROL]
     _bars(
         axes[2],
-        "SELECT 1 a second, 10 tasks on 10 connections",
+        "SELECT 1 a second, 10 tasks",
         names,
         [used[name]["rate"] for name in names],
         1,
@@ -106,7 +107,14 @@ def _rotation(plt: Any, results: dict[str, Any]) -> Any:
     axis.set_yscale("log")
     axis.set_ylabel("longest time without service, ms")
     labels = [point["phase"].replace("`", "").replace(", ", ",\n").replace(" with ", "\nwith ") for point in points]
-    axis.set_xticks(range(len(points)), [label.replace(" and a", "\nand a") for label in labels], fontsize=7.5)
+    axis.set_xticks(
+        range(len(points)),
+        [
+            label.replace(" and a", "\nand a").replace("'s sess", "'s\nsess").replace("ed in", "ed\nin")
+            for label in labels
+        ],
+        fontsize=7.5,
+    )
     axis.set_title("while passwords change (in red: errors that reach the application)", loc="left")
     axis.legend(frameon=False, ncols=3, fontsize=8)
     return figure
@@ -114,7 +122,7 @@ def _rotation(plt: Any, results: dict[str, Any]) -> Any:
 
 def _fleet(plt: Any, results: dict[str, Any]) -> Any:
     scenes = {name: run for name, run in results["fleet"]["scenes"].items() if "series" in run}
-    figure, axes = plt.subplots(3, len(scenes), figsize=(4 * len(scenes), 6), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(3, len(scenes), figsize=(3.6 * len(scenes), 6), layout="constrained", sharex=True)
     axes = axes.reshape(3, len(scenes))
     kinds = (("calls", "store calls a second"), ("connects", "connects a second"), ("failed", "failed logins a second"))
     for column, (name, run) in enumerate(scenes.items()):

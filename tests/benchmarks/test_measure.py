@@ -48,6 +48,8 @@ def test_rounds_that_do_not_match_are_not_paired() -> None:
         (Target("rate", 1.4), 1.3, 0.3, Verdict.UNCLEAR),
         (Target("rate", 1.4), 3.0, 0.3, Verdict.HIT),
         (Target("rate", 1.4), 0.7, 0.3, Verdict.MISS),
+        (Target("fairness", 0.5), 0.0, 0.0, Verdict.MISS),
+        (Target("cpu", 0.45, at_most=True), 0.0, 0.05, Verdict.HIT),
         (Target("cpu", 0.45, at_most=True), 0.45, 0.05, Verdict.HIT),
         (Target("cpu", 0.45, at_most=True), 0.46, 0.05, Verdict.WITHIN),
         (Target("cpu", 0.45, at_most=True), 0.5, 0.05, Verdict.MISS),
