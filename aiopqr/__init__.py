@@ -3,6 +3,8 @@
 :func:`create_pool` makes an :class:`AlternatingPool`, an ``asyncpg.Pool`` whose connections take two accounts in turn.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .connector import Connector
 from .credentials import Credential, CredentialPair, Endpoint, Parity, Secret
 from .errors import (
@@ -22,6 +24,9 @@ from .errors import (
 )
 from .pool import AlternatingPool, create_pool
 from .refresher import Refresher
+
+if TYPE_CHECKING:
+    from .rotation import Rotator
 
 __version__ = "0.1.0"
 
@@ -43,9 +48,18 @@ __all__ = [
     "PoolError",
     "Refresher",
     "RotationError",
+    "Rotator",
     "Secret",
     "SourceError",
     "SourceTimeout",
     "TooManyWaiting",
     "create_pool",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Rotator":  # imported on demand: a service has no use for it
+        from .rotation import Rotator
+
+        return Rotator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
