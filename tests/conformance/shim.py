@@ -6,6 +6,7 @@ translated here, since a library that took both would not know which one counts.
 
 from __future__ import annotations
 
+import logging
 import sys
 import unittest
 from pathlib import Path
@@ -41,6 +42,7 @@ class Pool(aiopqr.AlternatingPool):
 
 def main() -> int:
     directory, kind, *names = sys.argv[1:]
+    logging.getLogger("aiopqr").setLevel(logging.ERROR)  # every pair is degraded here, as is meant
     if kind == "aiopqr":
         # Before asyncpg's test cases are imported, which take the class as a default. Its create_pool() looks it up.
         asyncpg.pool.Pool = asyncpg.Pool = Pool  # type: ignore[misc]
