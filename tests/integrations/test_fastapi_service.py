@@ -26,6 +26,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 ROTATIONS = 30 if os.environ.get("AIOPQR_PROOF") else 4
 WORKERS = 8
 
+# uvicorn raises the signal again once it has shut down. As in a container, where it is process 1, nobody minds here: so
+# the interpreter ends in order, and says what was left.
+UVICORN = "import signal, uvicorn; signal.signal(signal.SIGTERM, lambda *_: None); uvicorn.main()"
+
 
 @dataclass
 class Service:
@@ -53,7 +57,7 @@ class Service:
 async def served(postgres: RotatingPostgres, secret: Path) -> AsyncIterator[Service]:
     write_secret(secret, postgres.pair)
     settings = {"DATABASE_URL": postgres.dsn, "CREDENTIALS_FILE": str(secret), "MAX_LIFETIME": "1"}
-    command = [sys.executable, "-W", "error", "-m", "uvicorn", "fastapi_app:app", "--port", "0", "--ws", "none"]
+    command = [sys.executable, "-W", "error", "-c", UVICORN, "fastapi_app:app", "--port", "0", "--ws", "none"]
     command += ["--no-access-log", "--app-dir", str(EXAMPLES)]
     service = Service(await asyncio.create_subprocess_exec(*command, env=os.environ | settings, stderr=PIPE))
     reading = asyncio.create_task(service.read_log(), name="log")
@@ -109,7 +113,7 @@ async def test_no_request_fails_while_passwords_change(postgres: RotatingPostgre
                 write_secret(secret, await postgres.rotate(parity))
                 await asyncio.sleep(1.5)  # the spacing of the rotations
             stop.set()
-        await service.end()
+        assert await service.end() == 0
     assert set(answers) == {200}
     assert answers.total() > 100
     assert users == set(postgres.usernames)
@@ -134,8 +138,7 @@ async def test_sigterm_lets_a_request_finish_and_leaves_no_session(postgres: Rot
         ended = await service.end()
         assert (await request).status_code == 200
     log = "".join(service.log)
-    # uvicorn raises the signal again once it is done: so it ends, by its own convention.
-    assert ended in (0, -signal.SIGTERM), log
+    assert ended == 0, log
     assert "Application shutdown complete" in log
     assert "Finished server process" in log
     assert not re.search("Traceback|Error|Warning|WARNING|terminated", log), log
@@ -164,4 +167,4 @@ async def test_the_health_endpoint_alarms_while_requests_are_still_served(
                 return (await client.get("/health")).status_code == 200
 
             await eventually_true(is_well)
-        await service.end()
+        assert await service.end() == 0
