@@ -85,8 +85,8 @@ class Credential:
     password: Secret
 
     def __init__(self, username: str, password: str | Secret) -> None:
-        # A traceback with captured locals shows what could not be made, too: both are set before they are looked at, and
-        # the password is wrapped first, so that no frame holds the text.
+        # A traceback with captured locals shows what could not be made, too: both are set before they are looked at,
+        # and the password is wrapped first, so that no frame holds the text.
         object.__setattr__(self, "username", username)
         object.__setattr__(self, "password", None)
         password = password if isinstance(password, Secret) else Secret(password)

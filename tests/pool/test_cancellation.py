@@ -1,7 +1,7 @@
 """Any await may be cancelled, and nothing is left behind.
 
-A call is run again and again, each time cancelled one turn of the event loop later, until it survives: so each await of it
-has been cancelled once. The fixtures fail a test that leaves a task or a connection.
+A call is run again and again, each time cancelled one turn of the event loop later, until it survives: so each await of
+it has been cancelled once. The fixtures fail a test that leaves a task or a connection.
 """
 
 from __future__ import annotations

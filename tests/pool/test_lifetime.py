@@ -50,13 +50,17 @@ async def test_one_that_is_held_delays_no_other_and_the_server_sees_one_more_at_
     make_pool: MakePool, postgres: RotatingPostgres
 ) -> None:
     most = 0
-    async with make_pool(min_size=3, max_size=3, max_lifetime=0.3) as pool, load(pool, 4) as running:
-        async with pool.acquire() as held, held.transaction():
-            pid = held.get_server_pid()
-            while pool.stats().replacements.done < 6:
-                most = max(most, len(await postgres.sessions()))
-            assert pid in {row["pid"] for row in await postgres.sessions()}
-            assert await held.fetchval("select 1") == 1
+    async with (
+        make_pool(min_size=3, max_size=3, max_lifetime=0.3) as pool,
+        load(pool, 4) as running,
+        pool.acquire() as held,
+        held.transaction(),
+    ):
+        pid = held.get_server_pid()
+        while pool.stats().replacements.done < 6:
+            most = max(most, len(await postgres.sessions()))
+        assert pid in {row["pid"] for row in await postgres.sessions()}
+        assert await held.fetchval("select 1") == 1
     assert running.errors == []
     assert most <= 4
 

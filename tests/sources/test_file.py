@@ -82,9 +82,7 @@ async def test_an_unchanged_file_gives_the_same_pair(tmp_path: Path) -> None:
         (b'{"odd_username": "hush", "active_credential": "odd"}', "odd_password is missing"),
     ],
 )
-async def test_a_bad_file_is_told_by_its_path_and_not_by_its_content(
-    tmp_path: Path, content: bytes, told: str
-) -> None:
+async def test_a_bad_file_is_told_by_its_path_and_not_by_its_content(tmp_path: Path, content: bytes, told: str) -> None:
     path = tmp_path / "pair.json"
     path.write_bytes(content)
     with pytest.raises(aiopqr.SourceError, match=told) as caught:
