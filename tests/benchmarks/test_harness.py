@@ -148,13 +148,13 @@ def test_a_control_that_is_too_wide_is_said_so() -> None:
 
 
 async def test_a_fleets_page_is_filled_from_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "SIZES", (4, 5, 6))
+    monkeypatch.setattr(fleet, "SIZES", (4, 5))
     monkeypatch.setattr(fleet, "SWEEP_SIZE", 8)
     result = await fleet.measure(Plan.brief(), silent)
     page = fleet_report.page(result)
     assert "Which lifetime and interval for which fleet" in page
-    assert "| 6 |" in page
-    assert "series" not in report.without_series(result)["scenes"]["6: one rotation"]
+    assert "| 5 |" in page
+    assert "series" not in report.without_series(result)["scenes"]["5: one rotation"]
 
 
 def test_the_full_run_has_fifteen_pairs_and_tails_of_fifty_thousand() -> None:
