@@ -195,7 +195,7 @@ class SecretsManagerClient:
 
 
 def _translated(exc: Exception, operation: str, secret_id: str) -> SecretsManagerError:
-    """What botocore raised, in words that tell what to do. AWS' own messages name identities and resources only."""
+    """What botocore raised, in words that tell what to do. AWS's own words of a read name identities and resources."""
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
@@ -220,7 +220,9 @@ def _translated(exc: Exception, operation: str, secret_id: str) -> SecretsManage
             trouble = Trouble.NO_VALUE
         elif trouble is Trouble.DENIED and "KMS" in told:
             trouble = Trouble.KMS
-        return SecretsManagerError(f"{what}: {ADVICE[trouble]} ({code}: {told})", trouble)
+        if operation in ("put_secret_value", "create_secret"):
+            told = ""  # a message about what we sent might quote it
+        return SecretsManagerError(f"{what}: {ADVICE[trouble]} ({': '.join(filter(None, (code, told)))})", trouble)
     if isinstance(exc, NoRegionError):
         return SecretsManagerError(f"{what}: no region is given: region_name= or AWS_DEFAULT_REGION", Trouble.INVALID)
     if isinstance(exc, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | TokenRetrievalError):

@@ -93,7 +93,8 @@ def from_alternating(stages: Stages) -> CredentialPair:
     """The pair of AWS's alternating-users rotation.
 
     Where AWSCURRENT and AWSPREVIOUS name the same account (somebody put a value by hand, or the rotation is AWS's for a
-    single user), the pair is degraded, and the older password is the last one to be tried.
+    single user), the pair is degraded, and the older password is the last one to be tried. Every stage's credential is
+    in the pair, but for the oldest of three passwords of a single user.
     """
     current, previous, pending = (
         value.credential if isinstance(value, Account) else None

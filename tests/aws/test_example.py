@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 async def run(**environment: str) -> str:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("AIOPQR_", "AWS_", "PG"))}
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        *(sys.executable, "-W", "error"),
         str(EXAMPLES / "aws_secrets_manager.py"),
         env={**kept, **environment},
         stdout=asyncio.subprocess.PIPE,
@@ -30,6 +30,7 @@ async def run(**environment: str) -> str:
     )
     out, _ = await process.communicate()
     assert process.returncode == 0, out.decode()
+    assert not re.search("Traceback|Warning", out.decode()), out.decode()
     return out.decode()
 
 

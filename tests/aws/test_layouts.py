@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from aiopqr.credentials import Credential, CredentialPair, Endpoint, Parity
@@ -55,6 +57,22 @@ def test_alternating_users_by_name(
     current: Account, previous: Account | None, pending: Account | None, expected: tuple[str | None, ...]
 ) -> None:
     assert told(from_alternating(Stages(current, previous, pending))) == expected
+
+
+@pytest.mark.parametrize("users", list(itertools.product(["app", "app_clone"], ["app", "app_clone", None])))
+@pytest.mark.parametrize("pending_user", ["app", "app_clone", None])
+def test_every_published_credential_of_alternating_users_is_tried(
+    users: tuple[str, str | None], pending_user: str | None
+) -> None:
+    """Whichever of the stages' passwords the database accepts, the pair has it."""
+    stages = [Account(Credential(user, str(n))) if user else None for n, user in enumerate((*users, pending_user))]
+    assert stages[0] is not None
+    found = set(from_alternating(Stages(stages[0], *stages[1:])).credentials())
+    published = {stage.credential for stage in stages if stage}
+    if len({stage.credential.username for stage in stages if stage}) == 1 and len(published) == 3:
+        assert stages[1] is not None
+        published.remove(stages[1].credential)  # a single user's third password has no place in a pair
+    assert found == published
 
 
 def pair(odd: str, even: str, active: str = "odd") -> CredentialPair:

@@ -324,6 +324,24 @@ async def test_no_error_and_no_log_line_shows_a_secret(
     assert "odd-1" not in "".join(told.format())
 
 
+async def test_what_aws_says_of_a_value_that_it_refuses_is_not_passed_on(
+    store: SecretsManagerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from botocore.exceptions import ClientError
+
+    secret = await store.read()
+
+    async def refuse(**sent: Any) -> Any:
+        answer = {"Error": {"Code": "ValidationException", "Message": f"Value {sent['SecretString']!r} is too long"}}
+        raise ClientError(answer, "PutSecretValue")
+
+    monkeypatch.setattr(store._client._client, "put_secret_value", refuse)
+    with pytest.raises(StoreError, match=r"put_secret_value.*ValidationException") as caught:
+        await store.stage(secret, Credential("app_odd", "hunter2"))
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is caught.value.__context__ is None  # botocore's own error goes no further
+
+
 def document(**changes: str) -> dict[str, Any]:
     return {**PAIR, **changes}
 
