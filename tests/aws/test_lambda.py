@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -269,6 +270,32 @@ async def test_a_step_of_a_rotation_that_another_one_has_followed_changes_nothin
         with pytest.raises(RotationError, match="not in AWSPENDING any more"):
             await rig.call(step, old)
     await rig.rotate(new)
+    assert await rig.serves()
+
+
+@pytest.mark.parametrize(("step", "lock"), [("createSecret", "exclusively"), ("setSecret", "altering")])
+async def test_a_step_that_slept_until_the_next_rotation_had_begun_changes_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, step: str, lock: str
+) -> None:
+    token, here = await rig.vault.begin_rotation(), asyncio.get_running_loop()
+    if step == "setSecret":
+        await rig.call("createSecret", token)
+    staged = (await rig.pair()).pending
+    original, newer = getattr(Database, lock), []
+
+    @contextlib.asynccontextmanager
+    async def sleeping(database: Database, pair: CredentialPair) -> AsyncIterator[Any]:
+        if not newer:  # the function has a loop of its own
+            begun = asyncio.run_coroutine_threadsafe(rig.vault.begin_rotation(), here)
+            newer.append(await asyncio.wrap_future(begun))
+        async with original(database, pair) as con:
+            yield con
+
+    monkeypatch.setattr(Database, lock, sleeping)
+    with pytest.raises(RotationError, match="not in AWSPENDING any more"):
+        await rig.call(step, token)
+    assert await rig.vault.version("AWSPENDING") == newer[0]
+    assert staged is None or not await rig.accepts(staged)
     assert await rig.serves()
 
 
