@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -62,6 +63,7 @@ class Desk:
         self.keys = keys
         self.knocking = asyncio.Lock()
         self.knocks = 0
+        self.knock_at = -math.inf  # the earliest time for the next knock, whoever makes it
         self.down_since: float | None = None
         self.last_failure: BaseException | None = None
         self._connect = connect
@@ -133,10 +135,13 @@ class Desk:
 
     def down(self, exc: BaseException, now: float) -> None:
         self.counts.outages += 1
-        self.knocks += 1
         if self.down_since is None:
             self.down_since = now
             self.events.emit(ServerUnavailable(name=self.name, error=describe(exc)))
+        if now >= self.knock_at:  # those that fail together count once
+            self.knocks += 1
+            longest = min(BACKOFF_FIRST * 2 ** min(self.knocks, 10), BACKOFF_MAX)
+            self.knock_at = now + random.uniform(0.5, 1.0) * longest
 
     def accepted(self, attempt: Attempt, now: float) -> None:
         after = self.alternator.accepted(attempt, now)
@@ -158,7 +163,7 @@ class Desk:
         if self.down_since is not None:
             self.events.emit(ServerRecovered(name=self.name, after=now - self.down_since))
             self.down_since = None
-        self.knocks = 0
+        self.knocks, self.knock_at = 0, -math.inf
 
 
 class Arguments:
@@ -206,6 +211,8 @@ class Connect:
                         return con, second
         except _TimeIsUp:
             self._desk.counts.failed += 1
+        # One that queued behind another's knocking may have met nothing itself.
+        self._last = self._last or self._desk.last_failure
         raise self._failure() from self._last
 
     async def _try(self, attempt: Attempt) -> Any:
@@ -279,8 +286,8 @@ class Connect:
                 raise _TimeIsUp from None
 
     async def _back_off(self) -> None:
-        longest = min(BACKOFF_FIRST * 2 ** min(self._desk.knocks, 10), BACKOFF_MAX)
-        pause = random.uniform(0.5, 1.0) * longest
+        # From the last knock, not from now: connects with little time would never knock otherwise.
+        pause = max(self._desk.knock_at - self._loop.time(), 0.0)
         await asyncio.sleep(pause if self._deadline is None else min(pause, self._remaining()))
 
     def _remaining(self) -> float:
