@@ -78,6 +78,7 @@ class Connector:
         if self._desk is None:
             self.refresher.subscribe(self)
             await self.refresher.start()
+        if self._desk is None:  # another task may have started it meanwhile
             self._desk = Desk(self.name, self.events, self.refresher, self._driver_connect, self._keys)
         return self
 

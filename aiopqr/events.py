@@ -98,6 +98,13 @@ class RefreshFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshRecovered(Event):
+    """A fetch succeeded after ``failures`` failures in a row, whether or not it brought anything new."""
+
+    failures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairDegraded(Event):
     """The store names one account only: there is nothing to fall back to."""
 
@@ -150,6 +157,7 @@ _LEVELS: dict[type[Event], int] = {
     ServerRecovered: logging.INFO,
     Refreshed: logging.INFO,
     RefreshFailed: logging.WARNING,
+    RefreshRecovered: logging.INFO,
     PairDegraded: logging.WARNING,
     ReplacementDelayed: logging.WARNING,
     ConnectionLost: logging.INFO,

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 from .alternation import Quarantine
 from .credentials import CredentialPair, Parity
 from .errors import AiopqrError, ConfigurationError, InvalidSecret, SourceError, SourceTimeout, describe, without_frames
-from .events import Emitter, Event, Listener, PairDegraded, Refreshed, RefreshFailed
+from .events import Emitter, Event, Listener, PairDegraded, Refreshed, RefreshFailed, RefreshRecovered
 from .options import non_negative, positive
 from .refreshing import Need, RefreshPlan
 from .sources import Credentials, CredentialSource, as_source
@@ -213,8 +213,11 @@ class Refresher:
         elif not isinstance(pair := flight.result(), CredentialPair):
             error = InvalidSecret(f"{_kind(self._source)} must return a CredentialPair, not {type(pair).__name__}")
         else:
+            failures = self._plan.failures
             self._install(pair, now)
             self._plan.succeeded(ticket, self._need(), now)
+            if failures:
+                self._tell(RefreshRecovered(name=self.name, failures=failures))
             return None
         self._failed += 1
         self._plan.failed(ticket, self._need(), now)

@@ -132,6 +132,20 @@ async def test_connects_that_meet_an_outage_knock_one_at_a_time(unused_tcp_port:
     assert total < 20 + 20
 
 
+async def test_starting_in_two_tasks_at_once_keeps_one_state(postgres: RotatingPostgres) -> None:
+    postgres.source.latency = 0.02
+    maker = connector(postgres)
+    desks = []
+
+    async def start() -> None:
+        await maker.start()
+        desks.append(maker._desk)
+
+    await asyncio.gather(start(), start())
+    assert desks[0] is desks[1]
+    await maker.close()
+
+
 async def test_a_connector_that_is_not_started_says_so() -> None:
     pair = aiopqr.CredentialPair(aiopqr.Credential("a", "x"), aiopqr.Credential("b", "y"))
     with pytest.raises(aiopqr.ConfigurationError, match="not started"):

@@ -92,7 +92,7 @@ async def test_a_failure_backs_off_and_the_pair_stays() -> None:
             while refresher.stats().failures_in_a_row:
                 await asyncio.sleep(0.01)
         assert source.fetches == 3
-    assert [type(event).__name__ for event in events] == ["RefreshFailed"]
+    assert [type(event).__name__ for event in events] == ["RefreshFailed", "RefreshRecovered"]
     assert "ConnectionError: down" in events[0].error
 
 
