@@ -1,7 +1,7 @@
 """Workers that use a pool until they are told to stop, and what may go wrong for them.
 
-An error is expected only if a query raised it, and the path to the server was cut (``Cuts``) while that query's
-connection was checked out. An error of acquire or release is never expected.
+An error is expected only if the path to the server was cut (``Cuts``) in the meantime, and either a query raised it
+that was under way then, or it is the timeout of a release that had to wait for the server. An acquire never fails.
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ class Failure:
 class Load:
     """What workers have done to a pool, and what came of it."""
 
-    def __init__(self, pool: aiopqr.AlternatingPool, *, query_timeout: float | None = None) -> None:
+    def __init__(
+        self, pool: aiopqr.AlternatingPool, *, query_timeout: float | None = None, cuts: Cuts | None = None
+    ) -> None:
         self.pool = pool
-        self.cuts = Cuts()
+        self.cuts = cuts or Cuts()
         self.served = 0
         self.last_served = 0.0
         self.slowest_acquire = 0.0
@@ -117,5 +119,10 @@ class Load:
         self.failures.append(Failure(where, exc, began, time.monotonic()))
 
     def _is_expected(self, failure: Failure) -> bool:
-        kinds = is_connection_lost(failure.error) or isinstance(failure.error, TimeoutError | asyncpg.InterfaceError)
-        return failure.where == "query" and kinds and self.cuts.cover(failure.begun, failure.ended)
+        kinds: tuple[type[BaseException], ...] = ()
+        if failure.where == "query":
+            kinds = (TimeoutError, asyncpg.InterfaceError)
+        elif failure.where == "release":
+            kinds = (TimeoutError,)
+        lost = failure.where == "query" and is_connection_lost(failure.error)
+        return (lost or isinstance(failure.error, kinds)) and self.cuts.cover(failure.begun, failure.ended)
