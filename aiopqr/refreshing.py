@@ -85,7 +85,7 @@ class RefreshPlan:
             self._repeats = 0
             self.due = now + self._uniform(0.8, 1.0) * self._interval if self._interval else math.inf
         else:
-            slowest = URGENT_MAX if need is Need.STARVED else REPEAT_MAX
+            slowest = self._slowest(need, REPEAT_MAX)
             self.due = now + self._uniform(0.5, 1.0) * min(BACKOFF_FIRST * 2**self._repeats, slowest)
             self._repeats = min(self._repeats + 1, 16)
         self._ask_again(now)
@@ -96,11 +96,14 @@ class RefreshPlan:
         if not self._land(ticket):
             return False
         self.failures += 1
-        slowest = URGENT_MAX if need is Need.STARVED else BACKOFF_MAX
-        delay = min(BACKOFF_FIRST * 2 ** min(self.failures - 1, 16), slowest)
+        delay = min(BACKOFF_FIRST * 2 ** min(self.failures - 1, 16), self._slowest(need, BACKOFF_MAX))
         self.due = self._backoff_until = now + self._uniform(0.5, 1.0) * delay
         self._ask_again(now)
         return True
+
+    def _slowest(self, need: Need, longest: float) -> float:
+        """How long to wait at most. Never longer than where nothing is amiss."""
+        return min(URGENT_MAX if need is Need.STARVED else longest, self._interval or math.inf)
 
     def _land(self, ticket: int) -> bool:
         if ticket != self._flight:

@@ -18,9 +18,9 @@ LAYERS: list[list[str]] = [
     ["credentials", "errors"],
     ["refusals", "events", "stats"],
     ["alternation", "refreshing", "lifetimes", "options", "scram"],
-    ["tasks", "_asyncpg", "contexts", "sources", "refresher", "watch"],
+    ["tasks", "_asyncpg", "contexts", "sources", "refresher"],
     ["handshake", "rehearsal", "login", "connecting", "connector"],
-    ["turnstile", "sessions", "replacement", "checkout", "pool", "rotation"],
+    ["turnstile", "sessions", "watch", "replacement", "checkout", "pool", "rotation"],
     ["__init__", "integrations", "testing", "cli", "__main__"],
 ]
 PURE = {name for layer in LAYERS[:3] for name in layer}

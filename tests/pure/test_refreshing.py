@@ -153,6 +153,15 @@ def test_a_fetch_that_brought_nothing_newer_is_repeated_soon_and_then_less_often
     assert p.due == math.inf
 
 
+@pytest.mark.parametrize("need", [Need.REFUSED, Need.STARVED])
+def test_a_source_that_is_polled_often_is_not_polled_less_often_because_something_is_amiss(need: Need) -> None:
+    p, now = plan(interval=1.0), NOW
+    for number in range(12):
+        p.failed(start(p, now), need, now) if number % 2 else p.succeeded(start(p, now), need, now)
+        assert p.due - now <= 1.0
+        now = p.due
+
+
 @given(SHARES)
 def test_a_fleet_that_is_refused_at_one_moment_is_spread(share: float) -> None:
     p = fetched(share=share)
