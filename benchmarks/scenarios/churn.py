@@ -15,7 +15,11 @@ REFERENCE, CONTROL = "asyncpg.connect", "asyncpg.connect again"
 OURS, PSYCOPG, PGBENCH, TRUST = "aiopqr Connector", "psycopg 3", "pgbench -C", "asyncpg.connect, trust"
 PEERS = {REFERENCE: REFERENCE, CONTROL: REFERENCE, OURS: OURS, PSYCOPG: PSYCOPG, PGBENCH: PGBENCH, TRUST: REFERENCE}
 ITERATIONS = "SCRAM, 65,536 iterations"
-LEFT_OUT = {"SCRAM, TLS": (TRUST,), ITERATIONS: (PGBENCH, TRUST)}
+LEFT_OUT = {
+    ("SCRAM, TLS", "asyncio"): (TRUST,),
+    (ITERATIONS, "asyncio"): (PGBENCH, TRUST),
+    ("SCRAM", "uvloop"): (PGBENCH, TRUST),
+}
 MAIN = (8, "SCRAM", "asyncio")
 
 
@@ -40,8 +44,9 @@ async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
 async def _point(
     place: Stage, where: Where, tasks: int, how: str, loop: str, plan: Plan, progress: Progress
 ) -> dict[str, Any]:
-    peers = {name: peer for name, peer in PEERS.items() if name not in LEFT_OUT.get(how, ())}
-    ticking_rounds = max(plan.pairs // 3, 3)
+    peers = {name: peer for name, peer in PEERS.items() if name not in LEFT_OUT.get((how, loop), ())}
+    ticking_rounds = max(plan.pairs // 5, 3)
+    seconds = plan.slot if (tasks, how, loop) == MAIN or how == ITERATIONS else plan.brief_slot
     rounds = plan.pairs * len(peers) + ticking_rounds * len(peers)
     steps = Steps(progress, f"churn: {tasks} at a time, {how}, {loop}", rounds)
     async with AsyncExitStack() as stack:
@@ -51,10 +56,10 @@ async def _point(
             spot = place.trusted if name == TRUST else where
             more = {"binaries": str(place.server.binaries.bindir)}
             await worker.ask("open", peer=peer, where=spot.as_message(), more=more)
-            await worker.ask("run", operation="churn", tasks=tasks, seconds=plan.slot / 3)  # the first is not the rule
-            slots[name] = _slot(worker, tasks, plan.slot)
+            await worker.ask("run", operation="churn", tasks=tasks, seconds=seconds / 3)  # the first is not the rule
+            slots[name] = _slot(worker, tasks, seconds)
             if name != PGBENCH:
-                ticking[name] = _slot(worker, tasks, plan.slot, ticking=True)
+                ticking[name] = _slot(worker, tasks, seconds, ticking=True)
         runs = await interleave(slots, plan.pairs, steps.advance)
         # Apart, since a ticker's own CPU is not nothing beside a connection's.
         stalls = await interleave(ticking, ticking_rounds, steps.advance)

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``slot`` is one run of one peer, in seconds; ``tail`` is how many samples the tails that matter are taken of."""
+    """``slot`` is one run of one peer, in seconds, where a target is judged;
+    ``brief_slot`` elsewhere; ``tail`` is how many samples the tails that matter are taken of."""
 
     pairs: int = 15
     slot: float = 0.3
-    steady_slot: float = 0.1
+    brief_slot: float = 0.13
+    steady_slot: float = 0.06
     tail: int = 50_000
     every_tail: bool = False
     quick: bool = False
@@ -22,7 +24,7 @@ class Plan:
 
     @classmethod
     def brief(cls) -> Plan:
-        return cls(pairs=5, slot=0.2, tail=0, quick=True, tls=False)
+        return cls(pairs=5, slot=0.2, brief_slot=0.2, tail=0, quick=True, tls=False)
 
     def with_pairs(self, pairs: int | None) -> Plan:
         return replace(self, pairs=pairs) if pairs else self

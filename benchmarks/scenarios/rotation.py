@@ -60,29 +60,29 @@ class Scene:
 
 
 async def _steady(scene: Scene) -> None:
-    await asyncio.sleep(6.0)
+    await asyncio.sleep(5.0)
 
 
 async def _one(scene: Scene) -> None:
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(0.5)
     await scene.change("odd")
     await asyncio.sleep(4.0)
     await scene.change("even")
-    await asyncio.sleep(4.0)
+    await asyncio.sleep(3.5)
 
 
 async def _both(scene: Scene) -> None:
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(0.5)
     await scene.change("odd", "even", store_after=1.0)
-    await asyncio.sleep(4.0)
+    await asyncio.sleep(3.5)
 
 
 async def _awkward(scene: Scene) -> None:
     await asyncio.sleep(1.0)
     await scene.change("odd", suffix="@:/?#%&=+ 'é")
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(2.0)
     await scene.change("even", suffix="@:/?#%&=+ 'é")
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(2.0)
 
 
 async def _store_down(scene: Scene) -> None:
