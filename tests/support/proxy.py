@@ -65,11 +65,13 @@ class Proxy:
 
     async def cut(self) -> int:
         """Reset all open connections (RST), and tell how many there were."""
-        links = list(self._links)
+        links = dict(self._links)
         for link in links:
             link.cancel()
         if links:
             await asyncio.wait(links)
+        for writer in links.values():  # of one that was cancelled before it began
+            _reset(writer)
         return len(links)
 
     async def refuse(self) -> None:
