@@ -4,8 +4,8 @@ Each instance has its own refresh plan, quarantine, alternator and connections; 
 a few lines each. No socket, no clock, no loop: an event queue, so that ten thousand instances and an hour take seconds.
 What :mod:`aiopqr.connecting` and :mod:`aiopqr.refresher` do with their machines is repeated here in its shortest form.
 
-The store is AWS Secrets Manager's: 10,000 calls a second for an account and region, beyond which it throttles. A login
-takes no time here, and the server takes any number: what is counted is what the fleet asks of it.
+The store is AWS Secrets Manager's: 10,000 calls a second for an account and region, beyond which it throttles. The
+server takes any number of logins: what is counted is what the fleet asks of it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiopqr import Credential, CredentialPair, Parity
-from aiopqr.alternation import Alternator, Attempt, Quarantine, Wait
+from aiopqr.alternation import Alternator, Attempt, Quarantine
 from aiopqr.lifetimes import Lifetime
 from aiopqr.refreshing import Need, RefreshPlan
 from aiopqr.refusals import Verdict
 
 STORE_LIMIT = 10_000.0  # GetSecretValue, a second, for an account and region
 STORE_LATENCY = 0.05
+LOGIN = 0.01  # from one replacement to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +84,17 @@ class Counts:
 class Instance:
     """One process of the service: a pool of connections, and the machines that look after its credentials."""
 
-    __slots__ = ("alternator", "plan", "quarantine", "stale_since", "waiting")
+    __slots__ = ("alternator", "due", "plan", "quarantine", "replacing", "stale_since", "turn", "waits")
 
     def __init__(self, plan: RefreshPlan, quarantine: Quarantine) -> None:
         self.plan = plan
         self.quarantine = quarantine
         self.alternator: Alternator | None = None
         self.stale_since: float | None = None  # since when none of its passwords is in force
-        self.waiting = 0  # connects that wait for newer credentials
+        self.due = 0  # connections to be replaced
+        self.replacing = False
+        self.waits = False  # the replacement waits for newer credentials
+        self.turn = 0  # so that what was scheduled for a replacement that has ended does nothing
 
 
 class Simulation:
@@ -115,7 +119,7 @@ class Simulation:
         self.started = 0  # instances that have their connections
         self.all_started: float | None = None
         self.worst_stale = 0.0
-        self.waited = 0  # connects that had to wait, with no account that works
+        self.waited = 0  # times that a replacement had to wait, with no account that works
         self.instances = [self._instance() for _ in range(fleet.instances)]
 
     def run(self) -> Simulation:
@@ -205,14 +209,14 @@ class Simulation:
     def _install(self, instance: Instance, pair: CredentialPair) -> None:
         if instance.alternator is None:
             instance.alternator = Alternator(pair, instance.quarantine)
-            self._open(instance, self.fleet.connections)
+            self._open(instance)
             self.started += 1
             if self.started == self.fleet.instances:
                 self.all_started = self.now
         elif pair != instance.alternator.pair:
             instance.alternator.replace(pair)
-            waiting, instance.waiting = instance.waiting, 0
-            self._open(instance, waiting)
+            if instance.waits:
+                self._go_on(instance, instance.turn)
         self._judge(instance)
 
     def _need(self, instance: Instance) -> Need:
@@ -238,53 +242,67 @@ class Simulation:
 
     # An instance's connects.
 
-    def _open(self, instance: Instance, count: int) -> None:
-        """So many connects at once: each begins before any has been answered."""
+    def _open(self, instance: Instance) -> None:
+        """A pool's first connections, all at once: each begins before any has been answered."""
         alternator = instance.alternator
         assert alternator is not None
-        for step in [alternator.begin(self.now) for _ in range(count)]:
-            self._go_on(instance, step)
+        for step in [alternator.begin(self.now) for _ in range(self.fleet.connections)]:
+            if not (isinstance(step, Attempt) and self._try_both(instance, step)):
+                instance.due += 1
+        self._replace(instance)
 
-    def _connect(self, instance: Instance) -> None:
-        """A connection's lifetime is over: open another. The old one serves until it is there."""
-        assert instance.alternator is not None
-        self._go_on(instance, instance.alternator.begin(self.now))
+    def _expire(self, instance: Instance) -> None:
+        """A connection's lifetime is over. It serves on until another is there, and one is opened at a time."""
+        instance.due += 1
+        self._replace(instance)
 
-    def _go_on(self, instance: Instance, step: Attempt | Wait) -> None:
+    def _replace(self, instance: Instance) -> None:
         alternator = instance.alternator
         assert alternator is not None
-        if isinstance(step, Attempt):
-            if not alternator.is_refused() and (probe := alternator.probe(self.now)):
-                self._try(instance, probe)
-            if self._try(instance, step):
-                return
-            second = alternator.fallback(step, self.now)
-            if second and self._try(instance, second):
-                return
+        if instance.replacing or not instance.due:
+            return
+        instance.replacing = True
+        step = alternator.begin(self.now)
+        while isinstance(step, Attempt) and not self._try_both(instance, step):
             step = alternator.begin(self.now)
-            if isinstance(step, Attempt):
-                self._go_on(instance, step)
-                return
-        instance.waiting += 1
-        self.waited += 1
-        self._ask(instance)
-        self._at(step.until, self._wait_is_over, instance)
+        instance.turn += 1
+        if isinstance(step, Attempt):
+            instance.due -= 1
+            if instance.due:
+                self._at(self.now + LOGIN, self._go_on, instance, instance.turn)
+            else:
+                instance.replacing = False
+        else:
+            instance.waits = True
+            self.waited += 1
+            self._ask(instance)
+            self._at(step.until, self._go_on, instance, instance.turn)
 
-    def _wait_is_over(self, instance: Instance) -> None:
-        """A probe may be due; unless newer credentials came before, and with them the connection."""
-        if instance.waiting:
-            instance.waiting -= 1
-            self._connect(instance)
+    def _go_on(self, instance: Instance, turn: int) -> None:
+        """The login before is made, or a probe is due, or newer credentials came: whichever is first."""
+        if turn == instance.turn:
+            instance.replacing = instance.waits = False
+            self._replace(instance)
 
-    def _try(self, instance: Instance, attempt: Attempt) -> bool:
+    def _try_both(self, instance: Instance, attempt: Attempt) -> bool:
+        alternator = instance.alternator
+        assert alternator is not None
+        if not alternator.is_refused() and (probe := alternator.probe(self.now)):
+            self._try(instance, probe, keep=False)
+        if self._try(instance, attempt):
+            return True
+        second = alternator.fallback(attempt, self.now)
+        return second is not None and self._try(instance, second)
+
+    def _try(self, instance: Instance, attempt: Attempt, *, keep: bool = True) -> bool:
         alternator = instance.alternator
         assert alternator is not None
         if self._logs_in(attempt):
             alternator.accepted(attempt, self.now)
-            if not attempt.probe:
+            if keep:
                 deadline = self._lifetime.deadline(self.now)
                 if deadline < self.fleet.duration:
-                    self._at(deadline, self._connect, instance)
+                    self._at(deadline, self._expire, instance)
             return True
         alternator.rejected(attempt, Verdict.CREDENTIAL, self.now)
         self._ask(instance)

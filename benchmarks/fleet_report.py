@@ -54,13 +54,13 @@ def _scenes(result: dict[str, Any]) -> str:
                 )
         head = (
             *("instances", "store calls/s", "peak", "at the start", "connects/s", "peak"),
-            *("failed logins, an instance and rotation", "peak/s", "longest wholly stale", "connects that waited"),
+            *("failed logins, an instance and rotation", "peak/s", "longest wholly stale", "waits for the store"),
         )
         if rows:
             parts.append(f"### {scene[0].upper()}{scene[1:]}\n\n" + table(head, rows))
     parts.append(
         "*Wholly stale*: none of the passwords that the instance holds is in force. Its open connections serve on, and "
-        "what it opens waits for the store.\n"
+        "what it would replace them with waits for the store.\n"
     )
     return "\n".join(parts)
 
@@ -182,7 +182,7 @@ def advice(result: dict[str, Any]) -> str:
             "- **The store down while every password changes**: "
             f"{starved['instances']:,} instances asked it {starved['calls_peak']:,} times a second at most"
             + (
-                f", were stale for up to {starved['worst_stale']:,.0f} s, and {starved['waited']:,} connects waited"
+                f", were stale for up to {starved['worst_stale']:,.0f} s, and {starved['waited']:,} waits for the store"
                 if starved["worst_stale"]
                 else ""
             )

@@ -53,7 +53,15 @@ def test_a_store_that_is_down_while_both_passwords_change_leaves_instances_stale
 def test_after_the_outage_every_instance_has_the_pair_in_force_again_and_all_its_connections() -> None:
     run = Simulation(Fleet(20, rotate_every=600.0, outage=(900.0, 2700.0))).run()
     assert all(one.alternator is not None and one.alternator.pair == run.in_force for one in run.instances)
-    assert all(one.waiting == 0 for one in run.instances)
+    assert all(one.due == 0 and not one.waits for one in run.instances)
+
+
+def test_every_connection_has_one_successor_and_none_is_lost_on_the_way() -> None:
+    fleet = Fleet(20, rotate_every=600.0, outage=(900.0, 2700.0))
+    run = Simulation(fleet).run()
+    # What is left in the queue after the end: nothing, since deadlines beyond it are not queued; so count the births.
+    successes = run.connects.total() - run.failed_logins.total()
+    assert 2 * 400 <= successes <= 3 * 400 + 20  # a probe that succeeds is closed again
 
 
 def test_the_store_throttles_what_is_above_its_limit_and_every_instance_starts_all_the_same() -> None:
