@@ -19,7 +19,7 @@ from .conftest import MakePool, Recorder, error_of_login, eventually, hold, refu
 
 
 @pytest.fixture(scope="session", params=["embedded", "embedded18", "system"])
-def server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+def aiopqr_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     try:
         with EmbeddedPostgres(request.param, max_connections=12) as server:
             yield server

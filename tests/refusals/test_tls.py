@@ -20,7 +20,7 @@ from .conftest import MakePool, error_of_login, hold
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[PostgresServer]:
+def aiopqr_server() -> Iterator[PostgresServer]:
     try:
         with EmbeddedPostgres("system") as server:
             run_apart(server.enable_tls())
