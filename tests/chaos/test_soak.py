@@ -85,7 +85,9 @@ async def all_permits_are_there(pool: aiopqr.AlternatingPool) -> None:
         await pool.acquire(timeout=0.01)
     for con in held:
         await pool.release(con)
-    assert pool.stats().in_use == 0
+    async with asyncio.timeout(10):
+        while pool.stats().in_use:  # one that was due is closed in the background
+            await asyncio.sleep(0.01)
 
 
 MEMORY: list[tuple[float, float]] = []

@@ -93,7 +93,7 @@ async def test_terminate_storms_under_load_fail_only_queries_in_flight_and_lose_
             await pool.acquire(timeout=0.05)
         for con in held:
             await pool.release(con)
-        assert pool.stats().in_use == 0
+        await eventually(lambda: pool.stats().in_use == 0)  # one that was due is closed in the background
     assert load.unexpected == []
 
 
