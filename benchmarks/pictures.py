@@ -127,7 +127,7 @@ def _fleet(plt: Any, results: dict[str, Any]) -> Any:
     kinds = (("calls", "store calls a second"), ("connects", "connects a second"), ("failed", "failed logins a second"))
     for column, (name, run) in enumerate(scenes.items()):
         size, scene = name.split(": ", 1)
-        axes[0, column].set_title(f"{int(size):,} instances:\n{scene}", loc="left", fontsize=9)
+        axes[0, column].set_title(f"{int(size):,} instances:\n" + scene.replace(", ", ",\n"), loc="left", fontsize=9)
         for row, (kind, label) in enumerate(kinds):
             axis, series = axes[row, column], run["series"][kind]
             axis.plot([second / 60 for second in range(len(series))], series, color=OURS, linewidth=0.8)

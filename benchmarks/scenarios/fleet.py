@@ -17,7 +17,7 @@ from ..fleet import Fleet, simulate
 from .plan import Plan, Progress, Steps
 
 SIZES = (10, 100, 1_000, 10_000)
-OUTAGE = (900.0, 2700.0)  # half an hour, with the worst moment for a rotation within it
+OUTAGE = (900.0, 2100.0)  # with the worst moment for a rotation within it
 SWEEP_SIZE = 100
 LIFETIMES = (600.0, 1800.0, 7200.0)
 INTERVALS = (10.0, 60.0, 300.0, 900.0)
@@ -25,13 +25,10 @@ DAY = 86_400.0
 SCENES: dict[str, dict[str, Any]] = {
     "one rotation": {},
     "a rotation every 10 minutes": {"rotate_every": 600.0},
-    "one rotation, the store down for half an hour": {"outage": OUTAGE},
-    "a rotation every 10 minutes, the store down for half an hour": {"rotate_every": 600.0, "outage": OUTAGE},
+    "one rotation, the store down for 20 minutes": {"outage": OUTAGE},
+    "a rotation every 10 minutes, the store down for 20 minutes": {"rotate_every": 600.0, "outage": OUTAGE},
     "one rotation, started within ten minutes": {"start_within": 600.0},
 }
-
-# The largest size takes a minute or so for each; where it would show nothing but a figure times ten, it is left out.
-LARGEST = ("one rotation", "a rotation every 10 minutes, the store down for half an hour")
 
 
 def fleets(plan: Plan) -> dict[str, dict[str, Fleet]]:
