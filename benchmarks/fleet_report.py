@@ -182,7 +182,8 @@ def advice(result: dict[str, Any]) -> str:
             "- **The store down while every password changes**: "
             f"{starved['instances']:,} instances asked it {starved['calls_peak']:,} times a second at most"
             + (
-                f", were stale for up to {starved['worst_stale']:,.0f} s, and {starved['waited']:,} replacements waited for it"
+                f", were stale for up to {starved['worst_stale']:,.0f} s, and {starved['waited']:,} replacements "
+                f"waited for it"
                 if starved["worst_stale"]
                 else ""
             )
