@@ -127,6 +127,8 @@ class Checkouts:
                     if idle_since >= began or await self._is_alive(session, deadline):
                         break
                     began = now()
+                if policy.counts_queries:
+                    session.queries = queries_run(session.con)  # before setup=: what it changed is to be reset too
                 if policy.setup is not None:
                     await self._set_up(policy.setup, connection, session, deadline)
             except BaseException:
@@ -138,8 +140,6 @@ class Checkouts:
             self.timeouts += 1
             raise self._too_late(started) from (self._sessions.connector.last_failure or exc.__cause__)
         session.acquired_at = acquired_at = now()
-        if policy.counts_queries:
-            session.queries = queries_run(session.con)
         session.release_timeout = None if timeout is UNSET else timeout
         session.holds_permit = True
         if policy.leak_threshold:
@@ -153,6 +153,8 @@ class Checkouts:
         try:
             async with asyncio.timeout_at(deadline):
                 await setup(connection)
+            if connection_of(connection) is None:  # its place is free again, so the permit must not be held either
+                raise asyncpg.ConnectionDoesNotExistError("the connection was closed during setup=")
         except BaseException:
             session.con.terminate()
             reattach(connection, session.con)
@@ -257,7 +259,9 @@ class Checkouts:
             await con.reset()
         elif session.needs_reset and (query := con.get_reset_query()):
             await con.execute(query)  # what else con.reset() does, asyncpg has just done
-        if session is not None:
+        if self._sessions.is_closing:
+            await con.close(timeout=CLOSE_TIMEOUT)
+        elif session is not None:
             now = self._now()
             session.is_idle = True
             session.idle_since = now
