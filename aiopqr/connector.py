@@ -12,8 +12,9 @@ from typing import Any, Self
 import asyncpg
 
 from .alternation import Attempt
-from .connecting import Arguments, Connect, Desk
+from .connecting import Connect
 from .credentials import CredentialPair, Parity
+from .desk import Arguments, Desk
 from .errors import ConfigurationError, PoolClosing
 from .events import Emitter, Event, Listener
 from .login import KeyCache

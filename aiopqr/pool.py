@@ -224,6 +224,11 @@ class AlternatingPool(asyncpg.Pool):
         self._turn_away()
         try:
             await self._replacement.close()
+            # asyncpg would say goodbye to each without a limit, and one may be dead without anybody knowing. These
+            # begin in the next turn of the loop, when asyncpg's close() has begun and restores nothing to its floor.
+            for session in self._sessions:
+                if session.is_idle:
+                    self._replacement.close_later(session.con)
             async with asyncio.timeout(timeout) as limit:
                 await super().close()
         except TimeoutError:
@@ -258,11 +263,16 @@ class AlternatingPool(asyncpg.Pool):
         self._sessions.cancel_openings()
 
     async def _end(self) -> None:
-        """Nothing is left behind."""
+        """Leave nothing behind; where even that is cancelled, without waiting for it."""
         self._sessions.cancel_openings()
-        await self._sessions.wait_openings()
-        await self._replacement.close()
-        await self._connector.close()
+        try:
+            await self._sessions.wait_openings()
+            await self._replacement.close()
+            await self._connector.close()
+        except BaseException:
+            self._replacement.terminate()
+            self._connector.terminate()
+            raise
 
     # What users of asyncpg's pool know, with credentials in mind.
 

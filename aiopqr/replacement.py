@@ -14,7 +14,7 @@ import math
 import random
 import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .errors import describe
@@ -92,7 +92,7 @@ class Replacement:
         self._wake.set()
         sessions = self._sessions()
         if sessions is None or sessions.is_spoilt(spare):
-            self.close_later(spare.con.close(timeout=CLOSE_TIMEOUT))
+            self.close_later(spare.con)
             return None
         return spare
 
@@ -101,16 +101,16 @@ class Replacement:
         spare, self.spare = self.spare, None
         self._is_claimed = False
         if spare is not None:
-            self.close_later(spare.con.close(timeout=CLOSE_TIMEOUT))
+            self.close_later(spare.con)
 
     def retire_released(self, session: Session, connection: Any) -> None:
         """Close a due connection in its release, in the background, for the spare that waits."""
         self.claim(session)
-        self.close_later(connection.close(timeout=CLOSE_TIMEOUT))
+        self.close_later(connection)
 
-    def close_later(self, closing: Coroutine[Any, Any, None]) -> None:
+    def close_later(self, connection: Any) -> None:
         """Close in the background, owned and awaited."""
-        task = asyncio.create_task(_quietly(closing), name="aiopqr-close")
+        task = asyncio.create_task(_close(connection), name=f"aiopqr-{self._name}-close")
         self._closing.add(task)
         task.add_done_callback(self._closed)
 
@@ -212,7 +212,7 @@ class Replacement:
     async def _retire_idle(self, session: Session) -> None:
         # In this very step of the loop asyncpg marks it closed, so no acquirer can get hold of it.
         self.claim(session)
-        await _quietly(session.con.close(timeout=CLOSE_TIMEOUT))
+        await _close(session.con)
 
     def claim(self, session: Session) -> None:
         """``session`` is being retired, and the spare, if there is one, is for its place."""
@@ -241,9 +241,9 @@ async def _keep_young(replacement: Replacement, wake: asyncio.Event) -> None:
         await wait_until(when, wake)
 
 
-async def _quietly(closing: Coroutine[Any, Any, None]) -> None:
+async def _close(connection: Any) -> None:
     """A connection that is on its way out may fail to say goodbye: asyncpg has dropped it then."""
     try:
-        await closing
+        await connection.close(timeout=CLOSE_TIMEOUT)
     except Exception:
         logger.debug("a connection could not be closed gracefully", exc_info=True)

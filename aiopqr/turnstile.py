@@ -7,7 +7,7 @@ releases and acquires again overtake those that wait.)
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import math
 from collections.abc import Callable
 
 from .errors import TooManyWaiting
@@ -16,13 +16,13 @@ from .errors import TooManyWaiting
 class Turnstile:
     """``permits`` may be inside at a time. ``max_waiting`` limits the queue; None does not."""
 
-    __slots__ = ("_closed", "_free", "_loop", "_max_waiting", "_waiters", "permits")
-
     def __init__(self, permits: int, max_waiting: int | None, loop: asyncio.AbstractEventLoop) -> None:
         self.permits = self._free = permits
         self._max_waiting = max_waiting
         self._loop = loop
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: dict[asyncio.Future[None], float] = {}  # with their deadlines, in the order they came
+        self._timer: asyncio.TimerHandle | None = None
+        self._looks_at = math.inf
         self._closed: Callable[[], Exception] | None = None
 
     @property
@@ -45,24 +45,22 @@ class Turnstile:
         if self._max_waiting is not None and len(self._waiters) >= self._max_waiting:
             raise TooManyWaiting(f"{len(self._waiters)} tasks wait for a connection already (max_waiting)")
         waiter = self._loop.create_future()
-        self._waiters.append(waiter)
-        timer = None if deadline is None else self._loop.call_at(deadline, _expire, waiter)
+        self._waiters[waiter] = math.inf if deadline is None else deadline
+        if deadline is not None and deadline < self._looks_at:
+            self._look_at(deadline)
         try:
             await waiter
         except BaseException:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            self._waiters.pop(waiter, None)
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.leave()  # given the permit and cancelled in the same turn of the loop
             raise
-        finally:
-            if timer:
-                timer.cancel()
 
     def leave(self) -> None:
         """Give a permit back."""
         while self._waiters:
-            waiter = self._waiters.popleft()
+            waiter = next(iter(self._waiters))
+            del self._waiters[waiter]
             if not waiter.done():
                 waiter.set_result(None)
                 return
@@ -71,12 +69,28 @@ class Turnstile:
     def close(self, error: Callable[[], Exception]) -> None:
         """Fail everyone who waits, and everyone who comes."""
         self._closed = error
-        waiters, self._waiters = self._waiters, deque()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(error())
+        self._fail(math.inf, error)
+        if self._timer is not None:
+            self._timer.cancel()
 
+    # One timer for all who wait: one for each costs more than the rest of the wait, and the cancelled ones pile up in
+    # the loop's heap until they are due.
 
-def _expire(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
+    def _look_at(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._looks_at = when
+        self._timer = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        self._timer, self._looks_at = None, math.inf
+        self._fail(self._loop.time(), TimeoutError)
+        if (earliest := min(self._waiters.values(), default=math.inf)) < math.inf:
+            self._look_at(earliest)
+
+    def _fail(self, until: float, error: Callable[[], Exception]) -> None:
+        for waiter, deadline in tuple(self._waiters.items()):
+            if deadline <= until:
+                del self._waiters[waiter]
+                if not waiter.done():
+                    waiter.set_exception(error())

@@ -77,6 +77,22 @@ async def test_no_task_of_100_on_10_connections_starves(make_pool: MakePool) -> 
     assert min(rounds) >= max(rounds) / 2
 
 
+async def test_each_waiter_times_out_at_its_own_time(make_pool: MakePool) -> None:
+    ended: list[float] = []
+
+    async def wait(pool: aiopqr.AlternatingPool, timeout: float) -> None:
+        with pytest.raises(aiopqr.AcquireTimeout):
+            await pool.acquire(timeout=timeout)
+        ended.append(timeout)
+
+    async with make_pool(max_size=1) as pool, pool.acquire():
+        patient = asyncio.create_task(pool.acquire(timeout=None).__aenter__())
+        await asyncio.gather(*(wait(pool, timeout) for timeout in (0.3, 0.1, 0.2)))
+        assert pool.stats().waiting == 1
+        patient.cancel()
+    assert ended == [0.1, 0.2, 0.3]
+
+
 async def test_max_waiting_refuses_at_once(make_pool: MakePool) -> None:
     async with make_pool(max_size=1, max_waiting=1) as pool:
         held = await pool.acquire()
