@@ -23,6 +23,7 @@ from asyncpg.protocol import Protocol as AsyncpgProtocol
 
 from .contexts import TlsContexts
 from .credentials import Credential, Secret
+from .errors import without_frames
 from .handshake import Claim, Handshake
 from .rehearsal import rehearse
 from .scram import Challenge, Keys, derive
@@ -117,6 +118,9 @@ async def _plain(connect: Callable[..., Awaitable[Any]], *args: Any, password: S
     lent = _Lent(password)
     try:
         return await connect(*args, password=lent, **kwargs)
+    except BaseException as exc:
+        without_frames(exc)  # a cancellation's too: an acquire's timeout has it as its cause, with the driver's locals
+        raise
     finally:
         lent.take_back()
 
