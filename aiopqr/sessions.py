@@ -104,8 +104,9 @@ class Sessions:
         return self.adopt(opened) if isinstance(opened, Session) else opened
 
     def adopt(self, session: Session) -> Any:
-        """Make it one of the pool's."""
-        self.by_connection[session.con] = session
+        """Make it one of the pool's, unless it has ended in this very turn of the loop: asyncpg finds that too."""
+        if not session.con.is_closed():
+            self.by_connection[session.con] = session
         return session.con
 
     def cancel_openings(self) -> None:
@@ -130,6 +131,8 @@ class Sessions:
             except BaseException:
                 con.terminate()
                 raise
+        if con.is_closed():  # nobody would be told of its end any more
+            raise asyncpg.ConnectionDoesNotExistError("the connection was closed before it could be used")
         now = self._loop.time()
         attempt = self.connector.attempt_of(con)
         session = Session(con, attempt, epoch, born=now, deadline=self.lifetime.deadline(now), idle_since=now)

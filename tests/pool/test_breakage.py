@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
+from typing import Any
 
 import asyncpg
 import pytest
+
+import aiopqr
+from aiopqr.testing import RotatingPostgres
 
 from .conftest import MakePool
 
@@ -37,3 +42,58 @@ async def test_a_connection_that_ends_during_setup_costs_no_permit(make_pool: Ma
             await pool.acquire()
         async with pool.acquire(timeout=5) as con:
             assert await con.fetchval("select 1") == 1
+
+
+@pytest.mark.parametrize("hook", ["init", "connect"])
+async def test_a_connection_that_was_closed_before_its_first_use_is_forgotten(
+    make_pool: MakePool, postgres: RotatingPostgres, hook: str
+) -> None:
+    async def init(con: asyncpg.Connection) -> None:
+        con.terminate()
+
+    async def connect(*args: Any, **kwargs: Any) -> Any:
+        con = await asyncpg.connect(*args, **kwargs)
+        con.terminate()
+        return con
+
+    async with make_pool(max_size=1, **{hook: init if hook == "init" else connect}) as pool:
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+            await pool.acquire()
+        assert "0 of 1 open" in repr(pool)
+        await postgres.rotate_both()
+        await pool.refresh()
+        async with asyncio.timeout(5):
+            await pool.drain()
+
+
+@pytest.mark.parametrize("ends", ["timeout", "cancellation"])
+@pytest.mark.parametrize("scram_cache", [True, False])
+async def test_a_login_that_is_cut_short_leaves_no_password_in_its_traceback(
+    make_pool: MakePool, postgres: RotatingPostgres, scram_cache: bool, ends: str
+) -> None:
+    secrets = [credential.password.reveal() for credential in postgres.pair.credentials()]
+    called = asyncio.Event()
+
+    async def swallow(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        called.set()
+        await over.wait()
+        writer.close()
+
+    over = asyncio.Event()
+    black_hole = await asyncio.start_server(swallow, "127.0.0.1")
+    dsn = f"postgresql://127.0.0.1:{black_hole.sockets[0].getsockname()[1]}/any"
+    async with make_pool(dsn=dsn, scram_cache=scram_cache) as pool:
+        acquiring = asyncio.create_task(pool.acquire(timeout=0.1 if ends == "timeout" else None).__aenter__())
+        if ends == "cancellation":
+            await called.wait()
+            acquiring.cancel()
+        with pytest.raises((aiopqr.AcquireTimeout, asyncio.CancelledError)) as raised:
+            await acquiring
+    over.set()
+    black_hole.close()
+    link: BaseException | None = raised.value
+    while link:
+        frames = [frame for frame, _ in traceback.walk_tb(link.__traceback__) if "test_" not in frame.f_code.co_name]
+        shown = [repr(value) for frame in frames for value in frame.f_locals.values()]
+        assert not [text for text in shown if any(secret in text for secret in secrets)]
+        link = link.__cause__ or link.__context__
