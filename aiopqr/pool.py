@@ -68,6 +68,8 @@ class AlternatingPool(asyncpg.Pool):
         Prove the password with keys that are derived once, not for each connect.
     ``max_queries``
         Off unless given. It is asyncpg's, and closes a connection before there is another.
+    ``timeout``
+        For one connect, with the fallback and all waiting for newer credentials or a server that is down (default 60).
     ``name``, ``listeners``
         For logs, tasks, errors and metrics; and functions that get each :class:`~aiopqr.events.Event`.
     """
@@ -276,7 +278,7 @@ class AlternatingPool(asyncpg.Pool):
 
     # What users of asyncpg's pool know, with credentials in mind.
 
-    def acquire(self, *, timeout: float | None = UNSET) -> Any:
+    def acquire(self, *, timeout: float | None = UNSET) -> PoolAcquireContext[asyncpg.Record]:
         """A connection, as a context manager or awaited.
 
         ``timeout`` is in seconds; without it ``acquire_timeout`` counts, and None waits for ever. Raises

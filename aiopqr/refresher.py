@@ -221,14 +221,17 @@ class Refresher:
             return None
         self._failed += 1
         self._plan.failed(ticket, self._need(), now)
+        failures = self._plan.failures
+        # A source that is polled every second may fail for days: after the first, ever more rarely into the log.
         self._tell(
             RefreshFailed(
                 name=self.name,
                 error=describe(error),
-                failures=self._plan.failures,
+                failures=failures,
                 retry_in=max(self._plan.due - now, 0.0),
                 pair_age=self.pair_age,
-            )
+            ),
+            logged=failures & (failures - 1) == 0,
         )
         return error
 
@@ -248,8 +251,11 @@ class Refresher:
         changed = tuple(parity for parity in Parity if pair[parity] != before[parity])
         self._tell(Refreshed(name=self.name, changed=changed, pending=pair.pending_parity))
 
-    def _tell(self, event: Event) -> None:
-        self.events.emit(event)
+    def _tell(self, event: Event, *, logged: bool = True) -> None:
+        if logged:
+            self.events.emit(event)
+        else:
+            self.events.tell(event)
         for subscriber in tuple(self._subscribers):
             subscriber.heard(event)
 

@@ -96,6 +96,16 @@ async def test_a_failure_backs_off_and_the_pair_stays() -> None:
     assert "ConnectionError: down" in events[0].error
 
 
+async def test_a_source_that_goes_on_failing_is_logged_ever_more_rarely(caplog: pytest.LogCaptureFixture) -> None:
+    source = ScriptedSource(PAIR, interval=0.01)
+    events: list[object] = []
+    async with aiopqr.Refresher(source, listeners=[events.append]):
+        source.error = ConnectionError("down")
+        await asyncio.wait_for(source.wait_fetched(10), 10)
+    assert len(events) >= 8
+    assert len([record for record in caplog.records if "RefreshFailed" in record.message]) <= 4
+
+
 async def test_an_error_of_unknown_type_is_told_by_its_type_alone() -> None:
     source = ScriptedSource(PAIR)
     events: list[object] = []
