@@ -20,12 +20,19 @@ from asyncpg.pool import PoolAcquireContext
 
 from ._asyncpg import counting_copies
 from .checkout import UNSET, Checkouts, Policy
-from .connector import Connector
+from .connector import CONNECT_TIMEOUT, Connector
 from .credentials import CredentialPair
 from .errors import ConfigurationError
 from .events import Emitter, Event, Listener, Refreshed
 from .lifetimes import Session
-from .options import check_connect_arguments, lifetime_option, non_negative, optional_timeout, whole_number_or_none
+from .options import (
+    check_connect_arguments,
+    lifetime_option,
+    non_negative,
+    optional_timeout,
+    positive,
+    whole_number_or_none,
+)
 from .refresher import Refresher
 from .replacement import Replacement
 from .sessions import Sessions
@@ -83,6 +90,7 @@ class AlternatingPool(asyncpg.Pool):
         max_lifetime_jitter: float | None = None,
         acquire_timeout: float | None = 30.0,
         reset_timeout: float | None = 10.0,
+        timeout: float | None = CONNECT_TIMEOUT,
         max_waiting: int | None = None,
         check_after: float = 1.0,
         session_reset: str = "full",
@@ -107,6 +115,7 @@ class AlternatingPool(asyncpg.Pool):
         **kwargs: Any,
     ) -> None:
         args: tuple[Any, ...] = () if dsn is None else (dsn,)
+        kwargs["timeout"] = timeout if timeout is None else positive("timeout", timeout)
         check_connect_arguments(args, kwargs)
         if session_reset not in ("full", "transaction"):
             raise ConfigurationError('session_reset must be "full" or "transaction"')
