@@ -208,7 +208,7 @@ class Checkouts:
             and policy.reset is None
             and session.is_due(self._now())
         ):
-            replacement.retire_released(session, connection)
+            replacement.retire_released(session)
             return
         session.needs_reset = policy.full_reset and not (policy.counts_queries and queries_run(con) == session.queries)
         if timeout is None:

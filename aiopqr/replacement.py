@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import asyncpg
+
 from .errors import describe
 from .events import Replaced, ReplacementDelayed
 from .lifetimes import Session, most_overdue, next_deadline
@@ -32,6 +34,7 @@ OPEN_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 BACKOFF_FIRST = 1.0
 BACKOFF_MAX = 30.0
+_LOST = asyncpg.ConnectionDoesNotExistError("the replacement was closed while it waited")
 
 
 class Replacement:
@@ -46,7 +49,7 @@ class Replacement:
         self._wake = asyncio.Event()
         self._sleeps_until = math.inf
         self._task: asyncio.Task[None] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], Any] = {}
         self.spare: Session | None = None
         self._opening = False
         self._is_claimed = False  # a connection was retired for the spare already
@@ -94,6 +97,7 @@ class Replacement:
         if sessions is None or sessions.is_spoilt(spare):
             self.close_later(spare.con)
             return None
+        self._failures = 0  # only now: a spare may be lost as soon as it is open
         return spare
 
     def discard_spare(self) -> None:
@@ -103,15 +107,15 @@ class Replacement:
         if spare is not None:
             self.close_later(spare.con)
 
-    def retire_released(self, session: Session, connection: Any) -> None:
+    def retire_released(self, session: Session) -> None:
         """Close a due connection in its release, in the background, for the spare that waits."""
         self.claim(session)
-        self.close_later(connection)
+        self.close_later(session.con)
 
-    def close_later(self, connection: Any) -> None:
+    def close_later(self, con: Any) -> None:
         """Close in the background, owned and awaited."""
-        task = asyncio.create_task(_close(connection), name=f"aiopqr-{self._name}-close")
-        self._closing.add(task)
+        task = asyncio.create_task(_close(con), name=f"aiopqr-{self._name}-close")
+        self._closing[task] = con
         task.add_done_callback(self._closed)
 
     async def close(self) -> None:
@@ -126,6 +130,8 @@ class Replacement:
     def terminate(self) -> None:
         """As :meth:`close`, where nothing can be awaited."""
         cancel((self._task, *self._closing))
+        for con in self._closing.values():
+            con.terminate()  # the task may not even have begun
         spare, self.spare = self.spare, None
         if spare is not None:
             spare.con.terminate()
@@ -154,7 +160,11 @@ class Replacement:
             return
         due = most_overdue(self._worth_a_spare(sessions), now)
         if self.spare is not None:
-            if sessions.is_spoilt(self.spare):
+            if self.spare.con.is_closed():
+                self.discard_spare()
+                if due is not None:  # who lets in and hangs up at once is not to be knocked at without a pause
+                    await self._delay(sessions, due, _LOST, now)
+            elif sessions.is_spoilt(self.spare):
                 self.discard_spare()
             elif now >= self.spare.born + SPARE_PATIENCE:
                 self._unused_since = None if self._is_claimed else now
@@ -183,15 +193,18 @@ class Replacement:
         self._opening = True
         try:
             self.spare = await sessions.open_spare(OPEN_TIMEOUT)
-        except Exception as exc:
+        except (Exception, asyncio.CancelledError) as exc:
+            task = asyncio.current_task()
+            if isinstance(exc, asyncio.CancelledError) and task and task.cancelling():
+                raise  # otherwise it is one that the user's hook met, which must not end this task
             await self._delay(sessions, due, exc, loop.time())
         else:
             self._is_claimed = False
-            self._failures, self._delayed_by, self._full_since, self._unused_since = 0, None, None, None
+            self._delayed_by, self._full_since, self._unused_since = None, None, None
         finally:
             self._opening = False
 
-    async def _delay(self, sessions: Sessions, due: Session, exc: Exception, now: float) -> None:
+    async def _delay(self, sessions: Sessions, due: Session, exc: BaseException, now: float) -> None:
         self._failures += 1
         self._delayed += 1
         self._delayed_by = describe(exc)
@@ -225,7 +238,7 @@ class Replacement:
             sessions.connector.events.emit(Replaced(name=self._name, parity=parity, age=age, why=session.why))
 
     def _closed(self, task: asyncio.Task[None]) -> None:
-        self._closing.discard(task)
+        del self._closing[task]
         self._wake.set()
 
 

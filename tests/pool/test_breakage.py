@@ -12,7 +12,7 @@ import pytest
 import aiopqr
 from aiopqr.testing import RotatingPostgres
 
-from .conftest import MakePool
+from .conftest import MakePool, eventually
 
 
 async def test_what_setup_changed_is_reset_though_nothing_else_ran(make_pool: MakePool) -> None:
@@ -97,3 +97,44 @@ async def test_a_login_that_is_cut_short_leaves_no_password_in_its_traceback(
         shown = [repr(value) for frame in frames for value in frame.f_locals.values()]
         assert not [text for text in shown if any(secret in text for secret in secrets)]
         link = link.__cause__ or link.__context__
+
+
+async def test_spares_that_end_at_once_are_opened_ever_more_slowly(make_pool: MakePool) -> None:
+    born: list[float] = []
+
+    async def init(con: asyncpg.Connection) -> None:
+        loop = asyncio.get_running_loop()
+        born.append(loop.time())
+        if len(born) > 1:
+            loop.call_later(0.001, con.terminate)  # as a proxy does that lets in before it looks for its server
+
+    async with make_pool(min_size=1, max_size=1, max_lifetime=0.05, init=init) as pool, pool.acquire() as con:
+        await eventually(lambda: len(born) > 3)
+        assert pool.stats().replacements.delayed >= 2
+        assert await con.fetchval("select 1") == 1
+    assert born[2] - born[1] >= 0.5
+    assert born[3] - born[2] >= 1.0
+
+
+async def test_a_hook_that_cancels_itself_does_not_end_the_replacement(make_pool: MakePool) -> None:
+    born = 0
+
+    async def init(_con: asyncpg.Connection) -> None:
+        nonlocal born
+        born += 1
+        if born == 2:
+            raise asyncio.CancelledError  # as where it awaits a task of its own that was cancelled
+
+    async with make_pool(min_size=1, max_size=1, max_lifetime=0.05, init=init) as pool:
+        await eventually(lambda: pool.stats().replacements.done)
+        assert pool.stats().replacements.delayed == 1
+
+
+async def test_terminate_ends_a_spare_that_is_about_to_be_closed(make_pool: MakePool) -> None:
+    async with make_pool(min_size=1, max_size=1, max_lifetime=0.05) as pool, pool.acquire():
+        await eventually(lambda: pool._replacement.spare)
+        spare = pool._replacement.spare
+        pool._replacement.discard_spare()
+        pool.terminate()
+        assert spare
+        assert spare.con.is_closed()
