@@ -65,6 +65,9 @@ def check(
         else:
             pair = await _from_source(source or "")
         accounts = {parity: await look(dsn, account) for parity in Parity if (account := pair[parity])}
+        problems = [account.problem for account in accounts.values() if account.is_untried]
+        if problems and len(problems) == len(accounts):
+            raise AiopqrError(f"could not be checked: the applications' path is down: {problems[0]}")
         facts = Facts(pair, accounts, sslmode_of(dsn), rules, max_size, times, schedule)
         found = list(findings(facts))
         _print_json(found) if as_json else _print_table(found)

@@ -83,6 +83,7 @@ class Account:
     username: str
     problem: str | None = None
     verdict: Verdict | None = None
+    connected: bool = True
     role: Mapping[str, Any] = field(default_factory=dict)
     authentication: str | None = None
     proxied: bool = False
@@ -95,6 +96,12 @@ class Account:
     def logs_in(self) -> bool:
         """Whether it does."""
         return self.problem is None
+
+    @property
+    def is_untried(self) -> bool:
+        """Whether the way to the server failed, before its password was judged."""
+        judged = self.connected or (self.verdict is not None and self.verdict.blames_account)
+        return not self.logs_in and not judged
 
     @property
     def valid_until(self) -> datetime | None:
@@ -116,7 +123,7 @@ async def look(dsn: str, credential: Credential, *, timeout: float = 10.0) -> Ac
             server_settings={"application_name": "aiopqr-check"},
         )
     except Exception as exc:
-        return Account(credential.username, describe(exc), classify(exc))
+        return Account(credential.username, describe(exc), classify(exc), connected=False)
     try:
         async with con.transaction(readonly=True):  # which keeps a pooling proxy on one server connection
             return await _account(con, credential.username)

@@ -15,7 +15,7 @@ from rich.status import Status
 from ..credentials import Parity
 from ..errors import AiopqrError
 from ..rotation.database import admin_by_dsn
-from ..rotation.errors import RotationRefused, RotationUndone
+from ..rotation.errors import PathDown, RotationRefused, RotationUndone
 from ..rotation.gates import Gate, Objection, Rules
 from ..rotation.passwords import PasswordRule
 from ..rotation.plan import Action, Plan
@@ -149,6 +149,9 @@ async def perform(
     except RotationRefused as exc:
         telling.refused(exc.objections)
         return REFUSED
+    except PathDown as exc:
+        telling.failed("not tried", exc)
+        return NOT_TRIED
     except RotationUndone as exc:
         telling.failed("undone", exc)
         return UNDONE

@@ -5,7 +5,7 @@
 puts them in order.
 """
 
-from .errors import RotationFailed, RotationRefused, RotationUndone, StoreConflict, StoreError
+from .errors import PathDown, RotationFailed, RotationRefused, RotationUndone, StoreConflict, StoreError
 from .file import FileStore
 from .gates import Gate, Objection, Rules
 from .passwords import PasswordRule
@@ -19,6 +19,7 @@ __all__ = [
     "Gate",
     "Objection",
     "PasswordRule",
+    "PathDown",
     "Plan",
     "Rotation",
     "RotationFailed",

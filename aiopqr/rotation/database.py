@@ -18,7 +18,7 @@ from ..credentials import Credential, CredentialPair, Parity, Secret
 from ..errors import RotationError, describe
 from ..refusals import Verdict, classify
 from ..scram import verifier
-from .errors import RotationRefused
+from .errors import PathDown, RotationRefused
 from .gates import Facts, Gate, Login, Objection, Session
 from .store import StoredSecret
 
@@ -112,7 +112,10 @@ class Database:
             yield con
 
     async def gather(self, con: Any, secret: StoredSecret) -> Facts:
-        """All facts that a rotation is decided from. Costs a login for each account, and no change."""
+        """All facts that a rotation is decided from. Costs a login for each account, and no change.
+
+        Raises :class:`PathDown` when a login failed without the account being refused.
+        """
         pair = secret.pair
         if pair.odd is None or pair.even is None:
             raise RotationError(f"the pair is degraded: it has no {pair.missing} account, and a rotation needs both")
@@ -127,6 +130,9 @@ class Database:
         staged, pending = pair.pending_parity, None
         if staged is not None and pair.pending is not None and not logins[staged].accepted:
             pending = await self.login(pair.pending)
+        # A staged password that works is to be stored as the account's own, however the other account fares.
+        if pending is None or not pending.accepted:
+            _raise_if_untried(pair, logins, pending)
         return Facts(await self.now(con), secret, logins, pending, sessions)
 
     async def login(self, credential: Credential) -> Login:
@@ -178,6 +184,19 @@ class Database:
 def _failed(exc: BaseException) -> Login:
     # A path that is down says nothing of the password, and an account at its connection limit has had it accepted.
     return Login(False, classify(exc) in (Verdict.CREDENTIAL, Verdict.ACCOUNT), describe(exc))
+
+
+def _raise_if_untried(pair: CredentialPair, logins: dict[Parity, Login], pending: Login | None) -> None:
+    tried = [(account.username, logins[parity]) for parity in Parity if (account := pair[parity])]
+    if pending is not None and pair.pending is not None:
+        tried.append((pair.pending.username, pending))
+    untried = [(name, login) for name, login in tried if not (login.accepted or login.refused)]
+    if not untried:
+        return
+    name, login = untried[0]
+    if len(untried) == len(tried):
+        raise PathDown(f"could not be tried: the applications' path is down: {login.text}. Nothing was changed.")
+    raise PathDown(f"{name!r} could not be tried on the applications' path: {login.text}. Nothing was changed.")
 
 
 async def _close(con: Any) -> None:

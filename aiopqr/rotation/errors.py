@@ -19,6 +19,13 @@ class StoreConflict(StoreError):
     """The stored secret is not the one that was read: another rotator, or a person, has changed it in between."""
 
 
+class PathDown(RotationError):
+    """An account could not be tried on the applications' path, so nothing is known of its password.
+
+    Nothing was changed, and no gate can be overridden for it: a change could not be verified either.
+    """
+
+
 class RotationRefused(RotationError):
     """Gates speak against it; nothing was changed. ``objections`` holds each, with its numbers."""
 

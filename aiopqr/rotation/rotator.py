@@ -105,7 +105,8 @@ class Rotator:
         """What would be done now, and every objection. Logs in with both accounts, and changes nothing.
 
         ``account`` chooses the account; without it, the one not changed last is taken. ``force`` names the gates to
-        override. Raises :class:`RotationError` when the facts cannot be had.
+        override. Raises :class:`RotationError` when the facts cannot be had; :class:`PathDown`, which is one, when an
+        account could not be tried on the applications' path.
         """
         with _reported():
             secret = await self._store.read()
@@ -116,10 +117,11 @@ class Rotator:
     async def apply(self, plan: Plan) -> Rotation:
         """Do it. Facts are gathered and judged anew while no other rotator can be at work.
 
-        Raises :class:`RotationRefused` when a gate objects or the situation is not the plan's any more: nothing was
-        changed. :class:`RotationUndone` when it failed and all is as it was before. :class:`RotationFailed`, or
-        another :class:`RotationError`, when it could not be ended: running it again finishes or undoes it, and so it
-        does after a cancellation or a crash at any point.
+        Raises :class:`RotationRefused` when a gate objects or the situation is not the plan's any more, and
+        :class:`PathDown` when an account could not be tried on the applications' path: nothing was changed.
+        :class:`RotationUndone` when it failed and all is as it was before. :class:`RotationFailed`, or another
+        :class:`RotationError`, when it could not be ended: running it again finishes or undoes it, and so it does after
+        a cancellation or a crash at any point.
         """
         plan.raise_for_refusals()
         with _reported():

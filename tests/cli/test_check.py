@@ -354,3 +354,19 @@ def test_the_tls_mode_is_the_dsns(dsn: str, mode: str | None, monkeypatch: pytes
 
 def test_the_worst_finding_decides_the_exit_code() -> None:
     assert EXIT_CODES == {Level.OK: 0, Level.NOTE: 0, Level.WARNING: 3, Level.PROBLEM: 4}
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://127.0.0.1:1/x",
+        "postgresql://nowhere.invalid/x",
+        "postgresql://127.0.0.1:1/x?sslmode=bogus",
+        "postgresql://127.0.0.1:1/x?sslmode=verify-full&sslrootcert=/nowhere/ca.pem",
+    ],
+)
+async def test_a_path_on_which_no_account_could_be_tried_is_2(cli: Cli, dsn: str) -> None:
+    cli.dsn = dsn
+    code, out, err = await cli()
+    assert (code, out) == (2, "")
+    assert "could not be checked: the applications' path is down: " in err

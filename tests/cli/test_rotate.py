@@ -255,3 +255,22 @@ def test_every_gate_that_can_be_overridden_has_its_flag() -> None:
     named = {f"--{name.replace('_', '-')}" for name in inspect.signature(rotate).parameters if name.startswith("force")}
     assert named == parameters
     assert "Exit codes" in shown
+
+
+PATHS_THAT_ARE_DOWN = [
+    "postgresql://127.0.0.1:1/x",
+    "postgresql://nowhere.invalid/x",
+    "postgresql://127.0.0.1:1/x?sslmode=bogus",
+    "postgresql://127.0.0.1:1/x?sslmode=verify-full&sslrootcert=/nowhere/ca.pem",
+]
+
+
+@pytest.mark.parametrize("dsn", PATHS_THAT_ARE_DOWN)
+async def test_a_path_that_is_down_is_2_whatever_is_forced_and_no_override_is_offered(cli: Cli, dsn: str) -> None:
+    before = cli.path.read_bytes()
+    for forced in ([], ["--force-mismatch", "--force-other-refused"]):
+        code, out, err = await cli("--dsn", dsn, *forced)
+        assert (code, out) == (2, ""), err
+        assert "could not be tried: the applications' path is down: " in err
+        assert "--force" not in err
+        assert cli.path.read_bytes() == before

@@ -14,7 +14,7 @@ import pytest
 
 from aiopqr.credentials import Credential, CredentialPair, Parity, Secret
 from aiopqr.errors import ConfigurationError, RotationError
-from aiopqr.rotation.errors import RotationFailed, RotationRefused, RotationUndone, StoreConflict, StoreError
+from aiopqr.rotation.errors import PathDown, RotationFailed, RotationRefused, RotationUndone, StoreConflict, StoreError
 from aiopqr.rotation.file import FileStore
 from aiopqr.rotation.gates import Gate, Rules
 from aiopqr.rotation.passwords import PasswordRule
@@ -515,3 +515,28 @@ async def test_a_database_that_is_down_is_told_without_a_change(rig: Any) -> Non
 async def test_a_conflict_is_a_store_error_and_a_rotation_error() -> None:
     assert issubclass(StoreConflict, StoreError)
     assert issubclass(StoreError, RotationError)
+
+
+async def test_a_path_that_goes_down_after_the_plan_is_told_apart_and_changes_nothing(rig: Any) -> None:
+    before, is_down = rig.path.read_bytes(), False
+
+    async def verify(credential: Credential) -> Any:
+        if is_down:
+            raise ConnectionRefusedError("down")
+        return await asyncpg.connect(rig.postgres.dsn, user=credential.username, password=credential.password.reveal)
+
+    rotator = rig.rotator(verify=verify)
+    plan = await rotator.plan(force=list(Gate))
+    is_down = True
+    with pytest.raises(PathDown, match="path is down"):
+        await rotator.apply(plan)
+    assert rig.path.read_bytes() == before
+    assert await rig.is_whole()
+
+
+async def test_a_stage_in_force_is_finished_though_the_other_account_cannot_be_tried(rig: Any) -> None:
+    secret = await rig.store.read()
+    await rig.store.stage(secret, Credential(rig.name(ODD), "staged"))
+    await rig.postgres.server.set_password(rig.name(ODD), "staged")
+    await rig.postgres.server.execute(f"ALTER ROLE {rig.name(EVEN)} CONNECTION LIMIT 0")
+    assert (await rotate(rig.rotator())).action is Action.FINISH
