@@ -16,7 +16,7 @@ import typer
 from ..credentials import Credential, CredentialPair, Secret
 from ..errors import ConfigurationError, RotationError, describe
 from ..rotation.database import Database, admin_by_dsn, identifier
-from ..rotation.errors import StoreConflict
+from ..rotation.errors import StoreConflict, StoreError
 from ..rotation.passwords import PasswordRule
 from .ops_input import admin_password, dsn_without_password, open_store, run
 from .setup_roles import STATE, Change, Role, changes, differences, role_of
@@ -97,7 +97,11 @@ class Outcome:
 async def perform(
     database: Database, owner: str, names: tuple[str, str], store: Any, *, dry_run: bool = False
 ) -> Outcome:
-    """Find out, change in one transaction, and tell. New passwords are in the store before an account has them."""
+    """Find out, change in one transaction, and tell.
+
+    New passwords are in the store before the commit gives them to an account, and after all that can be refused: a run
+    that fails leaves no store of accounts that do not exist.
+    """
     async with database.connected() as con:
         version = con.get_server_version().major
         async with con.transaction():
@@ -106,11 +110,16 @@ async def perform(
                 raise ConfigurationError(f"role {owner!r} does not exist: CREATE ROLE, or give the application's role")
             accounts = {name: found.get(name) for name in names}
             created = [name for name, role in accounts.items() if role is None]
-            passwords = await _passwords(store, names, created, dry_run) if created and store else {}
+            stored = await _Stored.of(store) if store else None
+            passwords = stored.for_new(names, created) if stored else {}
             outcome = Outcome(list(changes(found[owner], accounts, passwords, version=version)))
             if not dry_run:
                 await _apply(con, outcome.changes)
                 found = await _found(con, owner, *names)
+                if stored:
+                    await stored.save()
+        if stored:
+            outcome.attention += stored.missing([name for name in names if name not in created])
         _comment(outcome, found, names, [] if store else created, dry_run)
     return outcome
 
@@ -119,19 +128,57 @@ async def _found(con: Any, *names: str) -> dict[str, Role]:
     return {row["rolname"]: role_of(row) for row in await con.fetch(STATE, list(names))}
 
 
-async def _passwords(store: Any, names: tuple[str, str], created: list[str], dry_run: bool) -> Mapping[str, Secret]:
-    """New accounts' passwords: those that the store has, or new ones, which are written to it first."""
-    if len(created) == 2:
-        odd, even = (Credential(name, PasswordRule().generate()) for name in names)
-        with contextlib.suppress(StoreConflict):  # of a run that was killed after it: what is there is used
-            if not dry_run:
-                await store.create(CredentialPair(odd, even), changed_at=datetime.now(UTC))
+@dataclass
+class _Stored:
+    """The passwords that a store has, or is to have; ``problem`` says why none could be read."""
+
+    store: Any
+    known: Mapping[str, Secret] = field(default_factory=dict)
+    problem: str = ""
+    _new: CredentialPair | None = None
+
+    @classmethod
+    async def of(cls, store: Any) -> _Stored:
+        try:
+            pair = (await store.read()).pair
+        except StoreError as exc:
+            return cls(store, problem=str(exc))
+        return cls(store, {account.username: account.password for account in (pair.odd, pair.even) if account})
+
+    def for_new(self, names: tuple[str, str], created: list[str]) -> Mapping[str, Secret]:
+        """New accounts' passwords: those that the store has, of a run that was killed after writing it, or new ones."""
+        if len(created) == 2 and self.problem:
+            odd, even = (Credential(name, PasswordRule().generate()) for name in names)
+            self._new = CredentialPair(odd, even)
             return {odd.username: odd.password, even.username: even.password}
-    pair = (await store.read()).pair
-    known = {credential.username: credential.password for credential in (pair.odd, pair.even) if credential}
-    if unknown := set(created) - set(known):
-        raise ConfigurationError(f"{store} exists and has no password of {', '.join(sorted(unknown))}")
-    return known
+        if unknown := set(created) - set(self.known):
+            why = self.problem or f"{self.store} exists"
+            raise ConfigurationError(f"{why}: there is no password of {', '.join(sorted(unknown))}")
+        return self.known
+
+    async def save(self) -> None:
+        """Write the new ones. Raises :class:`ConfigurationError` when there is something that could not be read."""
+        if self._new is None:
+            return
+        try:
+            await self.store.create(self._new, changed_at=datetime.now(UTC))
+            return
+        except StoreConflict as exc:
+            problem = f"{exc}, and cannot be used: {self.problem}"
+        raise ConfigurationError(problem)
+
+    def missing(self, existing: list[str]) -> list[str]:
+        """What is to be done where accounts that exist have no password in the store."""
+        unknown = [repr(name) for name in existing if name not in self.known]
+        if not unknown:
+            return []
+        why = f" ({self.problem})" if self.problem else ""
+        text = (
+            f"{self.store} holds no password of {', '.join(unknown)}{why}, and those of accounts that exist are never "
+            "touched: name the file or secret that has them; where nothing uses them and nobody knows them, DROP ROLE "
+            "both and run this again"
+        )
+        return [text]
 
 
 async def _apply(con: Any, wanted: list[Change]) -> None:
@@ -143,7 +190,7 @@ async def _apply(con: Any, wanted: list[Change]) -> None:
             problem = f"cannot {change.text}: {describe(exc)}"
             break
     if problem:  # raised here: the driver's error holds the statement
-        raise RotationError(problem)
+        raise RotationError(f"{problem}. Nothing was changed, and no password was written.")
 
 
 def _comment(

@@ -208,3 +208,37 @@ def test_three_names_must_differ() -> None:
     line = ["setup", "--admin", "postgresql://a@b/c", "--owner", "app", "--odd", "app"]
     result = CliRunner().invoke(application(line), line)
     assert result.exit_code == 2
+
+
+async def test_a_run_that_fails_leaves_no_file_of_accounts_that_do_not_exist(cli: Cli) -> None:
+    clerk = f"clerk_{os.urandom(4).hex()}"
+    await cli.server.execute(f"CREATE ROLE {clerk} LOGIN CREATEROLE PASSWORD '{cli.server.admin_password.reveal()}'")
+    if await cli.server.fetchval("SELECT current_setting('server_version_num')::int < 160000"):
+        await cli.server.execute(f"ALTER ROLE {clerk} NOCREATEROLE")  # CREATEROLE alone may do all of it
+    try:
+        code, out, err = await cli("--admin", cli.server.dsn.replace("//", f"//{clerk}@", 1), "--file", str(cli.path))
+    finally:
+        await cli.server.execute(f"DROP ROLE {clerk}")
+    assert (code, out) == (2, "")
+    assert "Nothing was changed, and no password was written" in err
+    assert not cli.path.exists()
+
+
+async def test_a_file_without_the_passwords_of_accounts_that_exist_is_told_and_is_3(cli: Cli) -> None:
+    await cli("--file", str(cli.path))
+    cli.path.unlink()
+    code, told = await cli.json("--file", str(cli.path))
+    assert (code, told["changes"]) == (3, [])
+    [todo] = told["attention"]
+    assert f"holds no password of '{cli.owner}_odd', '{cli.owner}_even'" in todo
+    assert "DROP ROLE" in todo
+    assert not cli.path.exists()
+
+
+async def test_a_file_that_cannot_be_used_is_2_and_creates_nothing(cli: Cli) -> None:
+    cli.path.write_text("{")
+    code, _, err = await cli("--file", str(cli.path))
+    assert code == 2
+    assert "cannot be used" in err
+    assert await cli.server.execute("SELECT 1 FROM pg_roles WHERE rolname = $1", f"{cli.owner}_odd") == []
+    assert cli.path.read_text() == "{"
