@@ -25,6 +25,7 @@ from ..errors import AiopqrError, ConfigurationError, MissingExtra, describe
 from ..rotation.file import FileStore
 
 ADMIN_PASSWORD = "AIOPQR_ADMIN_PASSWORD"
+ADMIN_PASSWORD_WAYS = f"use {ADMIN_PASSWORD}, PGPASSWORD, the password file (PGPASSFILE) or --password-stdin"
 
 
 class UsageError(typer.BadParameter):
@@ -42,9 +43,9 @@ def dsn_without_password(dsn: str, option: str, *, user_allowed: bool) -> str:
         raise UsageError(f"{option} must look like postgresql://host:port/database")
     user, _, _ = parts.netloc.rpartition("@")
     if ":" in unquote(user) or query & {"password", "sslpassword"}:
+        advice = ADMIN_PASSWORD_WAYS if user_allowed else "the accounts' passwords come from the secret"
         raise UsageError(
-            f"{option} holds a password, which everyone on this machine can read from the process list: "
-            f"use PGPASSFILE, {ADMIN_PASSWORD}, PGPASSWORD or --password-stdin"
+            f"{option} holds a password, which everyone on this machine can read from the process list: {advice}"
         )
     if not user_allowed and (user or "user" in query):
         raise UsageError(f"{option} names a user; the accounts of the secret are used")
@@ -90,7 +91,7 @@ def exactly_one(**options: object) -> None:
     """Raise unless just one of the options is given."""
     names = [f"--{name}" for name in options]
     if sum(value is not None for value in options.values()) != 1:
-        raise UsageError(f"give one of {', '.join(names)}")
+        raise UsageError(f"give exactly one of {', '.join(names)}")
 
 
 def from_aws(module: str, name: str) -> Any:

@@ -23,7 +23,7 @@ from ..rotation.rotator import Rotation, Rotator, Step
 from ..rotation.store import SecretStore
 from .ops_input import admin_password, dsn_without_password, exactly_one, moment, open_store, run
 
-DONE, FAILED, NOT_TRIED, REFUSED, FINISHED, UNDONE = 0, 1, 2, 3, 4, 5
+DONE, FAILED, NOT_TRIED, REFUSED, FINISHED, UNDONE, LEFT_TO_DO = 0, 1, 2, 3, 4, 5, 6
 
 _STEP_TEXTS = {
     Step.CHECKED: "no gate objects, and nobody else rotates",
@@ -92,7 +92,8 @@ def rotate(
 
     Exit codes: 0 done, or the plan of a dry run can be applied; 1 failed midway: run it again; 2 could not be tried,
     nothing was changed; 3 refused by a gate, nothing was changed; 4 finished an earlier, interrupted rotation and began
-    no new one; 5 failed and undone, all is as it was before; 130 interrupted: run it again.
+    no new one; 5 failed and undone, all is as it was before; 6 done, or finished as with 4, and something is left to do
+    by hand: old sessions could not be ended; 130 interrupted: run it again.
     """
     exactly_one(file=file, secret=secret)
     given = {
@@ -159,6 +160,8 @@ async def perform(
         telling.failed("failed", exc)
         return FAILED
     telling.done(rotation)
+    if rotation.warning:
+        return LEFT_TO_DO
     return DONE if rotation.action is Action.ROTATE else FINISHED
 
 
@@ -168,6 +171,7 @@ class Telling:
 
     as_json: bool = False
     _status: Status | None = None
+    _is_overridden: bool = False
 
     def __post_init__(self) -> None:
         self._console = Console(stderr=True)
@@ -180,6 +184,7 @@ class Telling:
             self._status.stop()
 
     def begin(self, plan: Plan) -> None:
+        self._is_overridden = bool(plan.objections)
         for objection in plan.objections:
             self._say(f"overridden: {objection}", "yellow")
         text = f"{plan.action} {plan.username} ({plan.parity})"
@@ -190,7 +195,10 @@ class Telling:
             self._say(text)
 
     def step(self, step: Step) -> None:
-        self._say(_STEP_TEXTS[step], "green")
+        text = _STEP_TEXTS[step]
+        if step is Step.CHECKED and self._is_overridden:
+            text = "no other gate objects, and nobody else rotates"
+        self._say(text, "green")
 
     def plan(self, plan: Plan, dry_run: bool) -> None:
         if self.as_json:
@@ -237,7 +245,7 @@ class Telling:
             )
             return
         what = "changed" if rotation.action is Action.ROTATE else "an interrupted rotation was finished"
-        ended = f"; {rotation.ended} old sessions ended" if rotation.ended is not None else ""
+        ended = f"; {rotation.ended} old sessions ended" if rotation.ended is not None and not rotation.warning else ""
         print(f"{rotation.username}: {what}{ended}")
         if rotation.warning:
             self._say(rotation.warning, "yellow")

@@ -273,7 +273,8 @@ class Rotator:
                 )
         except RotationError as exc:
             ended, warning = 0, str(exc)
-        self._listener(Step.ENDED)
+        if warning is None:
+            self._listener(Step.ENDED)
         return ended, warning and f"old sessions of {plan.username!r} could not be ended: {warning}"
 
 

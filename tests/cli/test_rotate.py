@@ -92,6 +92,8 @@ async def test_a_refusal_is_3_and_tells_the_gate_its_numbers_and_its_flag(cli: C
     code, _, err = await cli("--force-too-soon")
     assert code == 0
     assert "overridden: " in err
+    assert "no gate objects" not in err
+    assert "no other gate objects" in err
 
 
 async def test_an_interrupted_rotation_that_was_finished_is_4(cli: Cli) -> None:
@@ -235,7 +237,7 @@ def test_a_dsn_with_a_password_is_refused_and_not_repeated(dsn: str, option: str
         (["--dsn", "postgresql://bob@db/x"], "names a user"),
         (["--dsn", "mysql://db/x"], "must look like postgresql"),
         (["--dsn", "postgresql://[db/x"], "must look like postgresql"),
-        (["--secret", "also"], "give one of --file, --secret"),
+        (["--secret", "also"], "give exactly one of --file, --secret"),
         (["--assume-changed-before", "yesterday"], "must be a time"),
         (["--account", "both"], "both"),
         (["--password-alphabet", "ab", "--password-length", "3"], "bits"),
@@ -274,3 +276,32 @@ async def test_a_path_that_is_down_is_2_whatever_is_forced_and_no_override_is_of
         assert "could not be tried: the applications' path is down: " in err
         assert "--force" not in err
         assert cli.path.read_bytes() == before
+
+
+async def test_old_sessions_that_could_not_be_ended_are_6_and_not_told_as_ended(
+    cli: Cli, postgres: RotatingPostgres
+) -> None:
+    name = f"{postgres.owner}_clerk"
+    await postgres.server.execute(f"CREATE ROLE {name} LOGIN CREATEROLE PASSWORD 'clerk' IN ROLE pg_read_all_stats")
+    if await postgres.server.fetchval("SELECT current_setting('server_version_num')::int >= 160000"):
+        for account in (await cli.store.read()).pair.credentials():
+            await postgres.server.execute(
+                f'GRANT "{account.username}" TO {name} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE'
+            )
+    session = await postgres.connect(EVEN)
+    admin = postgres.server.dsn.replace("//", f"//{name}@", 1)
+    try:
+        code, out, err = await cli("--admin", admin, "--end-sessions-after", "0", PGPASSWORD="clerk")
+    finally:
+        await session.close()
+        await postgres.server.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+    assert code == 6, err
+    assert "ended" not in out
+    assert "could not be ended" in err
+    assert "the account's old sessions are ended" not in err
+
+
+def test_a_password_in_the_applications_dsn_is_not_answered_with_the_admins_ways() -> None:
+    result = invoke("--admin", "postgresql://a@db/x", "--dsn", "postgresql://:s3cr3t@db/x", "--file", "f")
+    assert "come from the secret" in " ".join(result.output.replace("│", " ").split())
+    assert "AIOPQR_ADMIN_PASSWORD" not in result.output
