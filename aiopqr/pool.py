@@ -331,9 +331,8 @@ class AlternatingPool(asyncpg.Pool):
         A connection in use is replaced on its release. Cancelling it stops the waiting, not the replacement.
         """
         self._sessions.begin_epoch()
-        superseded = self._sessions.expire_superseded()
         self._replacement.wake()
-        while any(session in self._sessions for session in superseded):
+        while self._sessions.expire_superseded():
             await self._departed.wait()
 
     @property

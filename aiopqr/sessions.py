@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -39,6 +40,7 @@ class Sessions:
         self._init = init
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._epoch = 0
+        self._drained_at = -math.inf
         self.by_connection: dict[Any, Session] = {}
         self.by_connectioning: set[asyncio.Task[Any]] = set()
 
@@ -72,10 +74,11 @@ class Sessions:
         return spare.con.is_closed() or not self.is_of_this_epoch(spare) or self.is_superseded(spare)
 
     def expire_superseded(self) -> list[Session]:
-        """Make the connections of superseded credentials due."""
+        """Make the connections of superseded credentials due, and those that are under way when they come."""
+        self._drained_at = now = self._loop.time()
         superseded = [session for session in self if self.is_superseded(session)]
         for session in superseded:
-            session.expire("superseded", self._loop.time())
+            session.expire("superseded", now)
         return superseded
 
     async def open_spare(self, timeout: float) -> Session:
@@ -107,6 +110,8 @@ class Sessions:
         """Make it one of the pool's, unless it has ended in this very turn of the loop: asyncpg finds that too."""
         if not session.con.is_closed():
             self.by_connection[session.con] = session
+            if session.attempt and session.attempt.begun <= self._drained_at and self.is_superseded(session):
+                session.expire("superseded", self._loop.time())
         return session.con
 
     def cancel_openings(self) -> None:

@@ -138,3 +138,25 @@ async def test_terminate_ends_a_spare_that_is_about_to_be_closed(make_pool: Make
         pool.terminate()
         assert spare
         assert spare.con.is_closed()
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+async def test_a_connect_that_was_under_way_in_a_drain_is_drained_too(
+    make_pool: MakePool, postgres: RotatingPostgres, automatic: bool
+) -> None:
+    under_way, drained = asyncio.Event(), asyncio.Event()
+
+    async def init(_con: asyncpg.Connection) -> None:
+        under_way.set()
+        await drained.wait()
+
+    async with make_pool(max_size=1, init=init, drain_on_rotation=automatic) as pool:
+        acquiring = asyncio.create_task(pool.acquire().__aenter__())
+        await under_way.wait()
+        await postgres.rotate_both()
+        await pool.refresh()
+        if not automatic:
+            await pool.drain()
+        drained.set()
+        await pool.release(await acquiring)
+        await eventually(lambda: pool.stats().replacements.why == {"superseded": 1})
