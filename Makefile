@@ -24,7 +24,7 @@ demo: $(VENV)/.demo  ## Passwords change under load on a real Postgres, and noth
 	@$(RUN) -m aiopqr demo $(ARGS)
 
 test: $(VENV)/.test  ## The tests, on an embedded Postgres (under 5 minutes)
-	$(RUN) -m pytest -q -n 2 $(ARGS)
+	$(RUN) -m pytest -q -n 4 $(ARGS)
 
 conformance: $(VENV)/.test  ## asyncpg's own pool tests, on this pool
 	$(RUN) tests/conformance/run.py $(ARGS)
