@@ -146,6 +146,9 @@ def sslmode_of(dsn: str) -> str | None:
 
 def _print_table(found: list[Finding]) -> None:
     console = Console()
+    if not console.is_terminal:  # a log or a pipe has no width to be folded at
+        _print_lines(found)
+        return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -158,6 +161,16 @@ def _print_table(found: list[Finding]) -> None:
         table.add_row(Text(finding.level.name.lower(), style=style), Text(finding.name), text)
     with contextlib.suppress(BrokenPipeError):
         console.print(table)
+
+
+def _print_lines(found: list[Finding]) -> None:
+    names = max(len(finding.name) for finding in found)
+    levels = max(len(level.name) for level in Level)
+    with contextlib.suppress(BrokenPipeError):
+        for finding in found:
+            print(f"{finding.level.name.lower():{levels}}  {finding.name:{names}}  {finding.text}")
+            if finding.advice:
+                print(f"{'':{levels}}  {'':{names}}  → {finding.advice}")
 
 
 def _print_json(found: list[Finding]) -> None:

@@ -21,7 +21,8 @@ import asyncpg
 import typer
 
 from ..credentials import Secret
-from ..errors import AiopqrError, ConfigurationError, MissingExtra, describe
+from ..errors import AiopqrError, ConfigurationError, MissingExtra, RotationError, describe
+from ..rotation.database import AdminConnect, admin_by_dsn
 from ..rotation.file import FileStore
 
 ADMIN_PASSWORD = "AIOPQR_ADMIN_PASSWORD"
@@ -61,6 +62,22 @@ def admin_password(from_stdin: bool) -> Secret | None:
         return Secret(line)
     text = os.environ.get(ADMIN_PASSWORD)
     return Secret(text) if text else None
+
+
+def admin_connect(dsn: str, password: Secret | None) -> AdminConnect:
+    """How to connect as the admin role. A refusal without any password says where one can come from."""
+    connect = admin_by_dsn(dsn, password=password)
+    if password is not None or "PGPASSWORD" in os.environ:
+        return connect
+
+    async def advising() -> Any:
+        try:
+            return await connect()
+        except asyncpg.InvalidAuthorizationSpecificationError as exc:
+            problem = describe(exc)
+        raise RotationError(f"{problem} (neither {ADMIN_PASSWORD} nor PGPASSWORD is set: {ADMIN_PASSWORD_WAYS})")
+
+    return advising
 
 
 def moment(text: str | None, option: str) -> datetime | None:

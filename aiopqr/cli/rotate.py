@@ -14,14 +14,13 @@ from rich.status import Status
 
 from ..credentials import Parity
 from ..errors import AiopqrError
-from ..rotation.database import admin_by_dsn
 from ..rotation.errors import PathDown, RotationRefused, RotationUndone
 from ..rotation.gates import Gate, Objection, Rules
 from ..rotation.passwords import PasswordRule
 from ..rotation.plan import Action, Plan
 from ..rotation.rotator import Rotation, Rotator, Step
 from ..rotation.store import SecretStore
-from .ops_input import admin_password, dsn_without_password, exactly_one, moment, open_store, run
+from .ops_input import admin_connect, admin_password, dsn_without_password, exactly_one, moment, open_store, run
 
 DONE, FAILED, NOT_TRIED, REFUSED, FINISHED, UNDONE, LEFT_TO_DO = 0, 1, 2, 3, 4, 5, 6
 
@@ -118,7 +117,7 @@ def rotate(
 
     def rotator(store: SecretStore) -> Rotator:
         return Rotator(
-            admin=admin_by_dsn(admin, password=password),
+            admin=admin_connect(admin, password),
             store=store,
             verify=dsn,
             rules=rules,

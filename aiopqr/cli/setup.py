@@ -15,10 +15,10 @@ import typer
 
 from ..credentials import Credential, CredentialPair, Secret
 from ..errors import ConfigurationError, RotationError, describe
-from ..rotation.database import Database, admin_by_dsn, identifier
+from ..rotation.database import Database, identifier
 from ..rotation.errors import StoreConflict, StoreError
 from ..rotation.passwords import PasswordRule
-from .ops_input import admin_password, dsn_without_password, open_store, run
+from .ops_input import admin_connect, admin_password, dsn_without_password, open_store, run
 from .setup_roles import STATE, Change, Role, changes, differences, role_of
 
 DONE, NEEDS_ATTENTION = 0, 3
@@ -57,7 +57,7 @@ def setup(
         raise typer.BadParameter("the owner, --odd and --even must be three roles")
     if file and secret:
         raise typer.BadParameter("give one of --file, --secret, or neither")
-    connect = admin_by_dsn(admin, password=password)
+    connect = admin_connect(admin, password)
 
     async def main() -> int:
         async with contextlib.AsyncExitStack() as stack:

@@ -370,3 +370,11 @@ async def test_a_path_on_which_no_account_could_be_tried_is_2(cli: Cli, dsn: str
     code, out, err = await cli()
     assert (code, out) == (2, "")
     assert "could not be checked: the applications' path is down: " in err
+
+
+async def test_what_is_piped_is_not_folded(cli: Cli) -> None:
+    await cli.run_sql("ALTER ROLE {odd} NOLOGIN")
+    _, out, _ = await cli(COLUMNS="80")
+    [line] = [line for line in out.splitlines() if "odd logs in" in line]
+    assert "is not permitted to log in" in line
+    assert all(line == line.rstrip() for line in out.splitlines())

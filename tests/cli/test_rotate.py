@@ -305,3 +305,9 @@ def test_a_password_in_the_applications_dsn_is_not_answered_with_the_admins_ways
     result = invoke("--admin", "postgresql://a@db/x", "--dsn", "postgresql://:s3cr3t@db/x", "--file", "f")
     assert "come from the secret" in " ".join(result.output.replace("│", " ").split())
     assert "AIOPQR_ADMIN_PASSWORD" not in result.output
+
+
+async def test_without_an_admin_password_the_ways_to_give_one_are_told(cli: Cli) -> None:
+    code, _, err = await cli(PGPASSFILE=str(cli.path.with_name("none")))
+    assert code == 2
+    assert "use AIOPQR_ADMIN_PASSWORD, PGPASSWORD, the password file (PGPASSFILE) or --password-stdin" in err
