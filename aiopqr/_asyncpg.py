@@ -8,7 +8,9 @@ import operator
 from collections.abc import Awaitable, Coroutine
 from typing import Any
 
+import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+from asyncpg.protocol.protocol import PreparedStatementState
 
 
 def raw_connection(connection: object) -> Any:
@@ -31,6 +33,19 @@ def is_cancelling(con: Any) -> bool:
     """Whether a cancelled query has not ended yet: a release waits for that."""
     cancelling: bool = con._protocol._is_cancelling()
     return cancelling
+
+
+def is_busy(con: Any) -> bool:
+    """Whether a query runs on it. asyncpg tells only what asks for another, so ask for one that it will not make."""
+    in_use = PreparedStatementState("", "", con._protocol, con._protocol.get_record_class(), False)
+    in_use.attach()
+    try:
+        con._protocol.close_statement(in_use, None).send(None)
+    except asyncpg.InternalClientError:
+        return False
+    except asyncpg.InterfaceError:
+        return True
+    raise AssertionError("asyncpg closes a statement that is in use")
 
 
 # The hot path. asyncpg's own acquire() and release() are right, and three coroutines and a context longer: a tenth of

@@ -19,6 +19,7 @@ from ._asyncpg import (
     connection_of,
     give,
     give_without_waiting,
+    is_busy,
     is_cancelling,
     next_holder,
     put_back,
@@ -219,6 +220,9 @@ class Checkouts:
             elif session.needs_reset or self._has_to_wait(session):
                 self._watch.begin(session)
                 await give(connection)
+            elif not policy.full_reset and is_busy(con):  # as asyncpg finds where it resets
+                con.terminate()
+                raise asyncpg.InterfaceError("cannot release the connection: another operation is in progress")
             else:
                 await give_without_waiting(connection)
         except Exception as exc:
