@@ -85,7 +85,8 @@ class Sessions:
         """A complete connection that is not one of the pool's yet."""
         args, kwargs = self._arguments
         shorter = min(timeout, kwargs.get("timeout") or CONNECT_TIMEOUT)
-        opened = await self._connect(args, {**kwargs, **self._constants, "timeout": shorter})
+        async with asyncio.timeout(CONNECT_TIMEOUT):  # a hook that hangs would end all replacement in silence
+            opened = await self._connect(args, {**kwargs, **self._constants, "timeout": shorter})
         if not isinstance(opened, Session):
             raise asyncpg.InterfaceError(f"connect= returned {type(opened).__name__}, which is no connection")
         return opened
@@ -99,11 +100,14 @@ class Sessions:
             opened = await opening
         except asyncio.CancelledError:
             if opening.done() and not opening.cancelled() and opening.exception() is None:
-                opening.result().con.terminate()  # opened and cancelled in the same turn of the loop
+                self._drop(opening.result())  # opened and cancelled in the same turn of the loop
             task = asyncio.current_task()
             if self.is_closing and not (task and task.cancelling()):
                 raise self.closing_error() from None
             raise
+        if self.is_closing:
+            self._drop(opened)
+            raise self.closing_error()
         return self.adopt(opened) if isinstance(opened, Session) else opened
 
     def adopt(self, session: Session) -> Any:
@@ -113,6 +117,10 @@ class Sessions:
             if session.attempt and session.attempt.begun <= self._drained_at and self.is_superseded(session):
                 session.expire("superseded", self._loop.time())
         return session.con
+
+    def _drop(self, opened: Any) -> None:
+        if isinstance(opened, Session):
+            opened.con.terminate()
 
     def cancel_openings(self) -> None:
         self.is_closing = True

@@ -175,3 +175,42 @@ async def test_a_connection_released_while_a_query_still_runs_on_it_is_not_hande
         assert await pool.fetchval("select 1") == 1
         with pytest.raises(asyncpg.PostgresConnectionError):
             await forgotten
+
+
+async def test_an_init_that_hangs_delays_the_replacement_and_is_told(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiopqr.sessions.CONNECT_TIMEOUT", 0.2)
+    hangs = False
+
+    async def init(_con: asyncpg.Connection) -> None:
+        if hangs:
+            await asyncio.Event().wait()
+
+    async with make_pool(min_size=1, max_size=1, max_lifetime=0.05, init=init) as pool:
+        hangs = True
+        await eventually(lambda: pool.stats().replacements.delayed)
+        hangs = False
+        await eventually(lambda: pool.stats().replacements.done)
+
+
+async def test_an_acquire_whose_connection_comes_just_too_late_is_told_that_the_pool_is_closed(
+    make_pool: MakePool,
+) -> None:
+    async def init(_con: asyncpg.Connection) -> None:
+        asyncio.get_running_loop().call_soon(pool.terminate)  # when the connect is done, and nobody knows yet
+
+    async with make_pool(max_size=1, init=init) as pool:
+        with pytest.raises(aiopqr.PoolClosing):
+            await pool.acquire()
+
+
+async def test_a_cancelled_acquire_is_cancelled_though_connect_returned_junk(make_pool: MakePool) -> None:
+    async def connect(*_args: Any, **_kwargs: Any) -> object:
+        asyncio.get_running_loop().call_soon(acquiring.cancel)  # when this has returned, and nobody knows yet
+        return object()
+
+    async with make_pool(max_size=1, connect=connect) as pool:
+        acquiring = asyncio.create_task(pool.acquire().__aenter__())
+        with pytest.raises(asyncio.CancelledError):
+            await acquiring
