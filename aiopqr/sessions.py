@@ -42,7 +42,7 @@ class Sessions:
         self._epoch = 0
         self._drained_at = -math.inf
         self.by_connection: dict[Any, Session] = {}
-        self.by_connectioning: set[asyncio.Task[Any]] = set()
+        self._opening: set[asyncio.Task[Any]] = set()
 
     def __iter__(self) -> Iterator[Session]:
         return iter(self.by_connection.values())
@@ -94,8 +94,8 @@ class Sessions:
     async def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A connection of the pool's, opened in a task of its own so that closing the pool can end it."""
         opening = asyncio.create_task(self._connect(args, kwargs), name=f"aiopqr-{self.connector.name}-connect")
-        self.by_connectioning.add(opening)
-        opening.add_done_callback(self.by_connectioning.discard)
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
         try:
             opened = await opening
         except asyncio.CancelledError:
@@ -124,11 +124,11 @@ class Sessions:
 
     def cancel_openings(self) -> None:
         self.is_closing = True
-        cancel(self.by_connectioning)
+        cancel(self._opening)
 
     async def wait_openings(self) -> None:
-        if self.by_connectioning:
-            await asyncio.wait(self.by_connectioning)
+        if self._opening:
+            await asyncio.wait(self._opening)
 
     def closing_error(self) -> PoolClosing:
         return PoolClosing(f"{self.connector.name}: the pool is closing or closed")
