@@ -34,7 +34,7 @@ from .refusals import is_connection_lost
 from .replacement import CLOSE_TIMEOUT, Replacement
 from .sessions import Sessions
 from .stats import Histogram
-from .tasks import clock_of
+from .tasks import TICK, clock_of
 from .turnstile import Turnstile
 from .watch import ReleaseWatch
 
@@ -136,7 +136,7 @@ class Checkouts:
                 turnstile.leave()
                 raise
         except TimeoutError as exc:
-            if deadline is None or now() < deadline:
+            if deadline is None or now() < deadline - TICK:
                 raise
             self.timeouts += 1
             raise self._too_late(started) from (self._sessions.connector.last_failure or exc.__cause__)

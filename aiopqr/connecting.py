@@ -20,6 +20,7 @@ from .desk import LOGIN_FIRST, Arguments, Desk
 from .errors import ConnectTimeout, CredentialsRefused, describe, without_frames
 from .events import FellBack
 from .refusals import Verdict, classify
+from .tasks import TICK
 
 
 class Connect:
@@ -101,7 +102,10 @@ class Connect:
         except Exception as exc:
             now = self._loop.time()
             verdict = classify(exc, unix_socket=self._arguments.unix_socket)
-            self._last = desk.last_failure = without_frames(exc)
+            without_frames(exc)
+            # A login that was cut off by the deadline tells less than what was met before it.
+            if self._last is None or not (isinstance(exc, TimeoutError) and self._is_late()):
+                self._last = desk.last_failure = exc
             if isinstance(exc, asyncpg.PostgresError) and not verdict.passes:
                 desk.answered(now)
             if verdict.blames_account:
@@ -139,12 +143,12 @@ class Connect:
     def _remaining(self) -> float:
         assert self._deadline is not None
         remaining = self._deadline - self._loop.time()
-        if remaining <= 0:
+        if remaining <= TICK:
             raise _TimeIsUp
         return remaining
 
     def _is_late(self) -> bool:
-        return self._deadline is not None and self._loop.time() >= self._deadline
+        return self._deadline is not None and self._deadline - self._loop.time() <= TICK
 
     def _tell_fallback(self, refused: Attempt, taken: Attempt) -> None:
         desk = self._desk

@@ -28,6 +28,7 @@ from .refresher import Refresher
 from .refreshing import Need
 from .refusals import Verdict, classify
 from .stats import ConnectorCounts
+from .tasks import TICK
 
 logger = logging.getLogger("aiopqr")
 
@@ -142,7 +143,7 @@ class Desk:
         if self.down_since is None:
             self.down_since = now
             self.events.emit(ServerUnavailable(name=self.name, error=describe(exc)))
-        if now >= self.knock_at:  # those that fail together count once
+        if now >= self.knock_at - TICK:  # those that fail together count once
             self.knocks += 1
             longest = min(BACKOFF_FIRST * 2 ** min(self.knocks, 10), BACKOFF_MAX)
             self.knock_at = now + random.uniform(0.5, 1.0) * longest

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+TICK = 0.001  # uvloop counts in milliseconds: a timer may go off that much, in seconds, before its time
+
 
 def cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
     """Cancel tasks. Those of a loop that is closed can neither run nor be cancelled any more."""

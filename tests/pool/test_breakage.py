@@ -214,3 +214,29 @@ async def test_a_cancelled_acquire_is_cancelled_though_connect_returned_junk(mak
         acquiring = asyncio.create_task(pool.acquire().__aenter__())
         with pytest.raises(asyncio.CancelledError):
             await acquiring
+
+
+async def test_a_timeout_of_a_fraction_of_a_millisecond_is_told_like_any_other(
+    make_pool: MakePool, postgres: RotatingPostgres
+) -> None:
+    # uvloop's timers count in whole milliseconds, and may go off just before their time.
+    over = asyncio.Event()
+
+    async def swallow(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await over.wait()
+        writer.close()
+
+    black_hole = await asyncio.start_server(swallow, "127.0.0.1")
+    dsn = f"postgresql://127.0.0.1:{black_hole.sockets[0].getsockname()[1]}/any"
+    try:
+        async with make_pool(dsn=dsn) as pool:
+            for micros in range(0, 10_000, 370):
+                with pytest.raises(aiopqr.AcquireTimeout):
+                    await pool.acquire(timeout=0.01 + micros / 1e6)
+        async with aiopqr.Connector(dsn, credentials=postgres.source, ssl="disable") as connector:
+            for micros in range(0, 10_000, 370):
+                with pytest.raises(aiopqr.ConnectTimeout):
+                    await connector.connect(timeout=0.01 + micros / 1e6)
+    finally:
+        over.set()
+        black_hole.close()
