@@ -18,8 +18,7 @@ import asyncpg
 from ._asyncpg import (
     connection_of,
     give,
-    give_without_waiting,
-    is_busy,
+    give_at_once,
     is_cancelling,
     next_holder,
     put_back,
@@ -36,7 +35,7 @@ from .sessions import Sessions
 from .stats import Histogram
 from .tasks import TICK, clock_of
 from .turnstile import Turnstile
-from .watch import ReleaseWatch
+from .watch import IdleWatch, ReleaseWatch
 
 CHECK_TIMEOUT = 5.0
 Hook = Callable[[Any], Awaitable[None]]
@@ -48,7 +47,9 @@ class Policy:
     """How connections are handed out and taken back. Times are in seconds."""
 
     acquire_timeout: float | None
-    reset_timeout: float | None
+    reset_timeout: float
+    idle_limit: float
+    floor: int
     check_after: float
     leak_threshold: float
     full_reset: bool
@@ -87,7 +88,8 @@ class Checkouts:
         self._release = release
         self._now = clock_of(loop)
         self._loop = loop
-        self._watch = ReleaseWatch(policy.reset_timeout, sessions, loop)
+        self._release_watch = ReleaseWatch(policy.reset_timeout, sessions, loop)
+        self._idle_watch = IdleWatch(policy.idle_limit, policy.floor, sessions, loop)
         self._deadline: float | None = UNSET
         self._suspect_since = -math.inf  # what was idle then is checked before it is handed out
         self.acquired = 0
@@ -187,12 +189,14 @@ class Checkouts:
             is_fresh = self._now() - spare.born <= self._policy.check_after
             if is_fresh or await self._is_alive(spare, deadline):
                 spare.idle_since = self._now()
-                self._replacement.born(spare)
-                return self._sessions.adopt(spare)
+                return self._adopted(self._sessions.adopt(spare))
         async with asyncio.timeout_at(deadline):
-            con = await self._sessions.open(args, kwargs)
+            return self._adopted(await self._sessions.open(args, kwargs))
+
+    def _adopted(self, con: Any) -> Any:
         if session := self._open.get(con):
             self._replacement.born(session)
+            self._idle_watch.begin(session)
         return con
 
     async def release(self, connection: Any, timeout: float | None) -> None:
@@ -218,13 +222,14 @@ class Checkouts:
             if timeout is not None:
                 await self._release(connection, timeout=timeout)
             elif session.needs_reset or self._has_to_wait(session):
-                self._watch.begin(session)
+                self._release_watch.begin(session)
                 await give(connection)
-            elif not policy.full_reset and is_busy(con):  # as asyncpg finds where it resets
+            elif session.is_busy():  # as asyncpg finds where it resets
                 con.terminate()
                 raise asyncpg.InterfaceError("cannot release the connection: another operation is in progress")
             else:
-                await give_without_waiting(connection)
+                give_at_once(connection)
+                self._take_back(session)
         except Exception as exc:
             if session.is_overdue:
                 raise TimeoutError(f"{self._name}: a release took longer than {policy.reset_timeout} s") from exc
@@ -239,6 +244,8 @@ class Checkouts:
         return (
             policy.reset is not None
             or policy.may_close_on_release
+            or self._sessions.is_closing
+            or con.is_closed()
             or con.is_in_transaction()
             or is_cancelling(con)
             or not self._sessions.is_of_this_epoch(session)
@@ -266,12 +273,17 @@ class Checkouts:
         if self._sessions.is_closing:
             await con.close(timeout=CLOSE_TIMEOUT)
         elif session is not None:
-            now = self._now()
-            session.is_idle = True
-            session.idle_since = now
-            self.give_back(session, now)
-            if session.deadline <= now:
-                self._replacement.wake()
+            self._take_back(session)
+
+    def _take_back(self, session: Session) -> None:
+        """It is idle from now on."""
+        now = self._now()
+        session.is_idle = True
+        session.idle_since = now
+        self.give_back(session, now)
+        self._idle_watch.begin(session)
+        if session.deadline <= now:
+            self._replacement.wake()
 
     def give_back(self, session: Session, now: float) -> None:
         """Return the permit of a checkout, if it has not been yet."""

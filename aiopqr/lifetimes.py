@@ -38,6 +38,7 @@ class Session:
     epoch: int  # of the pool's connect arguments, when the connect began
     born: float
     deadline: float
+    is_busy: Callable[[], bool]  # whether a query runs on it
     why: str = "lifetime"  # what makes it due
     retiring: bool = False
     is_idle: bool = True

@@ -123,7 +123,9 @@ class AlternatingPool(asyncpg.Pool):
         counts_queries = connect is None and issubclass(connection_class, asyncpg.Connection)
         policy = Policy(
             acquire_timeout=optional_timeout("acquire_timeout", acquire_timeout),
-            reset_timeout=optional_timeout("reset_timeout", reset_timeout),
+            reset_timeout=math.inf if reset_timeout is None else non_negative("reset_timeout", reset_timeout),
+            idle_limit=non_negative("max_inactive_connection_lifetime", max_inactive_connection_lifetime) or math.inf,
+            floor=min_size,
             check_after=non_negative("check_after", check_after) or math.inf,
             leak_threshold=non_negative("leak_detection_threshold", leak_detection_threshold),
             full_reset=session_reset == "full",
@@ -179,7 +181,7 @@ class AlternatingPool(asyncpg.Pool):
             min_size=min_size,
             max_size=max_size,
             max_queries=math.inf if max_queries is None else max_queries,  # type: ignore[arg-type]
-            max_inactive_connection_lifetime=max_inactive_connection_lifetime,
+            max_inactive_connection_lifetime=0.0,  # `IdleWatch` looks after that
             connect=self._checkouts.connect,
             reset=self._checkouts.reset,
             **constants,

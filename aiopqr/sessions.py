@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 
+from ._asyncpg import busy_check
 from .connector import CONNECT_TIMEOUT, Connector
 from .errors import PoolClosing
 from .lifetimes import Lifetime, Session
@@ -148,7 +149,8 @@ class Sessions:
             raise asyncpg.ConnectionDoesNotExistError("the connection was closed before it could be used")
         now = self._loop.time()
         attempt = self.connector.attempt_of(con)
-        session = Session(con, attempt, epoch, born=now, deadline=self.lifetime.deadline(now), idle_since=now)
+        deadline = self.lifetime.deadline(now)
+        session = Session(con, attempt, epoch, now, deadline, busy_check(con), idle_since=now)
         con.add_termination_listener(partial(_ended, weakref.ref(self), session))
         return session
 

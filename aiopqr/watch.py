@@ -1,7 +1,8 @@
-"""A limit on how long a release takes, with one timer for all releases of a pool.
+"""What ends a connection after a time: a release that takes too long, and idleness.
 
-A timer for each release costs more than the rest of what this library adds to it, most of all because the cancelled
-ones pile up in the event loop's heap until they are due.
+There is one timer for all connections of a pool. One for each costs more than the rest of what this library adds to an
+acquire and a release, since the cancelled ones pile up in the event loop's heap until they are due. (asyncpg's own, of
+idle connections, are therefore off. They would also keep a pool alive that was dropped.)
 """
 
 from __future__ import annotations
@@ -9,27 +10,22 @@ from __future__ import annotations
 import asyncio
 import math
 import weakref
+from abc import ABC, abstractmethod
 
 from .lifetimes import Session
 from .sessions import Sessions
-from .tasks import clock_of
+from .tasks import TICK, clock_of
 
 
-class ReleaseWatch:
-    """Terminates the connection of a release that takes longer than ``limit`` seconds; None lets it take its time."""
+class _Watch(ABC):
+    """Looks at all sessions when the first of them is due; once armed, the timer serves whatever comes later, too."""
 
-    def __init__(self, limit: float | None, sessions: Sessions, loop: asyncio.AbstractEventLoop) -> None:
-        self._limit = math.inf if limit is None else limit
+    def __init__(self, limit: float, sessions: Sessions, loop: asyncio.AbstractEventLoop) -> None:
+        self._limit = limit
         self._sessions = weakref.ref(sessions)  # an armed timer must not keep a pool that was dropped
         self._loop = loop
         self._now = clock_of(loop)
-        self._is_armed = limit is None
-
-    def begin(self, session: Session) -> None:
-        """Watch it until its ``release_by`` is taken back. The timer stays armed: the next release needs it."""
-        session.release_by = self._now() + self._limit
-        if not self._is_armed:
-            self._arm(session.release_by)
+        self._is_armed = limit == math.inf
 
     def _arm(self, when: float) -> None:
         self._is_armed = True
@@ -37,13 +33,60 @@ class ReleaseWatch:
 
     def _look(self) -> None:
         self._is_armed = False
-        now = self._now()
+        if sessions := self._sessions():
+            next_look = self._end_what_is_due(sessions, self._now() + TICK)
+            if next_look < math.inf:
+                self._arm(next_look)
+
+    @abstractmethod
+    def _end_what_is_due(self, sessions: Sessions, now: float) -> float:
+        """End what is due, and say when the next will be; ``inf`` if none will without :meth:`begin`."""
+
+
+class ReleaseWatch(_Watch):
+    """Terminates the connection of a release that takes longer than ``limit`` seconds."""
+
+    def begin(self, session: Session) -> None:
+        """Watch a release until its ``release_by`` is taken back."""
+        session.release_by = self._now() + self._limit
+        if not self._is_armed:
+            self._arm(session.release_by)
+
+    def _end_what_is_due(self, sessions: Sessions, now: float) -> float:
         next_look = math.inf
-        for session in tuple(self._sessions() or ()):
+        for session in tuple(sessions):
             if session.release_by <= now:
                 session.is_overdue = True
                 session.con.terminate()
             else:
                 next_look = min(next_look, session.release_by)
-        if next_look < math.inf:
-            self._arm(next_look)
+        return next_look
+
+
+class IdleWatch(_Watch):
+    """Terminates connections that nobody used for ``limit`` seconds, the longest idle first, but for ``floor`` of all.
+
+    A pool at its floor is not watched, and so wakes up for nothing.
+    """
+
+    def __init__(self, limit: float, floor: int, sessions: Sessions, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit, sessions, loop)
+        self._floor = floor
+
+    def begin(self, session: Session) -> None:
+        """A connection is idle from now on."""
+        if not self._is_armed and len(self._sessions() or ()) > self._floor:
+            self._arm(session.idle_since + self._limit)
+
+    def _end_what_is_due(self, sessions: Sessions, now: float) -> float:
+        alive = [session for session in sessions if not session.con.is_closed()]
+        surplus = len(alive) - self._floor
+        for session in sorted(alive, key=lambda session: session.idle_since):
+            if surplus <= 0:
+                break
+            if session.is_idle:
+                if session.idle_since + self._limit > now:
+                    return session.idle_since + self._limit
+                session.con.terminate()
+                surplus -= 1
+        return math.inf

@@ -46,10 +46,7 @@ async def test_a_terminated_pool_is_collected_before_the_loop_runs_again(postgre
 async def test_a_dropped_pool_is_collected_and_speaks_of_its_connections(
     postgres: RotatingPostgres, caplog: pytest.LogCaptureFixture, how: dict[str, Any]
 ) -> None:
-    # Without asyncpg's own timers of idle connections, which keep a pool alive until they fire.
-    pool = await aiopqr.create_pool(
-        postgres.dsn, credentials=postgres.pair, min_size=1, max_size=1, max_inactive_connection_lifetime=0, **how
-    )
+    pool = await aiopqr.create_pool(postgres.dsn, credentials=postgres.pair, min_size=1, max_size=1, **how)
     ref = weakref.ref(pool)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)

@@ -163,12 +163,13 @@ async def test_a_connect_that_was_under_way_in_a_drain_is_drained_too(
 
 
 @pytest.mark.parametrize("mode", ["full", "transaction"])
+@pytest.mark.parametrize("method", ["execute", "prepare"])  # asyncpg does not count what is only prepared
 async def test_a_connection_released_while_a_query_still_runs_on_it_is_not_handed_on(
-    make_pool: MakePool, mode: str
+    make_pool: MakePool, mode: str, method: str
 ) -> None:
     async with make_pool(max_size=1, session_reset=mode) as pool:
         con = await pool.acquire()
-        forgotten = asyncio.create_task(con.execute("select pg_sleep(5)"))
+        forgotten = asyncio.create_task(getattr(con, method)("select pg_sleep(5)"))
         await asyncio.sleep(0)  # it has been sent
         with pytest.raises(asyncpg.InterfaceError, match="another operation is in progress"):
             await pool.release(con)

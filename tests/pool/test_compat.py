@@ -7,12 +7,14 @@ import gc
 import io
 import warnings
 import weakref
+from collections.abc import Awaitable, Callable
 
 import asyncpg
 import pytest
+from asyncpg.pool import PoolConnectionProxy
 
 import aiopqr
-from aiopqr._asyncpg import counting_copies, queries_run, raw_connection
+from aiopqr._asyncpg import busy_check, counting_copies, give_at_once, queries_run, raw_connection
 from aiopqr.testing import RotatingPostgres
 
 from .conftest import MakePool, eventually
@@ -146,8 +148,7 @@ async def test_what_fails_while_opening_leaves_nothing(make_pool: MakePool, post
 async def test_a_pool_dropped_unclosed_is_collected_with_a_warning(make_pool: MakePool) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # asyncpg's own timers of inactivity would hold it until they fire
-        pool = make_pool(min_size=1, max_lifetime=0.2, max_inactive_connection_lifetime=0)
+        pool = make_pool(min_size=1, max_lifetime=0.2)
         await pool
         gone = weakref.ref(pool)
         del pool
@@ -223,3 +224,52 @@ def test_the_counting_class_is_made_once_and_looks_like_the_users_own() -> None:
     assert counting is counting_copies(Mine)
     assert issubclass(counting, Mine)
     assert counting.__qualname__ == Mine.__qualname__
+
+
+async def test_a_place_given_at_once_is_as_asyncpg_leaves_it(postgres: RotatingPostgres) -> None:
+    account = postgres.pair.odd
+    assert account is not None
+
+    async def no_reset(con: asyncpg.Connection) -> None:
+        pass
+
+    async with asyncpg.create_pool(
+        postgres.dsn,
+        user=account.username,
+        password=account.password.reveal(),
+        min_size=1,
+        max_size=1,
+        reset=no_reset,
+        max_inactive_connection_lifetime=0,
+    ) as pool:
+
+        async def give(proxy: PoolConnectionProxy) -> None:
+            give_at_once(proxy)
+
+        async def after(release: Callable[[PoolConnectionProxy], Awaitable[None]]) -> dict[str, object]:
+            proxy = await pool.acquire()
+            await proxy.add_listener("channel", print)
+            holder = proxy._holder
+            with pytest.warns(asyncpg.InterfaceWarning, match="listener"):
+                await release(proxy)
+            assert raw_connection(proxy) is None
+            return {
+                **{name: getattr(holder, name) for name in type(holder).__slots__ if hasattr(holder, name)},
+                "listeners": dict(holder._con._listeners),
+                "queue": pool._queue.qsize(),
+                "idle": pool.get_idle_size(),
+            }
+
+        assert await after(give) == await after(pool.release)
+
+
+async def test_a_busy_check_asks_the_server_nothing(make_pool: MakePool) -> None:
+    async with make_pool(max_size=1) as pool, pool.acquire() as proxy:
+        con = raw_connection(proxy)
+        is_busy = busy_check(con)
+        assert not is_busy()
+        running = asyncio.create_task(proxy.fetchval("select 1 from pg_sleep(0.05)"))
+        await asyncio.sleep(0)
+        assert is_busy()
+        assert await running == 1
+        assert not is_busy()

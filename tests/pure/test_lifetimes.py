@@ -12,7 +12,7 @@ from aiopqr.lifetimes import Lifetime, Session, most_overdue, next_deadline
 
 
 def session(deadline: float, **more: Any) -> Session:
-    return Session(con=object(), attempt=None, epoch=1, born=0.0, deadline=deadline, **more)
+    return Session(con=object(), attempt=None, epoch=1, born=0.0, deadline=deadline, is_busy=bool, **more)
 
 
 @given(st.floats(0.001, 1e6), st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(0.0, 1e6))

@@ -1,0 +1,78 @@
+"""Connections that nobody uses: closed above the floor, by one timer, and only then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import aiopqr
+from aiopqr.watch import IdleWatch
+
+from .conftest import MakePool, eventually
+
+
+async def use(pool: aiopqr.AlternatingPool, count: int) -> list[int]:
+    """Check out ``count`` connections at once, and give them back in order; their backends."""
+    connections = [await pool.acquire() for _ in range(count)]
+    backends = [con.get_server_pid() for con in connections]
+    for con in connections:
+        await pool.release(con)
+    return backends
+
+
+async def test_what_is_idle_for_long_is_closed_down_to_the_floor(make_pool: MakePool) -> None:
+    async with make_pool(min_size=1, max_inactive_connection_lifetime=0.05) as pool:
+        await use(pool, 4)
+        assert pool.get_size() == 4
+        await eventually(lambda: pool.get_size() == 1)
+        await use(pool, 3)
+        await eventually(lambda: pool.get_size() == 1)
+
+
+async def test_the_longest_idle_is_closed_first(make_pool: MakePool) -> None:
+    async with make_pool(min_size=1, max_inactive_connection_lifetime=0.2) as pool:
+        backends = await use(pool, 3)
+        await eventually(lambda: pool.get_size() == 1)
+        assert await use(pool, 1) == [backends[-1]]
+
+
+async def test_a_connection_in_use_is_not_idle_however_long_that_takes(make_pool: MakePool) -> None:
+    async with make_pool(max_inactive_connection_lifetime=0.05) as pool, pool.acquire() as con:
+        await use(pool, 2)
+        await eventually(lambda: pool.get_size() == 1)
+        assert await con.fetchval("select 1") == 1
+
+
+async def test_without_a_limit_connections_stay(make_pool: MakePool) -> None:
+    async with (
+        make_pool(max_inactive_connection_lifetime=0) as pool,
+        make_pool(max_inactive_connection_lifetime=0.05) as other,
+    ):
+        await use(pool, 2)
+        await use(other, 2)
+        await eventually(lambda: other.get_size() == 0)
+        assert pool.get_size() == 2
+
+
+async def test_a_pool_at_its_floor_arms_no_timer(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    armed = []
+    arm = IdleWatch._arm
+
+    def counted(watch: IdleWatch, when: float) -> None:
+        armed.append(when)
+        arm(watch, when)
+
+    monkeypatch.setattr(IdleWatch, "_arm", counted)
+    async with make_pool(min_size=2, max_inactive_connection_lifetime=0.05) as pool:
+        await use(pool, 2)
+        assert not armed
+        await use(pool, 3)
+        await eventually(lambda: pool.get_size() == 2)
+        assert len(armed) == 1
+
+
+@pytest.mark.parametrize("limit", [-1, float("nan"), "5", None])
+def test_an_impossible_limit_is_named(make_pool: MakePool, limit: Any) -> None:
+    with pytest.raises(aiopqr.ConfigurationError, match="max_inactive_connection_lifetime"):
+        make_pool(max_inactive_connection_lifetime=limit)
