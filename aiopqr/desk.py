@@ -44,9 +44,13 @@ class Arguments:
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args = args
         self.kwargs = kwargs
-        named = hosts(args, kwargs)
+
+    @property
+    def unix_socket(self) -> bool:
+        """Whether the server is sought at a socket's path, too."""
+        named = hosts(self.args, self.kwargs)
         # Without a host, asyncpg looks for a socket first.
-        self.unix_socket = not named or any(host.startswith("/") for host in named)
+        return not named or any(host.startswith("/") for host in named)
 
 
 class Desk:

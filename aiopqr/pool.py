@@ -334,8 +334,10 @@ class AlternatingPool(asyncpg.Pool):
         """
         self._sessions.begin_epoch()
         self._replacement.wake()
-        while self._sessions.expire_superseded():
-            await self._departed.wait()
+        while superseded := self._sessions.expire_superseded():
+            for session in superseded:
+                while session in self._sessions:
+                    await self._departed.wait()
 
     @property
     def connector(self) -> Connector:

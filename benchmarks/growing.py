@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 
 import aiopqr
+from aiopqr import Parity
 
 from .peers import Where
 from .peers.ours import pair_of
@@ -99,18 +100,25 @@ async def steady(operations: int, tasks: int = 10) -> dict[str, Any]:
     return {**cost.told(), "operations": operations}
 
 
-async def rotate(where: dict[str, Any]) -> dict[str, Any]:
-    """Take newer passwords (changed in the database before), and replace what they supersede."""
-    place = Where.of_message(where)
-    before = [sum(account.opened for account in pool.stats().accounts.values()) for pool in _Grown.pools]
-    _Grown.source.pair = pair_of(place)
+async def rotate(where: dict[str, Any], parity: str) -> dict[str, Any]:
+    """Take the newer password of one account (changed in the database before), and replace what it supersedes."""
+    changed = Parity(parity)
+    before = [pool.stats() for pool in _Grown.pools]
+    _Grown.source.pair = pair_of(Where.of_message(where))
     with _Cost() as cost:
         await _Grown.refresher.refresh()
         await asyncio.gather(*(pool.drain() for pool in _Grown.pools))
-    stats = [pool.stats() for pool in _Grown.pools]
-    opened = sum(account.opened for one in stats for account in one.accounts.values()) - sum(before)
-    refused = sum(account.refused for one in stats for account in one.accounts.values())
-    return {**cost.told(), "opened": opened, "refused": refused}
+    after = [pool.stats() for pool in _Grown.pools]
+
+    def counted(stats: list[aiopqr.PoolStats], what: str) -> int:
+        return sum(getattr(account, what) for one in stats for account in one.accounts.values())
+
+    return {
+        **cost.told(),
+        "superseded": sum(one.accounts[changed].open for one in before),
+        "opened": counted(after, "opened") - counted(before, "opened"),
+        "refused": counted(after, "refused") - counted(before, "refused"),
+    }
 
 
 async def idle(seconds: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,12 +123,12 @@ def _rotation(plt: Any, results: dict[str, Any]) -> Any:
 
 def _fleet(plt: Any, results: dict[str, Any]) -> Any:
     scenes = {name: run for name, run in results["fleet"]["scenes"].items() if "series" in run}
-    figure, axes = plt.subplots(3, len(scenes), figsize=(3.6 * len(scenes), 6), layout="constrained", sharex=True)
-    axes = axes.reshape(3, len(scenes))
+    figure, axes = plt.subplots(
+        3, len(scenes), figsize=(2.6 * len(scenes), 6), layout="constrained", sharex=True, sharey="row", squeeze=False
+    )
     kinds = (("calls", "store calls a second"), ("connects", "connects a second"), ("failed", "failed logins a second"))
     for column, (name, run) in enumerate(scenes.items()):
-        size, scene = name.split(": ", 1)
-        axes[0, column].set_title(f"{int(size):,} instances:\n" + scene.replace(", ", ",\n"), loc="left", fontsize=9)
+        axes[0, column].set_title(textwrap.fill(name.split(": ", 1)[1], 26), loc="left", fontsize=9)
         for row, (kind, label) in enumerate(kinds):
             axis, series = axes[row, column], run["series"][kind]
             axis.plot([second / 60 for second in range(len(series))], series, color=OURS, linewidth=0.8)
@@ -138,4 +139,6 @@ def _fleet(plt: Any, results: dict[str, Any]) -> Any:
             if column == 0:
                 axis.set_ylabel(label)
         axes[2, column].set_xlabel("minutes")
+    size = next(iter(scenes.values()))["instances"]
+    figure.suptitle(f"{size:,} instances with 20 connections each (red: the store is down)", x=0.01, ha="left")
     return figure

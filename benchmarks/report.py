@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .measure import WIDE, Judged, Spread
-from .scenarios import churn, rotation, steady
+from .scenarios import churn, growth, rotation, steady
 
 DASH = "-"
 
@@ -53,7 +53,9 @@ def targets(judged: Sequence[Judged]) -> str:
     rows = []
     for one in judged:
         bound = f"{'≤' if one.target.at_most else '≥'} {one.target.limit:g}"
-        rows.append((one.target.name, bound, f"{one.ratio:.2f}", f"± {one.noise:.0%}", one.verdict))
+        rows.append(
+            (one.target.name, bound, f"{one.ratio:.2f}", f"± {one.noise:.0%}" if one.noise else DASH, one.verdict)
+        )
     return table(("target", "wanted", "measured", "control's spread", "verdict"), rows)
 
 
@@ -170,20 +172,23 @@ def growth_section(result: dict[str, Any]) -> str:
                 f"{ours['open']['cpu'] * 1e3:.0f} / {theirs['open']['cpu'] * 1e3:.0f} ms",
                 f"{ours['open']['memory'] / 1024:.0f} / {theirs['open']['memory'] / 1024:.0f} KiB",
                 *(f"{one['steady']['cpu'] / one['steady']['operations'] * 1e6:.0f} µs" for one in (ours, theirs)),
+                f"{ours['steady']['memory'] / 1024:.0f} / {theirs['steady']['memory'] / 1024:.0f} KiB",
                 f"{ours['idle']['wakes']} / {theirs['idle']['wakes']}",
-                f"{ours['rotate']['seconds'] * 1e3:.0f} ms",
-                f"{ours['rotate']['opened']}",
-                f"{ours['rotate']['cpu'] / ours['rotate']['opened'] * 1e3:.2f} ms",
+                f"{ours['rotate']['seconds'] / growth.ROTATIONS * 1e3:.0f} ms",
+                f"{ours['rotate']['superseded']} / {ours['rotate']['opened']}",
+                f"{growth.cpu_for_each(ours['rotate']) * 1e3:.2f} ms",
+                f"{ours['rotate']['memory'] / 1024:.0f} KiB",
                 ours["rotate"]["refused"],
             )
         )
     head = (
-        *("pools x connections", "open", "CPU", "memory", "`SELECT 1`, CPU", "asyncpg's"),
-        *("idle wake-ups in 3 s", "rotate", "logins", "CPU for each", "failed"),
+        *("pools x connections", "open", "CPU", "memory", "`SELECT 1`, CPU", "asyncpg's", "memory"),
+        *("idle wake-ups in 3 s", "rotate", "superseded / logins", "CPU for each", "memory", "failed"),
     )
     return (
         "## What growth costs\n\naiopqr / asyncpg's pool. *Rotate* is from the changed password to the last connection "
-        "of the old one being replaced.\n\n" + table(head, rows)
+        f"of the old one being replaced; {growth.ROTATIONS} rotations, of each account in turn, whose logins, CPU and "
+        "memory are those of all. Memory is what the process holds more at the end of a step.\n\n" + table(head, rows)
     )
 
 

@@ -34,12 +34,18 @@ class Stage:
     def trusted(self) -> Where:
         return replace(self.where, database=TRUSTED)
 
-    async def set_password(self, parity: str, password: str) -> Where:
-        """Change one password in the database; the place as it is then."""
-        account = getattr(self.where, parity)
+    async def set_password(self, where: Where, parity: str, password: str) -> Where:
+        """Change one password in the database; ``where`` as it is then."""
+        account = getattr(where, parity)
         await self.server.set_passwords(Credential(account.username, password))
         newer: dict[str, Any] = {parity: Account(account.username, password)}
-        return replace(self.where, **newer)
+        return replace(where, **newer)
+
+    async def restore(self) -> Where:
+        """Both passwords as they were at first."""
+        for account in (self.where.odd, self.where.even):
+            await self.server.set_passwords(Credential(account.username, account.password))
+        return self.where
 
     async def slow_accounts(self) -> Where:
         """Two more accounts, whose keys take 16 times as long to derive."""

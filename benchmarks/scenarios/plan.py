@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``slot`` is one run of one peer, in seconds, where a target is judged;
-    ``brief_slot`` elsewhere; ``tail`` is how many samples the tails that matter are taken of."""
+    ``brief_slot`` elsewhere; ``tail`` is how many samples the tails that matter are taken of; ``generations`` is how
+    often all of it is repeated with new processes, for a verdict."""
 
     pairs: int = 15
+    generations: int = 3
     slot: float = 0.3
     brief_slot: float = 0.13
     steady_slot: float = 0.06
@@ -24,7 +26,7 @@ class Plan:
 
     @classmethod
     def brief(cls) -> Plan:
-        return cls(pairs=5, slot=0.2, brief_slot=0.2, tail=0, quick=True, tls=False)
+        return cls(pairs=5, slot=0.2, brief_slot=0.2, tail=0, generations=1, quick=True, tls=False)
 
     def with_pairs(self, pairs: int | None) -> Plan:
         return replace(self, pairs=pairs) if pairs else self

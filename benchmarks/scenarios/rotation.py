@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 from ..measure import Judged, Target, percentile
@@ -45,9 +44,7 @@ class Scene:
         for parity in parities:
             self._changes += 1
             password = f"changed-{self._changes}-{getattr(self._place.where, parity).password[:8]}{suffix}"
-            account = replace(getattr(self._truth, parity), password=password)
-            self._truth = replace(self._truth, **{parity: account})
-            await self._place.set_password(parity, password)
+            self._truth = await self._place.set_password(self._truth, parity, password)
         if store_after is not None:
             await asyncio.sleep(store_after)
             await self.publish()
@@ -145,12 +142,11 @@ async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
 
 
 async def _run(place: Stage, name: str, phase: str) -> dict[str, Any]:
-    for parity in ("odd", "even"):  # as they were
-        await place.set_password(parity, getattr(place.where, parity).password)
+    where = await place.restore()
     async with RemoteWorker("asyncio", name) as worker:
         opening = {"size": SIZE, "lifetime": LIFETIME, "store_latency": STORE_LATENCY}
         peer = NO_LIFETIME if name == CONTROL else name
-        await worker.ask("open", peer=peer, where=place.where.as_message(), **opening)
+        await worker.ask("open", peer=peer, where=where.as_message(), **opening)
         mark = place.server.mark()
         await worker.ask("load", tasks=TASKS)
         await PHASES[phase](Scene(place, worker))

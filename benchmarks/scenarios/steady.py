@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-from ..measure import TAIL_SAMPLES, Judged, Spread, Target, interleave, p999, percentile, ratios
+from ..measure import Judged, Spread, Target, interleave, p999, percentile, ratios
 from ..stage import Stage, stage
 from ..workers import RemoteWorker, latencies
 from .plan import Plan, Progress, Steps
@@ -32,46 +34,51 @@ async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
     operations = ("hold", "select") if plan.quick else ("hold", "select", "rows")
     crowds = (10, 100) if plan.quick else (1, 10, 100)
     loops = ("asyncio", "uvloop") if plan.uvloop and not plan.quick else ("asyncio",)
-    points = [(operation, tasks, loop) for loop in loops for operation in operations for tasks in crowds]
-    results = []
     async with stage(max_connections=250) as place:
-        for loop in loops:
-            async with AsyncExitStack() as stack:
-                workers = {}
-                for name, peer in PEERS.items():
-                    worker = workers[name] = await stack.enter_async_context(RemoteWorker(loop, name))
-                    await worker.ask("open", peer=peer, where=place.where.as_message(), size=SIZE)
-                for point in (point for point in points if point[2] == loop):
-                    results += [await _point(place, workers, point, plan, progress)]
+        results = [
+            await _point(place, operation, tasks, loop, plan, progress)
+            for loop in loops
+            for operation in operations
+            for tasks in crowds
+        ]
     return {"points": results, "targets": judge(results)}
 
 
-async def _point(
-    place: Stage, workers: dict[str, RemoteWorker], point: tuple[str, int, str], plan: Plan, progress: Progress
-) -> dict[str, Any]:
-    operation, tasks, loop = point
-    steps = Steps(progress, f"steady: {operation}, {tasks} tasks, {loop}", plan.pairs * len(workers))
-
-    def slot(worker: RemoteWorker, seconds: float) -> Any:
-        return lambda: worker.ask("run", operation=operation, tasks=tasks, seconds=seconds)
-
-    for worker in workers.values():
-        await slot(worker, plan.steady_slot)()  # opens what has to be opened, and fills the caches
-    seconds = dict.fromkeys(workers, plan.steady_slot)
-    if plan.tail and (plan.every_tail or point in (MAIN, CROWD)):
-        for name, worker in workers.items():  # slots long enough for the samples that a tail takes
-            trial = await slot(worker, plan.steady_slot)()
-            rate = trial["operations"] / trial["seconds"]
-            seconds[name] = max(plan.steady_slot, 1.25 * plan.tail / plan.pairs / rate)
-    runs = await interleave({n: slot(w, seconds[n]) for n, w in workers.items()}, plan.pairs, steps.advance)
-    while plan.tail and (plan.every_tail or point in (MAIN, CROWD)):
-        short = [n for n, own in runs.items() if sum(run["operations"] for run in own) < TAIL_SAMPLES]
-        if not short:
-            break
-        more = await interleave({n: slot(w, seconds[n]) for n, w in workers.items()}, 1)
-        for name, own in more.items():
-            runs[name] += own
+async def _point(place: Stage, operation: str, tasks: int, loop: str, plan: Plan, progress: Progress) -> dict[str, Any]:
+    is_judged = (operation, tasks, loop) in (MAIN, CROWD)
+    # Two processes of the same peer may differ by some percent as long as they live, so a verdict takes several.
+    generations = plan.generations if is_judged else 1
+    samples = plan.tail // generations if is_judged or plan.every_tail else 0
+    steps = Steps(progress, f"steady: {operation}, {tasks} tasks, {loop}", generations * plan.pairs * len(PEERS))
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in PEERS}
+    for generation in range(generations):
+        async with AsyncExitStack() as stack:
+            workers = {name: await stack.enter_async_context(RemoteWorker(loop, name)) for name in PEERS}
+            opening = {"where": place.where.as_message(), "size": SIZE}
+            await asyncio.gather(*(workers[name].ask("open", peer=peer, **opening) for name, peer in PEERS.items()))
+            slots = {n: await _slot(worker, operation, tasks, plan, samples) for n, worker in workers.items()}
+            more = await interleave(slots, plan.pairs, steps.advance, seed=generation)
+            while any(sum(run["operations"] for run in own) < samples for own in more.values()):
+                for name, own in (await interleave(slots, 1)).items():
+                    more[name] += own
+            for name, own in more.items():
+                runs[name] += own
     return {"operation": operation, "tasks": tasks, "loop": loop, "peers": summarize(runs)}
+
+
+async def _slot(
+    worker: RemoteWorker, operation: str, tasks: int, plan: Plan, samples: int
+) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """One run of a peer that is warm, long enough for all of them together to come to so many samples."""
+
+    def run(seconds: float) -> Awaitable[dict[str, Any]]:
+        return worker.ask("run", operation=operation, tasks=tasks, seconds=seconds)
+
+    await run(plan.steady_slot)  # opens what has to be opened, and fills the caches
+    trial = await run(plan.steady_slot)
+    rate = trial["operations"] / trial["seconds"]
+    seconds = max(plan.steady_slot, 1.25 * samples / plan.pairs / rate)
+    return lambda: run(seconds)
 
 
 def summarize(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:

@@ -68,7 +68,7 @@ def test_a_controls_noise_is_its_distance_from_one_or_half_its_quartiles() -> No
     assert Spread(1.1, 1.09, 1.11, 15).noise == pytest.approx(0.1)
 
 
-async def test_rounds_are_interleaved_and_every_second_one_runs_backwards() -> None:
+async def test_every_round_runs_each_slot_once_in_an_order_drawn_anew() -> None:
     order: list[str] = []
 
     def slot(name: str):  # type: ignore[no-untyped-def]
@@ -78,6 +78,8 @@ async def test_rounds_are_interleaved_and_every_second_one_runs_backwards() -> N
 
         return run
 
-    results = await interleave({name: slot(name) for name in "abc"}, 2)
-    assert "".join(order) == "abccba"
-    assert results == {"a": [1, 6], "b": [2, 5], "c": [3, 4]}
+    results = await interleave({name: slot(name) for name in "abc"}, 40)
+    rounds = ["".join(order[start : start + 3]) for start in range(0, len(order), 3)]
+    assert {"".join(sorted(one)) for one in rounds} == {"abc"}
+    assert len(set(rounds)) == 6
+    assert [order[turn - 1] for turn in results["b"]] == ["b"] * 40
