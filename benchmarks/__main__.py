@@ -17,6 +17,7 @@ from . import fleet_report, peers, report
 from .measure import Verdict
 from .scenarios import churn, fleet, growth, rotation, steady
 from .scenarios.plan import Plan, Progress
+from .stage import surroundings
 
 RESULTS = Path(__file__).parent / "results"
 SCENARIOS: dict[str, Callable[[Plan, Progress], Awaitable[dict[str, Any]]]] = {
@@ -57,18 +58,13 @@ async def measure(names: list[str], plan: Plan, progress: Progress) -> dict[str,
     """The scenarios, one after the other, on an otherwise idle machine."""
     if names != ["fleet"]:
         peers.check([*peers.PEERS, *(["uvloop"] if plan.uvloop and not plan.quick else [])])
-    results: dict[str, Any] = {"about": {**surroundings(), "pairs": plan.pairs}}
+    how = {"pairs": plan.pairs, "generations": plan.generations, "repetitions": plan.repetitions}
+    results: dict[str, Any] = {"about": {**surroundings(), **how}}
     for name in names:
         began = time.monotonic()
         results[name] = await SCENARIOS[name](plan, progress)
         results[name]["took"] = time.monotonic() - began
     return results
-
-
-def surroundings() -> dict[str, Any]:
-    from .stage import surroundings as found
-
-    return found()
 
 
 def write(results: dict[str, Any], directory: Path) -> list[Path]:

@@ -19,15 +19,13 @@ def page(result: dict[str, Any]) -> str:
 def _about() -> str:
     return (
         "# A fleet, simulated\n\n`make fleet` made this page. The machines that decide in aiopqr (alternation, "
-        "refresh, "
-        "lifetimes) run here as they are, in virtual time; database and store are simulated: a store that answers "
-        f"{STORE_LIMIT:,.0f} calls a second, as AWS Secrets Manager does, and shows a new password 1 s after the "
-        "database has it; one call for each fetch. Every instance keeps 20 connections. **All instances start at "
-        "the same "
-        "moment**, and passwords change in the middle of the wave in which all those connections are replaced for the "
-        "first time: the worst moment there is. With the store down, the password still changes, which no rotator that "
-        "writes to that store would do. An hour is simulated.\n\n![store calls, connects and failed "
-        "logins](fleet.png)\n"
+        "refresh, lifetimes) run here as they are, in virtual time; database and store are simulated: a store that "
+        f"answers {STORE_LIMIT:,.0f} calls a second, as AWS Secrets Manager does, and shows a new password 1 s after "
+        "the database has it; one call for each fetch. Every instance keeps 20 connections. **All instances start at "
+        "the same moment**, and passwords change in the middle of the wave in which all those connections are "
+        "replaced for the first time: the worst moment there is. With the store down, the password still changes, "
+        "which no rotator that writes to that store would do. An hour is simulated.\n\n![store calls, connects and "
+        "failed logins](fleet.png)\n"
     )
 
 
@@ -83,8 +81,8 @@ def _scaling(result: dict[str, Any]) -> str:
     days = " A day of the small fleets stands beside their hour." if result["days"] else ""
     return (
         "## The figures scale\n\nFor each instance, whatever the size. So a day of the largest fleet, which would "
-        "take too "
-        f"long to simulate, is its hour over again.{days} (The hour's means have the common start's wave in them.)\n\n"
+        f"take too long to simulate, is its hour over again.{days} (The hour's means have the common start's wave in "
+        "them.)\n\n"
         + table(("instances", "store calls a minute", "connects a minute", "failed logins a rotation"), rows)
     )
 
@@ -138,46 +136,39 @@ def advice(result: dict[str, Any]) -> str:
             (
                 f"- **Up to {_round(STORE_LIMIT / 10 / calls):,} instances on one store: leave both as they are** "
                 f"(1800 s, 60 s). That many ask {STORE_LIMIT / 10:,.0f} calls a second of the store, a tenth of its "
-                f"limit, and "
-                f"{_round(STORE_LIMIT / 10 / calls) * connects:,.0f} connects a second of their servers, about "
-                f"{_round(STORE_LIMIT / 10 / calls) * connects * SERVER_CPU:.1f} processors' worth at 7 ms each."
+                f"limit, and {_round(STORE_LIMIT / 10 / calls) * connects:,.0f} connects a second of their servers, "
+                f"about {_round(STORE_LIMIT / 10 / calls) * connects * SERVER_CPU:.1f} processors' worth at 7 ms "
+                "each."
             ),
             (
                 "- **Above that, lengthen `refresh_interval`, not `max_lifetime`.** The interval is only what "
-                "notices a rotation "
-                "before a login fails; without it a rotation costs an instance "
+                "notices a rotation before a login fails; without it a rotation costs an instance "
                 f"{sweep['1800 900']['failed_logins'] / sweep['1800 900']['instances']:.2f} failed logins instead of "
-                f"{usual['failed_logins'] / usual['instances']:.2f}, and never more than a few, since one refusal "
-                f"is enough to "
-                "know."
+                f"{usual['failed_logins'] / usual['instances']:.2f}, and never more than a few, since one refusal is "
+                "enough to know."
             ),
             (
-                "- **A server that counts failed logins** (Supavisor blocks after 10, proxies and auditors alarm): "
-                "a short "
-                "interval, "
-                f"{sweep['1800 10']['failed_logins'] / sweep['1800 10']['instances']:.2f} failed logins an instance "
-                f"and "
-                f"rotation with 10 s, {sweep['1800 300']['failed_logins'] / sweep['1800 300']['instances']:.2f} "
-                f"with 300 s."
+                "- **A server that counts failed logins** (Supavisor blocks after 10, proxies and auditors alarm): a "
+                f"short interval, {sweep['1800 10']['failed_logins'] / sweep['1800 10']['instances']:.2f} failed "
+                "logins an instance and rotation with 10 s, "
+                f"{sweep['1800 300']['failed_logins'] / sweep['1800 300']['instances']:.2f} with 300 s."
             ),
             (
                 "- **A server short of processors**: a long lifetime. "
                 f"{sweep['600 60']['connects_mean'] / sweep['600 60']['instances'] * 60:.2f} connects a minute and "
-                f"instance "
-                f"with 600 s, {sweep['7200 60']['connects_mean'] / sweep['7200 60']['instances'] * 60:.2f} with 7200 s."
+                f"instance with 600 s, {sweep['7200 60']['connects_mean'] / sweep['7200 60']['instances'] * 60:.2f} "
+                "with 7200 s."
             ),
             (
                 "- **A fleet that starts together** has its connections replaced together, a lifetime later. Spread "
-                "that by "
-                f"`max_lifetime_jitter`: half of the lifetime, instead of a tenth, makes the wave {calmer:.0%} of "
-                f"what it was.\n"
+                "that by `max_lifetime_jitter`: half of the lifetime, instead of a tenth, makes the wave "
+                f"{calmer:.0%} of what it was.\n"
             ),
             table(("`max_lifetime_jitter`, of the lifetime", "peak connects/s for 1,000 instances"), waves),
             (
                 f"- **Starting {largest['instances']:,} at once** asks {largest['calls_peak_start']:,} calls of the "
-                f"store and "
-                f"{largest['connects_peak_start']:,} connections of the servers within one second: roll it out over "
-                f"minutes."
+                f"store and {largest['connects_peak_start']:,} connections of the servers within one second: roll it "
+                "out over minutes."
             ),
             "- **The store down while every password changes**: "
             f"{starved['instances']:,} instances asked it {starved['calls_peak']:,} times a second at most"

@@ -66,16 +66,13 @@ def warning(control: Spread, what: str) -> str:
     return f"\n**The control's spread is too wide to tell**: {what} differ from themselves by ± {control.noise:.0%}.\n"
 
 
-def churn_section(result: dict[str, Any]) -> str:
+def churn_section(result: dict[str, Any], _about: dict[str, Any]) -> str:
     parts = [
         (
-            "## Churn: connect, `SELECT 1`, close\n\nRatios are to `asyncpg.connect` in the same round, with "
-            "quartiles; "
-            "*again* is the control: the same thing against itself. The stall is the longest that a timer on the "
-            "event loop "
-            "was late by, in a run; the median of the runs. CPU is the client process's. pgbench's is its own, with "
-            "the "
-            "start of the program.\n"
+            "## Churn: connect, `SELECT 1`, close\n\n"
+            "Ratios are to `asyncpg.connect` in the same round, with quartiles; *again* is the control: the same thing "
+            "against itself. The stall is the longest that a timer on the event loop was late by, in a run; the median "
+            "of the runs. CPU is the client process's. pgbench's is its own, with the start of the program.\n"
         )
     ]
     for point in result["points"]:
@@ -99,13 +96,13 @@ def churn_section(result: dict[str, Any]) -> str:
 _OPERATIONS = {"hold": "acquire and release alone", "select": "`SELECT 1`", "rows": "ten rows"}
 
 
-def steady_section(result: dict[str, Any]) -> str:
+def steady_section(result: dict[str, Any], about: dict[str, Any]) -> str:
     parts = [
         (
             f"## Steady: pools of {steady.SIZE}\n\nEach pool as it comes: psycopg_pool and SQLAlchemy make every use a "
             "transaction. Ratios are to asyncpg's pool in the same round. p99.9 is of at least 50,000 samples, or not "
-            "given. *Fair* is the slowest task over the fastest; it says nothing of operations that never have to "
-            "wait.\n"
+            f"given. *Fair* is the slowest task over the fastest; it says nothing of operations that never have to "
+            f"wait. The points that targets are for are the rounds of {about['generations']} sets of processes.\n"
         )
     ]
     for point in result["points"]:
@@ -129,15 +126,15 @@ def steady_section(result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def rotation_section(result: dict[str, Any]) -> str:
+def rotation_section(result: dict[str, Any], about: dict[str, Any]) -> str:
     parts = [
         (
             f"## Rotation: {rotation.TASKS} tasks on {rotation.SIZE} connections while passwords change\n\n"
             f"Connections live {rotation.LIFETIME:g} s (asyncpg's pool has no lifetime: `expire_connections()` that "
-            f"often "
-            f"stands in), the store takes {rotation.STORE_LATENCY * 1000:.0f} ms. Errors are those that reach the "
-            "application; the gap is the longest time in which nothing was served; acquires in ms (a phase has some "
-            "thousand of them).\n"
+            f"often stands in), and the store takes {rotation.STORE_LATENCY * 1000:.0f} ms. Errors are those that "
+            f"reach the application; the gap is the longest time in which nothing was served; acquires are in ms, some "
+            f"ten thousand a phase. Done {about['repetitions']} times: the fewest and the most errors and failed "
+            f"logins, the longest gap, and all acquires together.\n"
         )
     ]
     for point in result["points"]:
@@ -161,7 +158,7 @@ def _range(values: Sequence[int]) -> str:
     return str(low) if low == high else f"{low}{DASH}{high}"
 
 
-def growth_section(result: dict[str, Any]) -> str:
+def growth_section(result: dict[str, Any], _about: dict[str, Any]) -> str:
     rows = []
     for point in result["points"]:
         ours, theirs = point["aiopqr"], point["asyncpg"]
@@ -207,15 +204,13 @@ def page(results: dict[str, Any]) -> str:
     }
     parts = [
         (
-            "# Benchmarks\n\n`make bench` made this page: medians of "
-            f"{about['pairs']} interleaved rounds, in which all peers run one after the other on the same machine, "
-            f"server "
-            f"included. {about['cpus']} x {about['cpu'] or 'CPU'}, {about['system']}, Python {about['python']}; "
-            f"{packages}. "
+            f"# Benchmarks\n\n`make bench` made this page: medians of {about['pairs']} interleaved rounds, in each of "
+            f"which all peers run one after the other, in an order drawn anew, on one machine, server included. "
+            f"{about['cpus']} x {about['cpu'] or 'CPU'}, {about['system']}, Python {about['python']}; {packages}. "
             f"The load of the machine was {about['load']:.1f} at the start.\n"
         ),
         "## Targets\n\nA miss is a miss by more than the control's spread.\n\n" + targets(judged) if judged else "",
-        *(section(results[name]) for name, section in sections.items() if name in results),
+        *(section(results[name], about) for name, section in sections.items() if name in results),
     ]
     return "\n".join(part for part in parts if part)
 

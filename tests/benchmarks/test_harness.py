@@ -136,7 +136,7 @@ def test_churn_is_judged_by_medians_of_the_rounds() -> None:
     judged = churn.judge(points)
     assert [round(one.ratio, 3) for one in judged] == [1.5, 3.0, 0.4, 0.01]
     assert all(one.verdict == "hit" for one in judged)
-    assert "| asyncpg.connect again |" in report.churn_section({"points": points})
+    assert "| asyncpg.connect again |" in report.churn_section({"points": points}, {})
 
 
 def test_a_control_that_is_too_wide_is_said_so() -> None:
