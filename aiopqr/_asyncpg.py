@@ -29,20 +29,23 @@ queries_run = operator.attrgetter("_protocol.queries_count", "copies_run")
 connection_of = operator.attrgetter("_con")  # of a proxy that was just handed out
 
 
-def is_cancelling(con: Any) -> bool:
-    """Whether a cancelled query has not ended yet: a release waits for that."""
-    cancelling: bool = con._protocol._is_cancelling()
-    return cancelling
+def has_transaction(con: Any) -> bool:
+    """Whether a release rolls back: the server has a transaction open, or asyncpg believes so."""
+    return con._top_xact is not None or con.is_in_transaction()
 
 
 def busy_check(con: Any) -> Callable[[], bool]:
-    """What tells whether a query runs on ``con``. asyncpg tells only whoever asks for another."""
-    # So ask for one that it will not make: a statement that is in use is not closed.
+    """What tells whether a query runs on ``con``, or one that was cancelled has not ended yet."""
+    # asyncpg tells only whoever asks for a query. So ask for one that it will not make: to close a statement in use.
     in_use = PreparedStatementState("", "", con._protocol, con._protocol.get_record_class(), False)
     in_use.attach()
     close_statement = con._protocol.close_statement
+    is_cancelling = con._protocol._is_cancelling
+    section = con._stmt_exclusive_section  # from a preparation to the result, and in between, where all seems free
 
     def is_busy() -> bool:
+        if section._acquired or is_cancelling():
+            return True
         try:
             close_statement(in_use, None).send(None)
         except asyncpg.InternalClientError:
@@ -79,7 +82,7 @@ def give(connection: Any) -> Awaitable[None]:
 
 
 def give_at_once(connection: Any) -> None:
-    """Release an open connection on which nothing runs, nothing is to be undone, and no timer is to be armed."""
+    """Release an open connection that is not busy, with no transaction to roll back, and no timer to arm."""
     con, holder = connection._con, connection._holder
     con._on_release()
     try:
@@ -87,7 +90,8 @@ def give_at_once(connection: Any) -> None:
     except StopIteration:
         holder._release()
     else:
-        raise AssertionError("asyncpg waits for the server to undo nothing")
+        con.terminate()
+        raise asyncpg.InternalClientError("asyncpg waits for the server to undo nothing")
 
 
 @functools.cache

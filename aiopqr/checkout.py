@@ -19,7 +19,7 @@ from ._asyncpg import (
     connection_of,
     give,
     give_at_once,
-    is_cancelling,
+    has_transaction,
     next_holder,
     put_back,
     queries_run,
@@ -98,6 +98,11 @@ class Checkouts:
         self.wait_time = Histogram()
         self.use_time = Histogram()
 
+    def stop(self) -> None:
+        """No connection is left to look after."""
+        self._release_watch.stop()
+        self._idle_watch.stop()
+
     async def acquire(self, timeout: float | None) -> Any:
         policy, turnstile, now = self._policy, self._turnstile, self._now
         started = began = now()
@@ -121,6 +126,8 @@ class Checkouts:
                     else:  # asyncpg is restoring what is free to its floor
                         async with asyncio.timeout_at(deadline):
                             connection = await self._acquire()
+                        if connection_of(connection) not in self._open:
+                            continue  # it has ended before this task came to run
                     session = self._open[connection_of(connection)]
                     session.is_idle = False
                     # It may be idle for long, or since before another was found dead; or it was just opened for this.
@@ -145,6 +152,7 @@ class Checkouts:
         session.acquired_at = acquired_at = now()
         session.release_timeout = None if timeout is UNSET else timeout
         session.holds_permit = True
+        session.is_releasing = False
         if policy.leak_threshold:
             stack = "".join(traceback.format_list(traceback.extract_stack(limit=12)[:-2]))
             session.leak_timer = self._loop.call_later(policy.leak_threshold, self._suspect_leak, session, stack)
@@ -205,6 +213,9 @@ class Checkouts:
         if session is None or not session.holds_permit:
             await self._release(connection, timeout=timeout)
             return
+        if session.is_releasing:
+            return  # by another task, and a second time it would be the next one's
+        session.is_releasing = True
         policy = self._policy
         replacement = self._replacement
         if (
@@ -215,18 +226,17 @@ class Checkouts:
         ):
             replacement.retire_released(session)
             return
-        session.needs_reset = policy.full_reset and not (policy.counts_queries and queries_run(con) == session.queries)
+        busy = session.is_busy()
+        has_run = busy or not policy.counts_queries or queries_run(con) != session.queries
+        session.needs_reset = policy.full_reset and has_run
         if timeout is None:
             timeout = session.release_timeout
         try:
             if timeout is not None:
                 await self._release(connection, timeout=timeout)
-            elif session.needs_reset or self._has_to_wait(session):
+            elif busy or session.needs_reset or self._has_to_wait(session):
                 self._release_watch.begin(session)
                 await give(connection)
-            elif session.is_busy():  # as asyncpg finds where it resets
-                con.terminate()
-                raise asyncpg.InterfaceError("cannot release the connection: another operation is in progress")
             else:
                 give_at_once(connection)
                 self._take_back(session)
@@ -239,15 +249,14 @@ class Checkouts:
             self._tell_lost("release", exc)
 
     def _has_to_wait(self, session: Session) -> bool:
-        """Whether the server has a part in a release that resets nothing."""
+        """Whether the server has a part in the release of a connection that is not busy and need not be reset."""
         policy, con = self._policy, session.con
         return (
             policy.reset is not None
             or policy.may_close_on_release
             or self._sessions.is_closing
             or con.is_closed()
-            or con.is_in_transaction()
-            or is_cancelling(con)
+            or has_transaction(con)
             or not self._sessions.is_of_this_epoch(session)
         )
 
@@ -258,8 +267,10 @@ class Checkouts:
         and after a further await asyncpg would release the next task's checkout.
         """
         session = self._open.get(con)
+        if session is not None and session.is_busy():  # and what was cancelled has ended by now
+            raise asyncpg.InterfaceError("cannot release the connection: another operation is in progress")
         if self._policy.reset is not None:
-            await self._policy.reset(con)
+            await self._reset_by_user(self._policy.reset, con, session)
             if con.is_closed():
                 return
             if session and session.is_due(self._now()) and self._replacement.is_ready:
@@ -274,6 +285,19 @@ class Checkouts:
             await con.close(timeout=CLOSE_TIMEOUT)
         elif session is not None:
             self._take_back(session)
+
+    async def _reset_by_user(self, reset: Hook, con: Any, session: Session | None) -> None:
+        # Not by the watch: whoever waits for something else would go on, and asyncpg then with the next one's checkout.
+        limit = math.inf
+        if session is not None:
+            limit, session.release_by = session.release_by, math.inf
+        try:
+            async with asyncio.timeout_at(None if limit == math.inf else limit) as timer:
+                await reset(con)
+        except TimeoutError:
+            if session is not None and timer.expired():
+                session.is_overdue = True
+            raise
 
     def _take_back(self, session: Session) -> None:
         """It is idle from now on."""

@@ -47,6 +47,7 @@ class Session:
     queries: Any = None  # run when it was acquired
     release_timeout: float | None = None
     needs_reset: bool = True
+    is_releasing: bool = False
     release_by: float = math.inf
     is_overdue: bool = False  # its release took longer, and it was terminated
     holds_permit: bool = False

@@ -123,7 +123,7 @@ class AlternatingPool(asyncpg.Pool):
         counts_queries = connect is None and issubclass(connection_class, asyncpg.Connection)
         policy = Policy(
             acquire_timeout=optional_timeout("acquire_timeout", acquire_timeout),
-            reset_timeout=math.inf if reset_timeout is None else non_negative("reset_timeout", reset_timeout),
+            reset_timeout=math.inf if reset_timeout is None else positive("reset_timeout", reset_timeout),
             idle_limit=non_negative("max_inactive_connection_lifetime", max_inactive_connection_lifetime) or math.inf,
             floor=min_size,
             check_after=non_negative("check_after", check_after) or math.inf,
@@ -260,6 +260,7 @@ class AlternatingPool(asyncpg.Pool):
         if self._state in ("open", "closing"):
             self._state = "closed"
             self._turn_away()
+            self._checkouts.stop()
             self._replacement.terminate()
             self._connector.terminate()
         super().terminate()
@@ -277,6 +278,7 @@ class AlternatingPool(asyncpg.Pool):
 
     async def _end(self) -> None:
         """Leave nothing behind; where even that is cancelled, without waiting for it."""
+        self._checkouts.stop()
         self._sessions.cancel_openings()
         try:
             await self._sessions.wait_openings()

@@ -26,10 +26,17 @@ class _Watch(ABC):
         self._loop = loop
         self._now = clock_of(loop)
         self._is_armed = limit == math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def stop(self) -> None:
+        """Watch nothing any more."""
+        self._is_armed = True
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _arm(self, when: float) -> None:
         self._is_armed = True
-        self._loop.call_at(when, self._look)
+        self._timer = self._loop.call_at(when, self._look)
 
     def _look(self) -> None:
         self._is_armed = False

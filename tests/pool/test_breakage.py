@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import traceback
 from typing import Any
 
@@ -162,20 +163,122 @@ async def test_a_connect_that_was_under_way_in_a_drain_is_drained_too(
         await eventually(lambda: pool.stats().replacements.why == {"superseded": 1})
 
 
-@pytest.mark.parametrize("mode", ["full", "transaction"])
+MODES = pytest.mark.parametrize("mode", ["full", "transaction"])
+
+
+@MODES
 @pytest.mark.parametrize("method", ["execute", "prepare"])  # asyncpg does not count what is only prepared
+@pytest.mark.parametrize("acquiring", [{}, {"timeout": 5.0}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"max_queries": 1000}], ids=str)
 async def test_a_connection_released_while_a_query_still_runs_on_it_is_not_handed_on(
+    make_pool: MakePool, mode: str, method: str, acquiring: dict[str, Any], more: dict[str, Any]
+) -> None:
+    async with make_pool(max_size=1, session_reset=mode, **more) as pool:
+        con = await pool.acquire(**acquiring)
+        forgotten = asyncio.create_task(getattr(con, method)("select pg_sleep(5)"))
+        await asyncio.sleep(0)  # it has been sent
+        try:
+            await pool.release(con)
+        except asyncpg.InterfaceError:  # another operation is in progress
+            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+                await forgotten
+        else:
+            assert method == "prepare"
+            assert forgotten.done()  # while the release was on its way
+        assert await pool.fetchval("select 1") == 1
+
+
+@MODES
+async def test_what_is_prepared_in_one_checkout_never_runs_in_the_next(make_pool: MakePool, mode: str) -> None:
+    async with make_pool(max_size=1, session_reset=mode) as pool:
+        for turns in range(60):  # one of them is that in which the answer is there, and its task has not gone on
+            con = await pool.acquire()
+            left = asyncio.create_task(con.fetch(f"select {turns}, $1::int", turns))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            with contextlib.suppress(asyncpg.InterfaceError):
+                await pool.release(con)
+            async with pool.acquire() as next_con:
+                assert await next_con.fetchval("select 1") == 1
+            await asyncio.wait({left})
+            left.exception()
+
+
+@MODES
+@pytest.mark.parametrize("method", ["execute", "prepare"])
+async def test_a_release_waits_for_the_end_of_what_was_just_cancelled(
     make_pool: MakePool, mode: str, method: str
 ) -> None:
     async with make_pool(max_size=1, session_reset=mode) as pool:
         con = await pool.acquire()
-        forgotten = asyncio.create_task(getattr(con, method)("select pg_sleep(5)"))
-        await asyncio.sleep(0)  # it has been sent
-        with pytest.raises(asyncpg.InterfaceError, match="another operation is in progress"):
-            await pool.release(con)
+        backend = con.get_server_pid()
+        cancelled = asyncio.create_task(getattr(con, method)("select pg_sleep(5)"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await pool.release(con)
+        async with pool.acquire() as again:
+            assert again.get_server_pid() == backend
+        assert cancelled.cancelled()
+
+
+@MODES
+@pytest.mark.parametrize("method", ["fetch", "prepare"])
+async def test_a_transaction_that_asyncpg_believes_open_takes_no_place_away(
+    make_pool: MakePool, mode: str, method: str
+) -> None:
+    async def transact(con: asyncpg.Connection) -> None:
+        async with con.transaction():
+            pass
+
+    async with make_pool(max_size=1, session_reset=mode) as pool:
+        async with pool.acquire() as con:
+            query = getattr(con, method)("select pg_sleep(0.02)")
+            await asyncio.gather(query, transact(con), return_exceptions=True)
+        assert await pool.fetchval("select 1", timeout=5) == 1
+        con = await pool.acquire()
+        await con.transaction().start()
+        await con.execute("rollback")
+        # asyncpg tells the loop's exception handler of what it rolls back
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        await pool.release(con)
+        assert await pool.fetchval("select 1", timeout=5) == 1
+
+
+@MODES
+async def test_a_second_release_beside_the_first_takes_nothing_from_the_next(make_pool: MakePool, mode: str) -> None:
+    async with make_pool(max_size=1, session_reset=mode) as pool:
+        for first, second in (({"timeout": 5.0}, {}), ({}, {"timeout": 5.0}), ({}, {})):
+            con = await pool.acquire()
+            await con.execute("select 1")
+            releases = [asyncio.create_task(pool.release(con, **how)) for how in (first, second)]
+            async with pool.acquire() as other:
+                await other.execute("select pg_sleep(0.02)")
+                await asyncio.gather(*releases)
+                assert await other.fetchval("select 1") == 1
+            assert pool.stats().in_use == 0
+
+
+async def test_a_reset_hook_that_takes_too_long_is_ended_and_touches_no_other_checkout(make_pool: MakePool) -> None:
+    slow = True
+    ended = asyncio.Event()
+
+    async def reset(con: asyncpg.Connection) -> None:
+        if slow:
+            try:
+                await asyncio.Event().wait()  # for something that is not the connection
+            finally:
+                ended.set()
+
+    async with make_pool(max_size=1, reset=reset, reset_timeout=0.1) as pool:
+        con = await pool.acquire()
+        releasing = asyncio.create_task(pool.release(con))
+        async with pool.acquire() as other:
+            assert ended.is_set()
+            with pytest.raises(TimeoutError, match=r"a release took longer than 0\.1 s"):
+                await releasing
+            assert await other.fetchval("select 1") == 1
+            slow = False
         assert await pool.fetchval("select 1") == 1
-        with pytest.raises(asyncpg.PostgresConnectionError):
-            await forgotten
 
 
 async def test_an_init_that_hangs_delays_the_replacement_and_is_told(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import aiopqr
-from aiopqr.watch import IdleWatch
+from aiopqr.watch import _Watch
 
 from .conftest import MakePool, eventually
 
@@ -55,21 +55,38 @@ async def test_without_a_limit_connections_stay(make_pool: MakePool) -> None:
         assert pool.get_size() == 2
 
 
-async def test_a_pool_at_its_floor_arms_no_timer(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    armed = []
-    arm = IdleWatch._arm
+@pytest.fixture
+def armed(monkeypatch: pytest.MonkeyPatch) -> list[_Watch]:
+    """The watches that armed their timer, each time they did."""
+    armed: list[_Watch] = []
+    arm = _Watch._arm
 
-    def counted(watch: IdleWatch, when: float) -> None:
-        armed.append(when)
+    def noted(watch: _Watch, when: float) -> None:
+        armed.append(watch)
         arm(watch, when)
 
-    monkeypatch.setattr(IdleWatch, "_arm", counted)
+    monkeypatch.setattr(_Watch, "_arm", noted)
+    return armed
+
+
+async def test_a_pool_at_its_floor_arms_no_timer(make_pool: MakePool, armed: list[_Watch]) -> None:
     async with make_pool(min_size=2, max_inactive_connection_lifetime=0.05) as pool:
         await use(pool, 2)
         assert not armed
         await use(pool, 3)
         await eventually(lambda: pool.get_size() == 2)
         assert len(armed) == 1
+
+
+@pytest.mark.parametrize("end", ["close", "terminate"])
+async def test_a_pool_that_has_ended_leaves_no_timer(make_pool: MakePool, armed: list[_Watch], end: str) -> None:
+    async with make_pool(min_size=1) as pool:
+        await use(pool, 3)
+        await pool.execute("select 1")
+        if end == "terminate":
+            pool.terminate()
+    assert len(armed) == 2  # one for what is idle, one for the release
+    assert all(watch._timer and watch._timer.cancelled() for watch in armed)
 
 
 @pytest.mark.parametrize("limit", [-1, float("nan"), "5", None])
