@@ -33,13 +33,19 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="?", default="all", choices=["all", "quick", *SCENARIOS])
     parser.add_argument("--quick", action="store_true", help="in brief: few pairs, one point of each scenario")
-    parser.add_argument("--pairs", type=int, help="interleaved rounds (15; quick: 5)")
-    parser.add_argument("--repetitions", type=int, default=1, help="of each phase of the rotation scenario")
+    parser.add_argument("--pairs", type=_count, help="interleaved rounds (15; quick: 5)")
+    parser.add_argument("--repetitions", type=_count, default=1, help="of each phase of the rotation scenario")
     parser.add_argument("--every-tail", action="store_true", help="50,000 samples at every point: takes long")
     parser.add_argument("--no-tls", action="store_true", help="where there is no server that speaks TLS")
-    parser.add_argument("--no-uvloop", action="store_true")
+    parser.add_argument("--no-uvloop", action="store_true", help="on asyncio's own loop alone")
     parser.add_argument("--out", type=Path, help="where the results go (benchmarks/results; quick: its local/)")
     return parser.parse_args(words)
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return count
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
@@ -58,7 +64,7 @@ async def measure(names: list[str], plan: Plan, progress: Progress) -> dict[str,
     """The scenarios, one after the other, on an otherwise idle machine."""
     if names != ["fleet"]:
         peers.check([*peers.PEERS, *(["uvloop"] if plan.uvloop and not plan.quick else [])])
-    how = {"pairs": plan.pairs, "generations": plan.generations, "repetitions": plan.repetitions}
+    how = {name: getattr(plan, name) for name in ("quick", "pairs", "generations", "repetitions")}
     results: dict[str, Any] = {"about": {**surroundings(), **how}}
     for name in names:
         began = time.monotonic()
@@ -71,7 +77,6 @@ def write(results: dict[str, Any], directory: Path) -> list[Path]:
     """JSON, Markdown and pictures of whatever was measured."""
     from . import pictures
 
-    directory.mkdir(parents=True, exist_ok=True)
     written = []
     if measured := {name: value for name, value in results.items() if name not in ("fleet", "about")}:
         # One scenario alone leaves the others' page alone.
@@ -94,6 +99,7 @@ def judged(results: dict[str, Any]) -> list[Any]:
 def main(words: list[str] | None = None) -> int:
     from rich.console import Console
     from rich.markdown import Markdown
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Display
 
@@ -112,10 +118,14 @@ def main(words: list[str] | None = None) -> int:
             display.update(tasks[what], completed=done)
 
         try:
+            out.mkdir(parents=True, exist_ok=True)  # before the minutes, rather than after them
             results = asyncio.run(measure(names, plan, progress))
-        except (peers.MissingPeer, ServerUnavailable) as exc:
-            console.print(f"[bold red]Not measured:[/] {exc}", highlight=False)
+        except (peers.MissingPeer, ServerUnavailable, OSError) as exc:
+            console.print("[bold red]Not measured:[/]", escape(str(exc)), highlight=False)
             return 2
+        except KeyboardInterrupt:
+            console.print("[bold red]Interrupted:[/] nothing is written")
+            return 130
     paths = write(results, out)
     if found := judged(results):
         console.print(Markdown(report.targets(found)))

@@ -2,10 +2,12 @@
 
 Each instance has its own refresh plan, quarantine, alternator and connections; the database and the secret store are
 a few lines each. No socket, no clock, no loop: an event queue, so that ten thousand instances and an hour take seconds.
-What :mod:`aiopqr.connecting` and :mod:`aiopqr.refresher` do with their machines is repeated here in its shortest form.
+What :mod:`aiopqr.connecting`, :mod:`aiopqr.replacement` and :mod:`aiopqr.refresher` do with their machines is repeated
+here in its shortest form.
 
-The store is AWS Secrets Manager's: 10,000 calls a second for an account and region, beyond which it throttles. The
-server takes any number of logins: what is counted is what the fleet asks of it.
+The store is AWS Secrets Manager, read as :mod:`aiopqr.sources.aws` reads it: a DescribeSecret for each fetch, and a
+GetSecretValue for each version that is not known yet. Each has its limit, beyond which it throttles. The server takes
+any number of logins: what is counted is what the fleet asks of it.
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ from aiopqr.alternation import Alternator, Attempt, Quarantine
 from aiopqr.lifetimes import Lifetime
 from aiopqr.refreshing import Need, RefreshPlan
 from aiopqr.refusals import Verdict
+from aiopqr.replacement import BACKOFF_FIRST, BACKOFF_MAX, OPEN_TIMEOUT
 
-STORE_LIMIT = 10_000.0  # GetSecretValue, a second, for an account and region
+DESCRIBE_LIMIT = 40_000.0  # a second, for an account and region, as AWS documents it
+GET_LIMIT = 10_000.0
+START_SPREAD = 1.0  # of an instance's first fetch: the source's own
 STORE_LATENCY = 0.05
 LOGIN = 0.01  # from one replacement to the next
 
@@ -77,16 +82,44 @@ class Counts:
     def total(self, since: float = 0.0) -> int:
         return sum(self.series[int(since) :])
 
-    def peak(self, since: float = 0.0) -> int:
-        return max(self.series[int(since) :], default=0)
+    def peak(self, since: float = 0.0, until: float = math.inf) -> int:
+        return max(self.series[int(since) : None if until == math.inf else math.ceil(until)], default=0)
+
+
+class Limited:
+    """Calls of one kind, of which the store answers no more than ``limit`` a second."""
+
+    def __init__(self, limit: float, seconds: int) -> None:
+        self.made = Counts(seconds)
+        self.throttled = 0
+        self._limit = self._tokens = limit
+        self._filled = 0.0
+
+    def answers(self, now: float) -> bool:
+        """Make one, and say whether it is answered."""
+        self.made.add(now)
+        self._tokens = min(self._limit, self._tokens + (now - self._filled) * self._limit)
+        self._filled = now
+        if self._tokens < 1:
+            self.throttled += 1
+            return False
+        self._tokens -= 1
+        return True
 
 
 class Instance:
     """One process of the service: a pool of connections, and the machines that look after its credentials."""
 
-    __slots__ = ("alternator", "due", "plan", "quarantine", "replacing", "stale_since", "turn", "waits")
+    __slots__ = (
+        *("alternator", "due", "failed", "failures", "give_up", "plan", "quarantine", "replacing", "stale_since"),
+        *("turn", "version", "waits"),
+    )
 
     def __init__(self, plan: RefreshPlan, quarantine: Quarantine) -> None:
+        self.version = 0  # of the secret, up to which it knows all
+        self.failed = 0  # logins since the last rotation
+        self.failures = 0  # to open a replacement, in a row
+        self.give_up = 0.0  # when the connect of the replacement ends without a connection
         self.plan = plan
         self.quarantine = quarantine
         self.alternator: Alternator | None = None
@@ -111,11 +144,11 @@ class Simulation:
         self._number = 0
         self._passwords = 0
         self.in_force = CredentialPair(odd=self._new(Parity.ODD), even=self._new(Parity.EVEN))
-        self.stored = self.in_force
-        self._tokens, self._filled = STORE_LIMIT, 0.0
+        self.stored, self._version = self.in_force, 2  # AWSPREVIOUS and AWSCURRENT
         seconds = int(fleet.duration)
-        self.calls, self.throttled, self.unanswered = Counts(seconds), Counts(seconds), Counts(seconds)
+        self.describes, self.gets = Limited(DESCRIBE_LIMIT, seconds), Limited(GET_LIMIT, seconds)
         self.connects, self.failed_logins = Counts(seconds), Counts(seconds)
+        self.most_failed = 0  # of one instance, from one rotation to the next
         self.started = 0  # instances that have their connections
         self.all_started: float | None = None
         self.worst_stale = 0.0
@@ -125,7 +158,7 @@ class Simulation:
     def run(self) -> Simulation:
         fleet = self.fleet
         for instance in self.instances:
-            self._at(self._uniform(0.0, fleet.start_within), self._fetch, instance)
+            self._at(self._uniform(0.0, fleet.start_within) + self._uniform(0.0, START_SPREAD), self._fetch, instance)
         for number, when in enumerate(fleet.rotations):
             self._at(when, self._rotate, Parity.ODD if number % 2 == 0 else Parity.EVEN)
         events = self._events
@@ -135,6 +168,7 @@ class Simulation:
         self.now = fleet.duration
         for instance in self.instances:
             self._judge(instance)
+            self.most_failed = max(self.most_failed, instance.failed)
             if instance.stale_since is not None:
                 self.worst_stale = max(self.worst_stale, self.now - instance.stale_since)
         return self
@@ -158,30 +192,30 @@ class Simulation:
         self._at(self.now + self.fleet.store_lag, self._store, self.in_force)
         for instance in self.instances:
             self._judge(instance)
+            self.most_failed = max(self.most_failed, instance.failed)
+            instance.failed = 0
 
     def _store(self, pair: CredentialPair) -> None:
         self.stored = pair
+        self._version += 1
 
-    def _answer(self) -> CredentialPair | None:
-        """What the store says to a call made now; None if it does not."""
-        self.calls.add(self.now)
+    def _answer(self, instance: Instance) -> CredentialPair | None:
+        """What the store says to a fetch made now; None if it does not."""
         outage = self.fleet.outage
-        if outage and outage[0] <= self.now < outage[1]:
-            self.unanswered.add(self.now)
+        if not self.describes.answers(self.now) or (outage and outage[0] <= self.now < outage[1]):
             return None
-        self._tokens = min(STORE_LIMIT, self._tokens + (self.now - self._filled) * STORE_LIMIT)
-        self._filled = self.now
-        if self._tokens < 1:
-            self.throttled.add(self.now)
-            return None
-        self._tokens -= 1
+        for _ in range(min(self._version - instance.version, 2)):  # those that are staged, and not known yet
+            if not self.gets.answers(self.now):
+                return None
+        instance.version = self._version
         return self.stored
 
-    def _logs_in(self, attempt: Attempt) -> bool:
+    def _logs_in(self, instance: Instance, attempt: Attempt) -> bool:
         self.connects.add(self.now)
         if self.in_force[attempt.parity] == attempt.credential:
             return True
         self.failed_logins.add(self.now)
+        instance.failed += 1
         return False
 
     # An instance's refresher.
@@ -191,7 +225,7 @@ class Simulation:
         plan = instance.plan
         ticket = plan.start(self.now)
         if ticket is not None:
-            self._at(self.now + STORE_LATENCY, self._landed, instance, ticket, self._answer())
+            self._at(self.now + STORE_LATENCY, self._landed, instance, ticket, self._answer(instance))
 
     def _plan_fetch(self, instance: Instance) -> None:
         # An event for a due time that has been moved finds nothing to do.
@@ -262,27 +296,41 @@ class Simulation:
         if instance.replacing or not instance.due:
             return
         instance.replacing = True
+        if not instance.waits:
+            instance.give_up = self.now + OPEN_TIMEOUT
         step = alternator.begin(self.now)
         while isinstance(step, Attempt) and not self._try_both(instance, step):
             step = alternator.begin(self.now)
         instance.turn += 1
         if isinstance(step, Attempt):
+            instance.waits, instance.failures = False, 0
             instance.due -= 1
             if instance.due:
                 self._at(self.now + LOGIN, self._go_on, instance, instance.turn)
             else:
                 instance.replacing = False
         else:
+            self.waited += not instance.waits
             instance.waits = True
-            self.waited += 1
             self._ask(instance)
-            self._at(step.until, self._go_on, instance, instance.turn)
+            if step.until < instance.give_up:
+                self._at(step.until, self._go_on, instance, instance.turn)
+            else:
+                self._at(instance.give_up, self._delay, instance, instance.turn)
 
     def _go_on(self, instance: Instance, turn: int) -> None:
         """The login before is made, or a probe is due, or newer credentials came: whichever is first."""
         if turn == instance.turn:
-            instance.replacing = instance.waits = False
+            instance.replacing = False
             self._replace(instance)
+
+    def _delay(self, instance: Instance, turn: int) -> None:
+        """The replacement could not be opened: again after a while."""
+        if turn == instance.turn:
+            instance.waits = False
+            instance.failures += 1
+            pause = min(BACKOFF_FIRST * 2 ** min(instance.failures - 1, 10), BACKOFF_MAX)
+            self._at(self.now + self._uniform(0.5, 1.0) * pause, self._go_on, instance, turn)
 
     def _try_both(self, instance: Instance, attempt: Attempt) -> bool:
         alternator = instance.alternator
@@ -297,7 +345,7 @@ class Simulation:
     def _try(self, instance: Instance, attempt: Attempt, *, keep: bool = True) -> bool:
         alternator = instance.alternator
         assert alternator is not None
-        if self._logs_in(attempt):
+        if self._logs_in(instance, attempt):
             alternator.accepted(attempt, self.now)
             if keep:
                 deadline = self._lifetime.deadline(self.now)
@@ -323,6 +371,7 @@ def simulate(fleet: Fleet) -> dict[str, Any]:
     # "Steady" leaves out the start: what follows it is the fleet's ordinary life.
     steady = min((run.all_started or fleet.duration) + 2.0, fleet.duration)
     span = max(fleet.duration - steady, 1.0)
+    describes, gets = run.describes.made, run.gets.made
     return {
         "instances": fleet.instances,
         "lifetime": fleet.lifetime,
@@ -331,20 +380,22 @@ def simulate(fleet: Fleet) -> dict[str, Any]:
         "rotations": len(fleet.rotations),
         "outage": fleet.outage,
         "all_started": run.all_started,
-        "calls_mean": run.calls.total(steady) / span,
-        "calls_peak": run.calls.peak(steady),
-        "calls_peak_start": run.calls.peak(),
-        "throttled": run.throttled.total(),
-        "unanswered": run.unanswered.total(),
+        "calls_mean": (describes.total(steady) + gets.total(steady)) / span,
+        "describes_peak": describes.peak(steady),
+        "gets_peak": gets.peak(steady),
+        "describes_peak_start": describes.peak(until=steady),
+        "gets_peak_start": gets.peak(until=steady),
+        "throttled": run.describes.throttled + run.gets.throttled,
         "connects_mean": run.connects.total(steady) / span,
         "connects_peak": run.connects.peak(steady),
-        "connects_peak_start": run.connects.peak(),
+        "connects_peak_start": run.connects.peak(until=steady),
         "failed_logins": run.failed_logins.total(),
         "failed_peak": run.failed_logins.peak(),
+        "most_failed": run.most_failed,
         "worst_stale": run.worst_stale,
         "waited": run.waited,
         "series": {
-            "calls": list(run.calls.series[:-1]),
+            "calls": [one + other for one, other in zip(describes.series[:-1], gets.series[:-1], strict=True)],
             "connects": list(run.connects.series[:-1]),
             "failed": list(run.failed_logins.series[:-1]),
         },

@@ -62,7 +62,7 @@ def ratios(values: Sequence[float], reference: Sequence[float]) -> Spread:
 
 class Verdict(enum.StrEnum):
     HIT = "hit"
-    WITHIN = "hit, within the control's spread"
+    WITHIN = "short, but within the control's spread"
     MISS = "miss"
     UNCLEAR = "the control's spread is too wide to tell"
 

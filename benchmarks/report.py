@@ -72,7 +72,8 @@ def churn_section(result: dict[str, Any], _about: dict[str, Any]) -> str:
             "## Churn: connect, `SELECT 1`, close\n\n"
             "Ratios are to `asyncpg.connect` in the same round, with quartiles; *again* is the control: the same thing "
             "against itself. The stall is the longest that a timer on the event loop was late by, in a run; the median "
-            "of the runs. CPU is the client process's. pgbench's is its own, with the start of the program.\n"
+            "of the runs, each of which begins with no keys derived. CPU is the client process's (pgbench's with the "
+            "start of the program), and the server's for each connection.\n"
         )
     ]
     for point in result["points"]:
@@ -83,12 +84,13 @@ def churn_section(result: dict[str, Any], _about: dict[str, Any]) -> str:
                 ratio(peer["rate_ratio"]),
                 f"{peer['cpu'].median * 1e3:.2f} ms",
                 ratio(peer["cpu_ratio"]),
+                f"{peer['server_cpu'].median * 1e3:.1f} ms",
                 DASH if peer["stall"] is None else f"{peer['stall'].median * 1e3:.1f} ms",
             )
             for name, peer in point["peers"].items()
         ]
         parts.append(f"### {point['tasks']} at a time, {point['how']}, {point['loop']}\n")
-        head = ("", "connections/s", "ratio", "CPU each", "ratio", "longest stall")
+        head = ("", "connections/s", "ratio", "CPU each", "ratio", "the server's", "longest stall")
         parts.append(table(head, rows) + warning(point["peers"][churn.CONTROL]["rate_ratio"], "two of asyncpg"))
     return "\n".join(parts)
 
@@ -99,14 +101,15 @@ _OPERATIONS = {"hold": "acquire and release alone", "select": "`SELECT 1`", "row
 def steady_section(result: dict[str, Any], about: dict[str, Any]) -> str:
     parts = [
         (
-            f"## Steady: pools of {steady.SIZE}\n\nEach pool as it comes: psycopg_pool and SQLAlchemy make every use a "
-            "transaction. Ratios are to asyncpg's pool in the same round. p99.9 is of at least 50,000 samples, or not "
-            f"given. *Fair* is the slowest task over the fastest; it says nothing of operations that never have to "
-            f"wait. The points that targets are for are the rounds of {about['generations']} sets of processes.\n"
+            f"## Steady: pools of {steady.SIZE}\n\nasyncpg and aiopqr run a query by itself. So do psycopg_pool and "
+            "SQLAlchemy in autocommit mode; as they come, they make every use a transaction. aiopqr resets the session "
+            "on release as asyncpg does; its transaction reset only rolls back, as theirs do. Ratios are to asyncpg's "
+            "pool in the same round. p99.9 is of at least 50,000 samples, or not given. *Fair* is the slowest task "
+            "over the fastest in a run of seconds, where tasks have to wait. The points that targets are for are the "
+            f"rounds of {about['generations']} sets of processes.\n"
         )
     ]
     for point in result["points"]:
-        hold = point["operation"] == "hold"
         rows = [
             (
                 name,
@@ -115,7 +118,7 @@ def steady_section(result: dict[str, Any], about: dict[str, Any]) -> str:
                 f"{peer['cpu'].median * 1e6:.0f} µs",
                 ratio(peer["cpu_ratio"]),
                 *(milliseconds(peer[key]) for key in ("p50", "p99", "p999")),
-                DASH if hold else f"{peer['fairness']:.2f}",
+                DASH if peer["fairness"] is None else f"{peer['fairness']:.2f}",
             )
             for name, peer in point["peers"].items()
         ]
@@ -134,7 +137,8 @@ def rotation_section(result: dict[str, Any], about: dict[str, Any]) -> str:
             f"often stands in), and the store takes {rotation.STORE_LATENCY * 1000:.0f} ms. Errors are those that "
             f"reach the application; the gap is the longest time in which nothing was served; acquires are in ms, some "
             f"ten thousand a phase. Done {about['repetitions']} times: the fewest and the most errors and failed "
-            f"logins, the longest gap, and all acquires together.\n"
+            f"logins, the longest gap, and all acquires together. Peers with one account only know *odd*, and meet its "
+            f"changes alone.\n"
         )
     ]
     for point in result["points"]:
@@ -175,12 +179,11 @@ def growth_section(result: dict[str, Any], _about: dict[str, Any]) -> str:
                 f"{ours['rotate']['superseded']} / {ours['rotate']['opened']}",
                 f"{growth.cpu_for_each(ours['rotate']) * 1e3:.2f} ms",
                 f"{ours['rotate']['memory'] / 1024:.0f} KiB",
-                ours["rotate"]["refused"],
             )
         )
     head = (
         *("pools x connections", "open", "CPU", "memory", "`SELECT 1`, CPU", "asyncpg's", "memory"),
-        *("idle wake-ups in 3 s", "rotate", "superseded / logins", "CPU for each", "memory", "failed"),
+        *("idle wake-ups in 3 s", "rotate", "superseded / logins", "CPU for each", "memory"),
     )
     return (
         "## What growth costs\n\naiopqr / asyncpg's pool. *Rotate* is from the changed password to the last connection "
@@ -204,8 +207,9 @@ def page(results: dict[str, Any]) -> str:
     }
     parts = [
         (
-            f"# Benchmarks\n\n`make bench` made this page: medians of {about['pairs']} interleaved rounds, in each of "
-            f"which all peers run one after the other, in an order drawn anew, on one machine, server included. "
+            f"# Benchmarks\n\n`make bench{'-quick' if about['quick'] else ''}` made this page: medians of "
+            f"{about['pairs']} interleaved rounds, in each of which all peers run one after the other, in an order "
+            f"drawn anew, on one machine, server included. (Rotation and growth are not in rounds.) "
             f"{about['cpus']} x {about['cpu'] or 'CPU'}, {about['system']}, Python {about['python']}; {packages}. "
             f"The load of the machine was {about['load']:.1f} at the start.\n"
         ),

@@ -136,6 +136,8 @@ class Load:
             task.cancel()
         if stuck:
             await asyncio.wait(stuck, timeout=1.0)
+        if stuck:
+            self.errors["never came back"] = len(stuck)
         waits = base64.b64encode(self.waits.tobytes()).decode()
         return {"latencies": waits, "errors": self.errors, "gap": gap, "seconds": took}
 
@@ -155,7 +157,14 @@ class Worker:
         kind, own = peer_of(peer)
         place = Where.of_message(where)
         self._store = None if store_latency is None else RemoteStore(place, store_latency)
-        self._peer = kind(place, Options(store=self._store, more={**own, **(more or {})}, **options))
+        self._make = lambda: kind(place, Options(store=self._store, more={**own, **(more or {})}, **options))
+        self._peer = self._make()
+        await self._peer.open()
+
+    async def reopen(self) -> None:
+        """Begin anew, with nothing that was learnt before."""
+        await self.close()
+        self._peer = self._make()
         await self._peer.open()
 
     async def run(self, operation: str, tasks: int, seconds: float, ticking: bool = False) -> dict[str, Any]:

@@ -91,6 +91,10 @@ PEERS = {
     "asyncpg": Entry("plain_asyncpg", "asyncpg", "asyncpg"),
     "psycopg_pool": Entry("psycopg3", "psycopg_pool", "psycopg[binary,pool]"),
     "SQLAlchemy": Entry("alchemy", "sqlalchemy.ext.asyncio", "sqlalchemy[asyncio]"),
+    "psycopg_pool, autocommit": Entry("psycopg3", "psycopg_pool", "psycopg[binary,pool]", {"autocommit": True}),
+    "SQLAlchemy, autocommit": Entry(
+        "alchemy", "sqlalchemy.ext.asyncio", "sqlalchemy[asyncio]", {"isolation_level": "AUTOCOMMIT"}
+    ),
     "bare connections": Entry("plain_asyncpg", "asyncpg", "asyncpg", kind="Bare"),
     # Connections without a pool.
     "aiopqr Connector": Entry("ours", "aiopqr", "aiopqr", kind="Churn"),

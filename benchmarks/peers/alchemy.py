@@ -1,4 +1,4 @@
-"""SQLAlchemy's async engine on asyncpg, as it comes: each use of a connection is a transaction."""
+"""SQLAlchemy's async engine on asyncpg: as it comes, each use of a connection is a transaction; or in autocommit."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Pool(Pooled):
             pool_size=self.options.size,
             max_overflow=0,
             pool_recycle=self.options.lifetime or -1,
+            **self.options.more,
         )
 
     async def _connect(self) -> Any:

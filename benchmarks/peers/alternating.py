@@ -23,13 +23,13 @@ class Pool(PlainPool):
         return {"connect": self._connect}
 
     async def _connect(self, *args: Any, **kwargs: Any) -> Any:
-        self._turn += 1
+        turn = self._turn = self._turn + 1  # its own: others connect while this waits
         try:
-            return await self._log_in(self._turn % 2, *args, **kwargs)
+            return await self._log_in(turn % 2, *args, **kwargs)
         except asyncpg.InvalidPasswordError:
             if self._fetching is None or self._fetching.done():
                 self._fetching = asyncio.create_task(self._refresh())
-            return await self._log_in((self._turn + 1) % 2, *args, **kwargs)
+            return await self._log_in((turn + 1) % 2, *args, **kwargs)
 
     async def _log_in(self, which: int, *args: Any, **kwargs: Any) -> Any:
         account = (self._known.even, self._known.odd)[which]

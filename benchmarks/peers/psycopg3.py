@@ -1,4 +1,4 @@
-"""psycopg 3 and its pool, as they come: each use of a pooled connection is a transaction."""
+"""psycopg 3 and its pool: as it comes, each use of a pooled connection is a transaction; or in autocommit mode."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Pool(Pooled):
     async def open(self) -> None:
         self.pool = psycopg_pool.AsyncConnectionPool(
             self.where.dsn,
-            kwargs=self._kwargs if self.options.store else login(self.where),
+            kwargs=self._kwargs if self.options.store else {**login(self.where), **self.options.more},
             min_size=self.options.size,
             max_size=self.options.size,
             max_lifetime=self.options.lifetime or 3600.0,

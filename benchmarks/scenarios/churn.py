@@ -47,7 +47,7 @@ async def _point(
     peers = {name: peer for name, peer in PEERS.items() if name not in LEFT_OUT.get((how, loop), ())}
     ticking_rounds = max(plan.pairs // 5, 3)
     seconds = plan.slot if (tasks, how, loop) == MAIN or how == ITERATIONS else plan.brief_slot
-    rounds = plan.pairs * len(peers) + ticking_rounds * len(peers)
+    rounds = plan.pairs * len(peers) + ticking_rounds * (len(peers) - (PGBENCH in peers))
     steps = Steps(progress, f"churn: {tasks} at a time, {how}, {loop}", rounds)
     async with AsyncExitStack() as stack:
         slots, ticking = {}, {}
@@ -57,17 +57,31 @@ async def _point(
             more = {"binaries": str(place.server.binaries.bindir)}
             await worker.ask("open", peer=peer, where=spot.as_message(), more=more)
             await worker.ask("run", operation="churn", tasks=tasks, seconds=seconds / 3)  # the first is not the rule
-            slots[name] = _slot(worker, tasks, seconds)
+            slots[name] = _slot(place, worker, tasks, seconds)
             if name != PGBENCH:
-                ticking[name] = _slot(worker, tasks, seconds, ticking=True)
+                ticking[name] = _ticking_slot(worker, tasks, seconds)
         runs = await interleave(slots, plan.pairs, steps.advance)
         # Apart, since a ticker's own CPU is not nothing beside a connection's.
         stalls = await interleave(ticking, ticking_rounds, steps.advance)
     return {"tasks": tasks, "how": how, "loop": loop, "peers": summarize(runs, stalls)}
 
 
-def _slot(worker: RemoteWorker, tasks: int, seconds: float, *, ticking: bool = False) -> Any:
-    return lambda: worker.ask("run", operation="churn", tasks=tasks, seconds=seconds, ticking=ticking)
+def _slot(place: Stage, worker: RemoteWorker, tasks: int, seconds: float) -> Any:
+    async def run() -> dict[str, Any]:
+        before = place.server_cpu()
+        told: dict[str, Any] = await worker.ask("run", operation="churn", tasks=tasks, seconds=seconds)
+        return {**told, "server_cpu": place.server_cpu() - before}
+
+    return run
+
+
+def _ticking_slot(worker: RemoteWorker, tasks: int, seconds: float) -> Any:
+    async def run() -> dict[str, Any]:
+        await worker.ask("reopen")  # so that keys that are derived once are derived in this run
+        told: dict[str, Any] = await worker.ask("run", operation="churn", tasks=tasks, seconds=seconds, ticking=True)
+        return told
+
+    return run
 
 
 def summarize(
@@ -81,6 +95,7 @@ def summarize(
             "rates": rates[name],
             "rate": Spread.of(rates[name]),
             "cpu": Spread.of(cpus[name]),
+            "server_cpu": Spread.of(run["server_cpu"] / run["operations"] for run in runs[name]),
             "stall": Spread.of(run["stall"] for run in stalls[name]) if name in stalls else None,
             "rate_ratio": ratios(rates[name], rates[REFERENCE]),
             "cpu_ratio": ratios(cpus[name], cpus[REFERENCE]),

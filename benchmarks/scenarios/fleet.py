@@ -35,7 +35,11 @@ def fleets(plan: Plan) -> dict[str, dict[str, Fleet]]:
     """What is run, by section and name."""
     sizes = SIZES[:2] if plan.quick else SIZES
     scenes = {f"{size}: {scene}": Fleet(size, **more) for scene, more in SCENES.items() for size in sizes}
-    days = {} if plan.quick else {f"{size} for a day": Fleet(size, duration=DAY) for size in (10, 100)}
+    days = {
+        f"{size}: {scene}": Fleet(size, duration=DAY, **SCENES[scene])
+        for scene in ([] if plan.quick else list(SCENES)[:2])
+        for size in (10, 100)
+    }
     sweep = {
         f"{lifetime:g} {interval:g}": Fleet(
             max(SWEEP_SIZE // 10, 4) if plan.quick else SWEEP_SIZE,
@@ -48,7 +52,7 @@ def fleets(plan: Plan) -> dict[str, dict[str, Fleet]]:
         for interval in INTERVALS
     }
     jitter = {
-        f"{share:g}": Fleet(SWEEP_SIZE, jitter=1800.0 * share, duration=5400.0, seed=7)
+        f"{share:g}": Fleet(SWEEP_SIZE if plan.quick else 1000, jitter=1800.0 * share, duration=5400.0, seed=7)
         for share in (0.1, 0.25, 0.5, 1.0)
     }
     return {"scenes": scenes, "days": days, "sweep": sweep, "jitter": jitter}

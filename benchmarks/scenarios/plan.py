@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``slot`` is one run of one peer, in seconds, where a target is judged;
-    ``brief_slot`` elsewhere; ``tail`` is how many samples the tails that matter are taken of; ``generations`` is how
-    often all of it is repeated with new processes, for a verdict."""
+    """``slot`` is one run of one peer, in seconds, where a target is judged; ``brief_slot`` elsewhere; ``fair_slot``
+    where the shares of tasks are compared. ``tail`` is how many samples the tails that matter are taken of;
+    ``generations`` is how often all of it is repeated with new processes, for a verdict."""
 
     pairs: int = 15
     generations: int = 3
     slot: float = 0.3
     brief_slot: float = 0.13
     steady_slot: float = 0.06
+    fair_slot: float = 3.0
     tail: int = 50_000
     every_tail: bool = False
     quick: bool = False
@@ -26,10 +27,10 @@ class Plan:
 
     @classmethod
     def brief(cls) -> Plan:
-        return cls(pairs=5, slot=0.2, brief_slot=0.2, tail=0, generations=1, quick=True, tls=False)
+        return cls(pairs=5, slot=0.2, brief_slot=0.2, tail=0, generations=1, fair_slot=1.0, quick=True, tls=False)
 
     def with_pairs(self, pairs: int | None) -> Plan:
-        return replace(self, pairs=pairs) if pairs else self
+        return self if pairs is None else replace(self, pairs=pairs)
 
 
 Progress = Callable[[str, int, int], None]  # what is under way, steps done, steps in all

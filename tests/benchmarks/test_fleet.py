@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks.fleet import STORE_LIMIT, Fleet, Simulation, simulate
+from benchmarks.fleet import GET_LIMIT, Fleet, Simulation, simulate
 
 HOUR = 3600.0
 
@@ -47,7 +47,6 @@ def test_a_store_that_is_down_while_both_passwords_change_leaves_instances_stale
     both_changed = 1710.0
     assert 2700 - both_changed <= result["worst_stale"] <= 2700 - both_changed + 5
     assert result["waited"] > 0
-    assert result["unanswered"] > 0
 
 
 def test_after_the_outage_every_instance_has_the_pair_in_force_again_and_all_its_connections() -> None:
@@ -67,7 +66,7 @@ def test_every_connection_has_one_successor_and_none_is_lost_on_the_way() -> Non
 def test_the_store_throttles_what_is_above_its_limit_and_every_instance_starts_all_the_same() -> None:
     fleet = Fleet(12_000, connections=1, duration=20.0, lifetime=HOUR)
     result = simulate(fleet)
-    assert result["calls_peak_start"] > STORE_LIMIT
+    assert result["gets_peak_start"] > GET_LIMIT
     assert result["throttled"] > 0
     assert result["all_started"] is not None
 

@@ -119,7 +119,10 @@ async def test_every_peer_does_what_it_is_measured_for() -> None:
 
 
 def _runs(rates: list[float], cpu: float, stall: float = 0.001) -> list[dict[str, Any]]:
-    return [{"operations": int(rate), "seconds": 1.0, "cpu": cpu * rate, "stall": stall} for rate in rates]
+    return [
+        {"operations": int(rate), "seconds": 1.0, "cpu": cpu * rate, "server_cpu": 0.0, "stall": stall}
+        for rate in rates
+    ]
 
 
 def _churned(asyncpgs_stall: float, stall: float) -> dict[str, Any]:
