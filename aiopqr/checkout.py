@@ -226,9 +226,9 @@ class Checkouts:
         ):
             replacement.retire_released(session)
             return
-        busy = session.is_busy()
-        has_run = busy or not policy.counts_queries or queries_run(con) != session.queries
-        session.needs_reset = policy.full_reset and has_run
+        has_run = not policy.counts_queries or queries_run(con) != session.queries
+        busy = not (policy.full_reset and has_run) and session.is_busy()  # a reset finds that by itself
+        session.needs_reset = policy.full_reset and (has_run or busy)
         if timeout is None:
             timeout = session.release_timeout
         try:
@@ -267,7 +267,8 @@ class Checkouts:
         and after a further await asyncpg would release the next task's checkout.
         """
         session = self._open.get(con)
-        if session is not None and session.is_busy():  # and what was cancelled has ended by now
+        asks_the_server = self._policy.reset is None and (session is None or session.needs_reset)
+        if session is not None and not asks_the_server and session.is_busy():  # what was cancelled has ended by now
             raise asyncpg.InterfaceError("cannot release the connection: another operation is in progress")
         if self._policy.reset is not None:
             await self._reset_by_user(self._policy.reset, con, session)

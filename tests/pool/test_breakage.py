@@ -175,7 +175,7 @@ async def test_a_connection_released_while_a_query_still_runs_on_it_is_not_hande
 ) -> None:
     async with make_pool(max_size=1, session_reset=mode, **more) as pool:
         con = await pool.acquire(**acquiring)
-        forgotten = asyncio.create_task(getattr(con, method)("select pg_sleep(5)"))
+        forgotten = asyncio.create_task(getattr(con, method)("select pg_sleep(1)"))
         await asyncio.sleep(0)  # it has been sent
         try:
             await pool.release(con)
@@ -212,7 +212,7 @@ async def test_a_release_waits_for_the_end_of_what_was_just_cancelled(
     async with make_pool(max_size=1, session_reset=mode) as pool:
         con = await pool.acquire()
         backend = con.get_server_pid()
-        cancelled = asyncio.create_task(getattr(con, method)("select pg_sleep(5)"))
+        cancelled = asyncio.create_task(getattr(con, method)("select pg_sleep(1)"))
         await asyncio.sleep(0)
         cancelled.cancel()
         await pool.release(con)
