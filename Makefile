@@ -35,7 +35,7 @@ proof: $(VENV)/.test  ## The proofs, in full
 soak: $(VENV)/.test  ## Chaos on the real server for MINUTES=10
 	AIOPQR_PROOF=1 AIOPQR_SOAK_MINUTES=$(MINUTES) $(RUN) -m pytest -q -s -m proof -k soak --timeout=0 $(ARGS)
 
-bench: $(VENV)/.test  ## The benchmarks, beside every peer (some minutes)
+bench: $(VENV)/.test  ## The benchmarks, beside every peer (20 minutes)
 	$(RUN) -m benchmarks $(ARGS)
 
 bench-quick: $(VENV)/.test  ## The benchmarks in brief (under 2 minutes)

@@ -27,7 +27,7 @@ class Plan:
 
     @classmethod
     def brief(cls) -> Plan:
-        return cls(pairs=5, slot=0.2, brief_slot=0.2, tail=0, generations=1, fair_slot=1.0, quick=True, tls=False)
+        return cls(pairs=5, slot=0.2, brief_slot=0.2, tail=0, generations=1, fair_slot=0.7, quick=True, tls=False)
 
     def with_pairs(self, pairs: int | None) -> Plan:
         return self if pairs is None else replace(self, pairs=pairs)

@@ -28,22 +28,19 @@ PEERS = {
     "bare connections": "bare connections",
 }
 SIZE = 10
+OPERATIONS = ("hold", "select", "rows")
 MAIN = ("select", 10, "asyncio")
 CROWD = ("select", 100, "asyncio")
 
 
 async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
     """Every point of the scenario, and the targets judged."""
-    operations = ("hold", "select") if plan.quick else ("hold", "select", "rows")
-    crowds = (10, 100) if plan.quick else (1, 10, 100)
-    loops = ("asyncio", "uvloop") if plan.uvloop and not plan.quick else ("asyncio",)
+    loops = ("asyncio", "uvloop") if plan.uvloop else ("asyncio",)
+    points = [(operation, tasks, loop) for loop in loops for operation in OPERATIONS for tasks in (1, 10, 100)]
+    if plan.quick:
+        points = [("hold", 10, "asyncio"), MAIN, CROWD]
     async with stage(max_connections=250) as place:
-        results = [
-            await _point(place, operation, tasks, loop, plan, progress)
-            for loop in loops
-            for operation in operations
-            for tasks in crowds
-        ]
+        results = [await _point(place, *point, plan, progress) for point in points]
     return {"points": results, "targets": judge(results)}
 
 
