@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import traceback
 from collections.abc import Callable
@@ -14,9 +15,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+import aiopqr
 from aiopqr.credentials import Credential, CredentialPair, Endpoint, Parity, Secret
 from aiopqr.errors import InvalidSecret
 
+PACKAGE = os.path.dirname(aiopqr.__file__) + os.sep  # and not by name: a checkout may be called aiopqr, too
 CANARY = "canary-7f3a"
 WHOLE = {
     "odd_username": "app_odd",
@@ -38,7 +41,7 @@ def whole_text(exc: BaseException) -> str:
     while exc:
         locals_ = traceback.TracebackException.from_exception(exc, capture_locals=True)
         told += [str(exc), repr(exc), repr(exc.args), *(repr(vars(exc)),)]
-        told += [repr(frame.locals) for frame in locals_.stack if "/aiopqr/" in frame.filename]
+        told += [repr(frame.locals) for frame in locals_.stack if frame.filename.startswith(PACKAGE)]
         exc = exc.__cause__ or exc.__context__  # type: ignore[assignment]
     return "\n".join(told)
 
