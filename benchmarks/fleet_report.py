@@ -149,7 +149,7 @@ def advice(result: dict[str, Any]) -> str:
             (
                 f"- **Up to {_round(worst):,} instances on one store: leave both as they are** (1800 s, 60 s). "
                 "By the busiest seconds above, that many stay within the store's limits even when it was down "
-                f"while every password changed; {_round(calm):,} do as long as it is up."
+                f"while every password changed; {_round(calm):,} do as long as it is up, by extrapolation."
             ),
             (
                 "- **Above that, lengthen `refresh_interval`, not `max_lifetime`.** The interval is only what "

@@ -107,15 +107,8 @@ def _rotation(plt: Any, results: dict[str, Any]) -> Any:
                 axis.text(left, peer["gap"] * 1e3, f"{errors}", ha="center", va="bottom", fontsize=8, color="#c92a2a")
     axis.set_yscale("log")
     axis.set_ylabel("longest time without service, ms")
-    labels = [point["phase"].replace("`", "").replace(", ", ",\n").replace(" with ", "\nwith ") for point in points]
-    axis.set_xticks(
-        range(len(points)),
-        [
-            label.replace(" and a", "\nand a").replace("'s sess", "'s\nsess").replace("ed in", "ed\nin")
-            for label in labels
-        ],
-        fontsize=7.5,
-    )
+    labels = [textwrap.fill(point["phase"].replace("`", ""), 22) for point in points]
+    axis.set_xticks(range(len(points)), labels, fontsize=7.5)
     axis.set_title("while passwords change (in red: errors that reach the application)", loc="left")
     axis.legend(frameon=False, ncols=3, fontsize=8)
     return figure

@@ -136,7 +136,7 @@ def rotation_section(result: dict[str, Any], about: dict[str, Any]) -> str:
             f"Connections live {rotation.LIFETIME:g} s (asyncpg's pool has no lifetime: `expire_connections()` that "
             f"often stands in), and the store takes {rotation.STORE_LATENCY * 1000:.0f} ms. Errors are those that "
             f"reach the application; the gap is the longest time in which nothing was served; acquires are in ms, some "
-            f"ten thousand a phase. Done {about['repetitions']} times: the fewest and the most errors and failed "
+            f"ten thousand a phase. Repetitions: {about['repetitions']}; the fewest and the most errors and failed "
             f"logins, the longest gap, and all acquires together. Peers with one account only know *odd*, and meet its "
             f"changes alone.\n"
         )

@@ -202,15 +202,19 @@ class Worker:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=2**24)
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-        while line := await reader.readline():
-            message = json.loads(line)
-            try:
-                answer = {"ok": await getattr(self, message.pop("do"))(**message)}
-            except Exception as exc:
-                answer = {"error": f"{type(exc).__name__}: {exc}"}
-            sys.stdout.write(json.dumps(answer) + "\n")
-            sys.stdout.flush()
-        await self.close()
+        try:
+            while line := await reader.readline():
+                message = json.loads(line)
+                try:
+                    answer = {"ok": await getattr(self, message.pop("do"))(**message)}
+                except Exception as exc:
+                    answer = {"error": f"{type(exc).__name__}: {exc}"}
+                sys.stdout.write(json.dumps(answer) + "\n")
+                sys.stdout.flush()
+        except BrokenPipeError:
+            sys.stdout = None  # whoever asked was killed, and what is buffered is for nobody
+        finally:
+            await self.close()
 
 
 def main() -> None:

@@ -160,6 +160,13 @@ async def test_a_fleets_page_is_filled_from_its_results(monkeypatch: pytest.Monk
     assert "series" not in report.without_series(result)["scenes"]["5: one rotation"]
 
 
+@pytest.mark.parametrize("words", [["--pairs", "0"], ["--pairs", "-1"], ["--repetitions", "0"], ["--pairs", "x"]])
+def test_a_count_that_measures_nothing_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        program.arguments(words)
+    assert words[0] in capsys.readouterr().err
+
+
 def test_the_full_run_has_fifteen_pairs_and_tails_of_fifty_thousand() -> None:
     plan = program.plan_of(program.arguments([]))
     assert plan.pairs >= 15
