@@ -5,7 +5,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .connector import Connector
+from ._connect import Connector
+from ._pool import AlternatingPool, create_pool
+from ._refresh import Refresher
 from .credentials import Credential, CredentialPair, Endpoint, Parity, Secret
 from .errors import (
     AcquireTimeout,
@@ -22,8 +24,6 @@ from .errors import (
     SourceTimeout,
     TooManyWaiting,
 )
-from .pool import AlternatingPool, create_pool
-from .refresher import Refresher
 
 if TYPE_CHECKING:
     from .rotation import Rotator

@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .errors import ConfigurationError
-from .lifetimes import Lifetime
 
 
 def non_negative(name: str, value: float) -> float:
@@ -35,15 +34,6 @@ def whole_number_or_none(name: str, value: int | None) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
         raise ConfigurationError(f"{name} must be a whole number, 0 or more, or None, not {value!r}")
     return value
-
-
-def lifetime_option(max_lifetime: float, jitter: float | None) -> Lifetime:
-    """How old connections get; the jitter is a tenth unless given."""
-    longest = non_negative("max_lifetime", max_lifetime)
-    earlier = longest / 10 if jitter is None else non_negative("max_lifetime_jitter", jitter)
-    if earlier > longest:
-        raise ConfigurationError("max_lifetime_jitter must not be more than max_lifetime")
-    return Lifetime(longest, earlier)
 
 
 def check_connect_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

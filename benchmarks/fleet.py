@@ -2,8 +2,8 @@
 
 Each instance has its own refresh plan, quarantine, alternator and connections; the database and the secret store are
 a few lines each. No socket, no clock, no loop: an event queue, so that ten thousand instances and an hour take seconds.
-What :mod:`aiopqr.connecting`, :mod:`aiopqr.replacement` and :mod:`aiopqr.refresher` do with their machines is repeated
-here in its shortest form.
+What :mod:`aiopqr._connect.attempts`, :mod:`aiopqr._pool.replacement` and :mod:`aiopqr._refresh.refresher` do with their
+machines is repeated here in its shortest form.
 
 The store is AWS Secrets Manager, read as :mod:`aiopqr.sources.aws` reads it: a DescribeSecret for each fetch, and a
 GetSecretValue for each version that is not known yet. Each has its limit, beyond which it throttles. The server takes
@@ -21,11 +21,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiopqr import Credential, CredentialPair, Parity
-from aiopqr.alternation import Alternator, Attempt, Quarantine
-from aiopqr.lifetimes import Lifetime
-from aiopqr.refreshing import Need, RefreshPlan
+from aiopqr._connect.alternation import Alternator
+from aiopqr._pool.connection import Lifetime
+from aiopqr._pool.replacement import BACKOFF_FIRST, BACKOFF_MAX, OPEN_TIMEOUT
+from aiopqr._refresh.plan import Need, RefreshPlan
+from aiopqr._refresh.quarantine import Attempt, Quarantine
 from aiopqr.refusals import Verdict
-from aiopqr.replacement import BACKOFF_FIRST, BACKOFF_MAX, OPEN_TIMEOUT
 
 DESCRIBE_LIMIT = 40_000.0  # a second, for an account and region, as AWS documents it
 GET_LIMIT = 10_000.0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aiopqr import Credential
-from aiopqr.scram import verifier
+from aiopqr._login.scram import verifier
 from aiopqr.testing import EmbeddedPostgres, ServerUnavailable
 
 from .peers import Account, Where

@@ -17,9 +17,9 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import aiopqr
-from aiopqr.rotation.aws import SecretsManagerStore
 from aiopqr.rotation.gates import Rules
 from aiopqr.rotation.rotator import Rotator
+from aiopqr.rotation.stores.aws import SecretsManagerStore
 from aiopqr.sources import SecretsManagerSource
 
 

@@ -20,8 +20,8 @@ from rich.text import Text
 from ..credentials import CredentialPair, Parity
 from ..errors import AiopqrError, SourceError, describe
 from ..rotation.errors import StoreError
-from ..rotation.file import FileStore
 from ..rotation.gates import Rules
+from ..rotation.stores.file import FileStore
 from ..sources import as_source
 from .check_facts import look
 from .check_findings import Facts, Finding, Level, Schedule, findings, period_of
@@ -102,19 +102,19 @@ async def _from_aws(
     secret: str, region: str | None, endpoint_url: str | None
 ) -> tuple[CredentialPair, Mapping[Parity, datetime | None], Schedule]:
     place: dict[str, Any] = {"region_name": region, "endpoint_url": endpoint_url}
-    source = from_aws("aiopqr.sources.aws", "SecretsManagerSource")(secret, start_spread=0.0, **place)
+    source = from_aws("aiopqr.sources.aws.source", "SecretsManagerSource")(secret, start_spread=0.0, **place)
     try:
         pair = await source.fetch()
     finally:
         await source.aclose()
-    client = from_aws("aiopqr.sources.aws_client", "SecretsManagerClient")(**place)
+    client = from_aws("aiopqr.sources.aws.client", "SecretsManagerClient")(**place)
     try:
         async with client.alone():
             schedule = schedule_of(await client.request("describe_secret", secret))
     finally:
         await client.aclose()
     times: Mapping[Parity, datetime | None] = {}
-    async with from_aws("aiopqr.rotation.aws", "SecretsManagerStore")(secret, **place) as store:
+    async with from_aws("aiopqr.rotation.stores.aws", "SecretsManagerStore")(secret, **place) as store:
         with contextlib.suppress(StoreError):  # another layout than the pair's keeps no times
             stored = await store.read()
             times = {parity: stored.changed_at(parity) for parity in Parity}

@@ -23,7 +23,7 @@ import typer
 from ..credentials import Secret
 from ..errors import AiopqrError, ConfigurationError, MissingExtra, RotationError, describe
 from ..rotation.database import AdminConnect, admin_by_dsn
-from ..rotation.file import FileStore
+from ..rotation.stores.file import FileStore
 
 ADMIN_PASSWORD = "AIOPQR_ADMIN_PASSWORD"
 ADMIN_PASSWORD_WAYS = f"use {ADMIN_PASSWORD}, PGPASSWORD, the password file (PGPASSFILE) or --password-stdin"
@@ -99,7 +99,7 @@ async def open_store(
     if file is not None:
         yield FileStore(file)
         return
-    store_type = from_aws("aiopqr.rotation.aws", "SecretsManagerStore")
+    store_type = from_aws("aiopqr.rotation.stores.aws", "SecretsManagerStore")
     async with store_type(secret, region_name=region, endpoint_url=endpoint_url) as store:
         yield store
 

@@ -19,7 +19,7 @@ from ..rotation.gates import Gate, Objection, Rules
 from ..rotation.passwords import PasswordRule
 from ..rotation.plan import Action, Plan
 from ..rotation.rotator import Rotation, Rotator, Step
-from ..rotation.store import SecretStore
+from ..rotation.stores.store import SecretStore
 from .ops_input import admin_connect, admin_password, dsn_without_password, exactly_one, moment, open_store, run
 
 DONE, FAILED, NOT_TRIED, REFUSED, FINISHED, UNDONE, LEFT_TO_DO = 0, 1, 2, 3, 4, 5, 6

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import __version__
+from .._pool import AlternatingPool
 from ..errors import MissingExtra
 from ..events import AllRefused, Event, FellBack, Refreshed, RefreshFailed
-from ..pool import AlternatingPool
 from ..stats import Histogram, PoolStats
 from ._metrics import HISTOGRAMS, OBSERVED, Kind, Metric
 

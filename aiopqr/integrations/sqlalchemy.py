@@ -14,11 +14,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ..connector import Connector
+from .._connect import Connector
+from .._pool import lifetime_option
+from .._refresh import Refresher
 from ..errors import ConfigurationError, MissingExtra
 from ..events import Listener
-from ..options import check_connect_arguments, lifetime_option
-from ..refresher import Refresher
+from ..options import check_connect_arguments
 from ..sources import Credentials
 
 try:

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, TypeAlias
 
+from .._pool import AlternatingPool, create_pool
 from ..credentials import Parity
 from ..errors import ConfigurationError, MissingExtra
 from ..options import non_negative, optional_timeout
-from ..pool import AlternatingPool, create_pool
 
 try:
     from starlette.applications import Starlette

@@ -46,13 +46,13 @@ import asyncpg
 from ..credentials import Credential, CredentialPair, Endpoint
 from ..errors import ConfigurationError, RotationError, without_frames
 from ..options import non_negative
-from ..sources.aws import SecretsManagerSource
-from .aws import CURRENT, PENDING, SecretsManagerStore
-from .aws_versions import Snapshot, staged_entries, stored
+from ..sources.aws.source import SecretsManagerSource
 from .database import Database
 from .gates import Login, Rules
 from .passwords import PasswordRule
 from .plan import decide
+from .stores.aws import CURRENT, PENDING, SecretsManagerStore
+from .stores.aws_versions import Snapshot, staged_entries, stored
 
 logger = logging.getLogger("aiopqr")
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import asyncpg
 
+from .._login import verifier
 from ..credentials import Credential, CredentialPair, Parity, Secret
 from ..errors import RotationError, describe
 from ..refusals import Verdict, classify
-from ..scram import verifier
 from .errors import PathDown, RotationRefused
 from .gates import Facts, Gate, Login, Objection, Session
-from .store import StoredSecret
+from .stores.store import StoredSecret
 
 AdminConnect = Callable[[], Awaitable[Any]]
 AccountConnect = Callable[[Credential], Awaitable[Any]]

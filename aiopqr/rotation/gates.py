@@ -18,7 +18,7 @@ from datetime import datetime
 from ..credentials import Parity
 from ..errors import ConfigurationError
 from ..options import non_negative
-from .store import StoredSecret
+from .stores.store import StoredSecret
 
 
 class Gate(enum.StrEnum):

@@ -35,7 +35,7 @@ from .errors import RotationFailed, RotationRefused, RotationUndone, StoreConfli
 from .gates import Gate, Login, Objection, Rules
 from .passwords import PasswordRule
 from .plan import Action, Plan, decide
-from .store import SecretStore, StoredSecret
+from .stores.store import SecretStore, StoredSecret
 
 logger = logging.getLogger("aiopqr")
 

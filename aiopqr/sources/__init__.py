@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from ..credentials import CredentialPair
 from ..errors import ConfigurationError
 from .file import FileSource
-from .simple import CallableSource, FixedSource
+from .function import CallableSource, FixedSource
 
 if TYPE_CHECKING:
-    from .aws import SecretsManagerSource
+    from .aws.source import SecretsManagerSource
 
 __all__ = [
     "CallableSource",
@@ -56,7 +56,7 @@ def as_source(credentials: Credentials) -> CredentialSource:
 
 def __getattr__(name: str) -> Any:
     if name == "SecretsManagerSource":  # imported on demand: boto's modules are many
-        from .aws import SecretsManagerSource
+        from .aws.source import SecretsManagerSource
 
         return SecretsManagerSource
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

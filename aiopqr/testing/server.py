@@ -18,8 +18,8 @@ from urllib.parse import quote, urlencode
 
 import asyncpg
 
+from .._login import verifier
 from ..credentials import Credential, CredentialPair, Secret
-from ..scram import verifier
 from .errors import NotSupported
 
 _T = TypeVar("_T")

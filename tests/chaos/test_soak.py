@@ -34,9 +34,9 @@ async def test_soak_no_fault_reaches_the_application_and_nothing_is_left(
     postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     print(f"\nchaos: seed {SEED}, {SECONDS:g} s", flush=True)
-    monkeypatch.setattr("aiopqr.alternation.PROBE_FIRST", 0.3)
-    monkeypatch.setattr("aiopqr.alternation.PROBE_MAX", 1.0)
-    monkeypatch.setattr("aiopqr.alternation.FULL_PAUSE", 0.3)
+    monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_FIRST", 0.3)
+    monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_MAX", 1.0)
+    monkeypatch.setattr("aiopqr._connect.alternation.FULL_PAUSE", 0.3)
     for name in ("aiopqr", "asyncpg"):  # pytest would keep each record
         monkeypatch.setattr(logging.getLogger(name), "disabled", True)
     postgres.source.interval = 0.5

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 
 from aiopqr import options
+from aiopqr._pool import lifetime_option
 from aiopqr.credentials import CredentialPair
 from aiopqr.errors import AiopqrError, ConfigurationError, InvalidSecret, SourceError
 from aiopqr.sources import FileSource, as_source
@@ -117,7 +118,7 @@ def test_options(value: Any, other: Any) -> None:
         with nothing_shown_but_the_value():
             check("max_lifetime", value)
     with nothing_shown_but_the_value():
-        options.lifetime_option(value, other)
+        lifetime_option(value, other)
 
 
 @contextmanager

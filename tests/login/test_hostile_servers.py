@@ -17,10 +17,10 @@ import pytest
 import trustme
 import uvloop
 
-from aiopqr import login as module
-from aiopqr import scram
+from aiopqr._login import keys, scram
+from aiopqr._login.asyncpg_login import login
+from aiopqr._login.keys import KeyCache
 from aiopqr.credentials import Credential, Secret
-from aiopqr.login import KeyCache, login
 
 PASSWORD = "correct horse battery"
 SALT = b"0123456789abcdef"
@@ -288,7 +288,7 @@ async def test_asyncpg_itself_refuses_a_wrong_signature_with_the_same_words() ->
 async def test_ten_million_iterations_are_refused_before_any_is_computed(
     iterations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "derive", None)  # would raise TypeError
+    monkeypatch.setattr(keys, "derive", None)  # would raise TypeError
 
     async def greedy(peer: Peer) -> None:
         await peer.client_first()
@@ -436,7 +436,7 @@ class Gate:
             assert self.release.wait(20)
             return derive(*args)
 
-        monkeypatch.setattr(module, "derive", held)
+        monkeypatch.setattr(keys, "derive", held)
 
 
 async def test_a_derivation_never_blocks_the_loop_and_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from aiopqr import scram
+from aiopqr._login import scram
+from aiopqr._login.asyncpg_login import login
+from aiopqr._login.keys import KeyCache
 from aiopqr.credentials import Secret
-from aiopqr.login import KeyCache, login
 
 from .conftest import PASSWORD, as_server, free_port
 

@@ -14,10 +14,11 @@ import asyncpg
 import pytest
 import uvloop
 
-from aiopqr import login as module
-from aiopqr import scram
+from aiopqr._login import asyncpg_login as module
+from aiopqr._login import keys, scram
+from aiopqr._login.asyncpg_login import login
+from aiopqr._login.keys import KeyCache
 from aiopqr.credentials import Credential, Secret
-from aiopqr.login import KeyCache, login
 
 PASSWORD = "correct horse battery"
 
@@ -45,7 +46,7 @@ async def test_every_method_logs_in(server: Any, user: str) -> None:
 async def test_keys_are_derived_once(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     derived: list[object] = []
     derive = scram.derive
-    monkeypatch.setattr(module, "derive", lambda *args: derived.append(args) or derive(*args))
+    monkeypatch.setattr(keys, "derive", lambda *args: derived.append(args) or derive(*args))
     cache = KeyCache()
     cons = await asyncio.gather(*(enter(server, "by_scram", cache) for _ in range(4)))
     cons += [await enter(server, "by_scram", cache)]

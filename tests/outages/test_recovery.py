@@ -82,7 +82,7 @@ async def test_a_probe_that_succeeds_wakes_all_who_wait_for_credentials(
     make_pool: MakePool, postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both passwords are refused; then an operator puts the old ones back, and the store has nothing new to tell."""
-    monkeypatch.setattr("aiopqr.alternation.PROBE_FIRST", 1.0)
+    monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_FIRST", 1.0)
     before = postgres.pair
     async with make_pool(max_size=10) as pool:
         await postgres.rotate_both(store_delay=None)
@@ -99,7 +99,7 @@ async def test_a_probe_that_succeeds_wakes_all_who_wait_for_credentials(
 async def test_a_probe_given_up_passes_to_another_who_waits(
     postgres: RotatingPostgres, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiopqr.alternation.PROBE_FIRST", 1.0)
+    monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_FIRST", 1.0)
     before = postgres.pair
     async with aiopqr.Connector(proxy.dsn_of(postgres.dsn), credentials=postgres.source, ssl="disable") as connector:
         await postgres.rotate_both(store_delay=None)

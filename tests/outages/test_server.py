@@ -110,7 +110,7 @@ async def test_an_acquire_says_what_it_waited_for_when_a_server_stays_down(make_
 async def test_a_login_swallowed_by_the_network_is_waited_out(
     make_pool: MakePool, proxy: Proxy, postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiopqr.connecting.LOGIN_FIRST", 0.1)
+    monkeypatch.setattr("aiopqr._connect.attempts.LOGIN_FIRST", 0.1)
     async with make_pool(proxy) as pool:
         proxy.blackhole()
         with pytest.raises(aiopqr.AcquireTimeout, match="TimeoutError") as caught:
@@ -165,14 +165,14 @@ class ForgetfulProxy(Proxy):
 async def test_a_pool_of_silently_dead_connections_serves_within_the_time_of_a_few_checks(
     make_pool: MakePool, postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiopqr.checkout.CHECK_TIMEOUT", 1.0)
+    monkeypatch.setattr("aiopqr._pool.checkout.CHECK_TIMEOUT", 1.0)
     async with ForgetfulProxy(postgres.server.host, postgres.server.port) as proxy:
         pool = await make_pool(proxy, min_size=10, max_size=10, check_after=1e-9)
         proxy.generation += 1
         begun = time.monotonic()
         assert await pool.fetchval("select 1") == 1
         assert time.monotonic() - begun < 3
-        monkeypatch.setattr("aiopqr.replacement.CLOSE_TIMEOUT", 0.5)
+        monkeypatch.setattr("aiopqr._pool.replacement.CLOSE_TIMEOUT", 0.5)
         async with asyncio.timeout(5):  # nobody has told those that are dead
             await pool.close()
 
@@ -195,7 +195,7 @@ async def test_resets_in_mid_handshake_are_waited_out_and_blame_nobody(
 async def test_a_server_too_slow_for_a_first_login_gets_more_time_for_the_next(
     make_pool: MakePool, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiopqr.connecting.LOGIN_FIRST", 0.2)
+    monkeypatch.setattr("aiopqr._connect.attempts.LOGIN_FIRST", 0.2)
     proxy.delay = 0.1
     async with make_pool(proxy) as pool:
         assert await pool.fetchval("select 1") == 1

@@ -14,7 +14,7 @@ import pytest
 from asyncpg.pool import PoolConnectionProxy
 
 import aiopqr
-from aiopqr._asyncpg import busy_check, counting_copies, give_at_once, queries_run, raw_connection
+from aiopqr._pool._asyncpg import busy_check, counting_copies, give_at_once, queries_run, raw_connection
 from aiopqr.testing import RotatingPostgres
 
 from .conftest import MakePool, eventually

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import aiopqr
-from aiopqr.watch import _Watch
+from aiopqr._pool.timers import _Timer
 
 from .conftest import MakePool, eventually
 
@@ -56,20 +56,20 @@ async def test_without_a_limit_connections_stay(make_pool: MakePool) -> None:
 
 
 @pytest.fixture
-def armed(monkeypatch: pytest.MonkeyPatch) -> list[_Watch]:
+def armed(monkeypatch: pytest.MonkeyPatch) -> list[_Timer]:
     """The watches that armed their timer, each time they did."""
-    armed: list[_Watch] = []
-    arm = _Watch._arm
+    armed: list[_Timer] = []
+    arm = _Timer._arm
 
-    def noted(watch: _Watch, when: float) -> None:
+    def noted(watch: _Timer, when: float) -> None:
         armed.append(watch)
         arm(watch, when)
 
-    monkeypatch.setattr(_Watch, "_arm", noted)
+    monkeypatch.setattr(_Timer, "_arm", noted)
     return armed
 
 
-async def test_a_pool_at_its_floor_arms_no_timer(make_pool: MakePool, armed: list[_Watch]) -> None:
+async def test_a_pool_at_its_floor_arms_no_timer(make_pool: MakePool, armed: list[_Timer]) -> None:
     async with make_pool(min_size=2, max_inactive_connection_lifetime=0.05) as pool:
         await use(pool, 2)
         assert not armed
@@ -79,7 +79,7 @@ async def test_a_pool_at_its_floor_arms_no_timer(make_pool: MakePool, armed: lis
 
 
 @pytest.mark.parametrize("end", ["close", "terminate"])
-async def test_a_pool_that_has_ended_leaves_no_timer(make_pool: MakePool, armed: list[_Watch], end: str) -> None:
+async def test_a_pool_that_has_ended_leaves_no_timer(make_pool: MakePool, armed: list[_Timer], end: str) -> None:
     async with make_pool(min_size=1) as pool:
         await use(pool, 3)
         await pool.execute("select 1")

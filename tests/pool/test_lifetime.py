@@ -137,7 +137,7 @@ async def eventually_sessions(postgres: RotatingPostgres, count: int) -> None:
 
 async def test_lifetime_zero_turns_replacement_off(make_pool: MakePool, postgres: RotatingPostgres) -> None:
     async with make_pool(min_size=1, max_lifetime=0) as pool:
-        (session,) = pool._sessions
+        (session,) = pool._connections
         assert session.deadline == float("inf")
 
 

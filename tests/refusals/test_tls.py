@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import aiopqr.login
+import aiopqr._login.keys
 from aiopqr.refusals import Verdict, classify
 from aiopqr.testing import EmbeddedPostgres, NotSupported, PostgresServer, RotatingPostgres, ServerUnavailable
 from aiopqr.testing.server import identifier, run_apart
@@ -58,8 +58,8 @@ async def test_a_refusal_over_tls_falls_back_and_costs_one_failed_login(
 async def test_the_keys_are_derived_once_for_each_account_under_tls(
     tls_pool: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    derive, derived = aiopqr.login._derive, []
-    monkeypatch.setattr("aiopqr.login._derive", lambda *args: (derived.append(args[0]), derive(*args))[1])
+    derive, derived = aiopqr._login.keys._derive, []
+    monkeypatch.setattr("aiopqr._login.keys._derive", lambda *args: (derived.append(args[0]), derive(*args))[1])
     async with tls_pool("verify-full", max_size=8) as pool:
         await hold(pool, 8)
     assert len(derived) == 2

@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 
 from aiopqr.credentials import Credential, CredentialPair, Parity
-from aiopqr.rotation.file import FileStore
 from aiopqr.rotation.gates import Rules
 from aiopqr.rotation.rotator import Rotator
+from aiopqr.rotation.stores.file import FileStore
 from aiopqr.testing import RotatingPostgres
 
 

@@ -18,8 +18,8 @@ import asyncpg
 from aiopqr.credentials import Credential
 from aiopqr.rotation import rotator as product
 from aiopqr.rotation.errors import RotationUndone
-from aiopqr.rotation.file import FileStore
 from aiopqr.rotation.gates import Rules
+from aiopqr.rotation.stores.file import FileStore
 
 
 class Reaper:

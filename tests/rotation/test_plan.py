@@ -12,7 +12,7 @@ from aiopqr.credentials import Credential, CredentialPair, Parity
 from aiopqr.rotation.errors import RotationRefused
 from aiopqr.rotation.gates import Facts, Gate, Login, Objection, Rules, Session
 from aiopqr.rotation.plan import Action, Plan, decide
-from aiopqr.rotation.store import StoredSecret
+from aiopqr.rotation.stores.store import StoredSecret
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
 RULES = Rules(max_lifetime=1000.0, refresh_interval=60.0, margin=40.0)

@@ -15,12 +15,12 @@ import pytest
 from aiopqr.credentials import Credential, CredentialPair, Parity, Secret
 from aiopqr.errors import ConfigurationError, RotationError
 from aiopqr.rotation.errors import PathDown, RotationFailed, RotationRefused, RotationUndone, StoreConflict, StoreError
-from aiopqr.rotation.file import FileStore
 from aiopqr.rotation.gates import Gate, Rules
 from aiopqr.rotation.passwords import PasswordRule
 from aiopqr.rotation.plan import Action
 from aiopqr.rotation.rotator import Step
-from aiopqr.rotation.store import StoredSecret
+from aiopqr.rotation.stores.file import FileStore
+from aiopqr.rotation.stores.store import StoredSecret
 
 ODD, EVEN = Parity.ODD, Parity.EVEN
 NO_SPACING = Rules(max_lifetime=0.0, refresh_interval=0.0, margin=0.0)

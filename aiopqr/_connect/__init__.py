@@ -1,0 +1,8 @@
+"""A connection with a pair of accounts: which account next, what a refusal means, how an outage is waited out."""
+
+from .connector import CONNECT_TIMEOUT, Connector
+
+__all__ = [
+    "CONNECT_TIMEOUT",
+    "Connector",
+]

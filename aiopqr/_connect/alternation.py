@@ -1,0 +1,162 @@
+"""Which account next, who is suspect, and what a refusal means: a state machine without clock, loop or socket.
+
+The rules, and why:
+
+* :meth:`Alternator.begin` decides from what is known now, without awaiting: the account not taken last time, unless it
+  is set aside and the other is not. So of 2n connects that begin, concurrently or not, n take each account.
+* What a refusal sets aside is a credential *by content*, never an account. A late refusal of an old password says
+  nothing about the new one, and a store that flips back to a refused password lifts nothing. A rotation thus costs one
+  failed login, or as many as were in flight: servers and proxies lock out, alarm and rate-limit on failed logins.
+* A fallback is the other account than *this attempt's*, never whatever would be next by now.
+* Nothing logs in with what is known to be refused, but a probe: one at a time, 30 s after the refusal, then at doubling
+  intervals up to 10 min. While any account works, probes are for the background.
+* A pending password (one that the store holds but nobody promised to be in force) is the last resort.
+* A refusal that depends on the database or host (no LOGIN, no CONNECT, connection limit) stays with this alternator; a
+  refused password is the same for all that share the :class:`Quarantine`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .._refresh import Attempt, Quarantine
+from ..credentials import Credential, CredentialPair, Parity
+from ..refusals import Verdict
+
+FULL_PAUSE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """No login is worth making before ``until``, unless newer credentials come first."""
+
+    until: float
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Alternator:
+    """Chooses the account for each login of one connector. It owns the pair."""
+
+    pair: CredentialPair
+    refused: Quarantine = field(default_factory=Quarantine)
+    version: int = 1
+    _local: Quarantine = field(default_factory=Quarantine)
+    _full_until: dict[str, float] = field(default_factory=dict)
+    _last: Parity | None = None
+
+    def begin(self, now: float) -> Attempt | Wait:
+        """The login that a connect starts with."""
+        preferred = self._last.other if self._last else self.pair.active
+        for parity in (preferred, preferred.other):
+            if (credential := self.pair[parity]) and self._is_usable(credential, now):
+                return self._take(parity, credential, now)
+        if attempt := self._last_resort(now):
+            return attempt
+        return Wait(self._next_chance(now))
+
+    def fallback(self, attempt: Attempt, now: float) -> Attempt | None:
+        """The other account than this attempt's, or None when it is not worth a login either."""
+        parity = attempt.parity.other
+        credential = self.pair[parity]
+        if credential and credential != attempt.credential and self._is_usable(credential, now):
+            return self._take(parity, credential, now)
+        return None
+
+    def probe(self, now: float) -> Attempt | None:
+        """A login that finds out, in the background, whether a refused account works again."""
+        for parity in Parity:
+            credential = self.pair[parity]
+            if credential and self._claim_probe(credential, now):
+                return Attempt(parity, credential, self.version, now, probe=True)
+        return None
+
+    def rejected(self, attempt: Attempt, verdict: Verdict, now: float) -> bool:
+        """The server refused the attempt. True if that set the credential aside anew."""
+        match verdict:
+            case Verdict.CREDENTIAL:
+                return self.refused.refuse(attempt, now)
+            case Verdict.ACCOUNT:
+                return self._local.refuse(attempt, now)
+            case Verdict.ACCOUNT_FULL:
+                self._full_until[attempt.credential.username] = now + FULL_PAUSE
+        self.abandoned(attempt, now)
+        return False
+
+    def accepted(self, attempt: Attempt, now: float) -> float | None:
+        """The attempt logged in: for how long its credential had been set aside, or None if it was not."""
+        self._full_until.pop(attempt.credential.username, None)
+        locally = self._local.accept(attempt, now)
+        shared = self.refused.accept(attempt, now)
+        return shared if locally is None else locally
+
+    def abandoned(self, attempt: Attempt, now: float) -> None:
+        """The attempt came to nothing that says anything of the account: an outage, a cancellation."""
+        if attempt.probe:
+            self.refused.release_probe(attempt, now)
+            self._local.release_probe(attempt, now)
+
+    def replace(self, pair: CredentialPair) -> None:
+        """Take a newer pair. The alternation goes on where it was, and what changed is no longer set aside."""
+        if pair != self.pair:
+            self.pair = pair
+            self.version += 1
+
+    def is_superseded(self, attempt: Attempt) -> bool:
+        """Whether the pair names another password by now than the one that the attempt logged in with."""
+        return attempt.version != self.version and attempt.credential not in self.pair.credentials()
+
+    def is_worthwhile(self, attempt: Attempt) -> bool:
+        """Whether an attempt that had to wait is still to be made: neither superseded nor refused meanwhile."""
+        return not self.is_superseded(attempt) and (attempt.probe or not self._is_refused(attempt.credential))
+
+    def is_refused(self) -> bool:
+        """Whether every account of the pair is set aside. A pending password does not count."""
+        return all(c is None or self._is_refused(c) for c in (self.pair.odd, self.pair.even))
+
+    def retry_at(self, credential: Credential) -> float:
+        """When a credential that is set aside may be probed."""
+        return max(q.retry_at(credential) for q in (self.refused, self._local) if credential in q)
+
+    def refused_since(self, credential: Credential) -> float | None:
+        since = [q.since(credential) for q in (self.refused, self._local)]
+        return min((s for s in since if s is not None), default=None)
+
+    def _take(self, parity: Parity, credential: Credential, now: float, *, probe: bool = False) -> Attempt:
+        self._last = parity
+        return Attempt(parity, credential, self.version, now, probe)
+
+    def _last_resort(self, now: float) -> Attempt | None:
+        pending, parity = self.pair.pending, self.pair.pending_parity
+        if pending and parity and self.is_refused() and self._is_usable(pending, now):
+            return self._take(parity, pending, now)
+        for credential in self.pair.credentials():
+            if self._claim_probe(credential, now):
+                owner = next((p for p in Parity if self.pair[p] == credential), parity)
+                assert owner is not None
+                return self._take(owner, credential, now, probe=True)
+        return None
+
+    def _next_chance(self, now: float) -> float:
+        # A pending password is a chance only where both accounts are refused.
+        candidates = self.pair.credentials() if self.is_refused() else (self.pair.odd, self.pair.even)
+        chances = [
+            max(self.retry_at(c) if self._is_refused(c) else now, self._full_until.get(c.username, now))
+            for c in candidates
+            if c
+        ]
+        return min(chances)
+
+    def _is_refused(self, credential: Credential) -> bool:
+        return credential in self.refused or credential in self._local
+
+    def _is_usable(self, credential: Credential, now: float) -> bool:
+        return not self._is_refused(credential) and now >= self._full_until.get(credential.username, now)
+
+    def _claim_probe(self, credential: Credential, now: float) -> bool:
+        holders = [q for q in (self.refused, self._local) if credential in q]
+        # A probe may have found the account full, which tells nothing of what it was refused for.
+        if not holders or now < max(self.retry_at(credential), self._full_until.get(credential.username, now)):
+            return False
+        for quarantine in holders:
+            quarantine.claim_probe(credential, now)
+        return True

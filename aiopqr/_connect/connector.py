@@ -1,0 +1,236 @@
+"""``connect()`` with a pair of accounts: what a pool is built on, and what is used without one (LISTEN, migrations)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+import weakref
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Self
+
+import asyncpg
+
+from .._login import KeyCache
+from .._refresh import Attempt, Refresher
+from ..clock import cancel
+from ..credentials import CredentialPair, Parity
+from ..errors import ConfigurationError, PoolClosing
+from ..events import Emitter, Event, Listener
+from ..options import check_connect_arguments, positive
+from ..sources import Credentials
+from ..stats import AccountStats, ConnectorStats, Histogram
+from .attempts import Connect
+from .state import Arguments, ConnectorState
+
+CONNECT_TIMEOUT = 60.0  # asyncpg's own default
+
+
+class Connector:
+    """Makes asyncpg connections with the accounts of a pair in turn.
+
+    Takes what :func:`asyncpg.connect` takes, but for ``user`` and ``password``. ``credentials`` is a source, an async
+    callable, a fixed pair or a shared :class:`Refresher`. ``connect`` is called in asyncpg's place, with the chosen
+    ``user=`` and ``password=`` (a callable, as asyncpg takes it, which works while that call runs). ``scram_cache``
+    proves the password with keys that are derived once; off, asyncpg derives them for each login.
+
+    Use it as an async context manager. It closes the refresher that it made, never one that it was given; connections
+    belong to whoever asked for them.
+    """
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        *,
+        credentials: Credentials | Refresher,
+        connect: Callable[..., Awaitable[Any]] | None = None,
+        refresh_interval: float | None = None,
+        fetch_timeout: float = 10.0,
+        scram_cache: bool = True,
+        name: str = "aiopqr",
+        listeners: Iterable[Listener] = (),
+        **connect_kwargs: Any,
+    ) -> None:
+        self._args = () if dsn is None else (dsn,)
+        self._kwargs = connect_kwargs
+        check_connect_arguments(self._args, connect_kwargs)
+        self.name = name
+        self.events = Emitter(listeners)
+        self._driver_connect = connect or asyncpg.connect
+        self._keys = KeyCache() if scram_cache else None
+        self._owns_refresher = not isinstance(credentials, Refresher)
+        if isinstance(credentials, Refresher):
+            if refresh_interval is not None:
+                raise ConfigurationError("refresh_interval belongs to the Refresher that is given as credentials")
+            self.refresher = credentials
+        else:
+            self.refresher = Refresher(credentials, interval=refresh_interval, timeout=fetch_timeout, name=name)
+        self._state: ConnectorState | None = None
+        self._attempts: weakref.WeakKeyDictionary[Any, Attempt] = weakref.WeakKeyDictionary()
+        self._probes: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    async def start(self) -> Self:
+        """Fetch the first credentials. Raises what the source raised. A second call does nothing."""
+        if self._state is None:
+            self.refresher.subscribe(self)
+            await self.refresher.start()
+        if self._state is None:  # another task may have started it meanwhile
+            self._state = ConnectorState(self.name, self.events, self.refresher, self._driver_connect, self._keys)
+        return self
+
+    async def connect(self, *args: Any, **kwargs: Any) -> Any:
+        """An ordinary asyncpg connection, made with the account whose turn it is, or with the other one.
+
+        Arguments given here replace the connector's own. Raises :class:`CredentialsRefused` when all accounts stay
+        refused and :class:`ConnectTimeout` when the server stays down, each after ``timeout`` seconds (default 60), and
+        any other error of the driver at once. Cancelling it leaves nothing behind.
+        """
+        if args or kwargs:
+            check_connect_arguments(args, kwargs)
+        if self._closed:
+            raise PoolClosing(f"{self.name}: the connector is closed")
+        kwargs = {**self._kwargs, **kwargs}
+        timeout = kwargs.pop("timeout", CONNECT_TIMEOUT)
+        if timeout is not None:
+            timeout = positive("timeout", timeout)
+        arguments = Arguments(args or self._args, self._with_endpoint(args or self._args, kwargs))
+        con, attempt = await Connect(self._started, arguments, timeout).run(lambda: self._probe(arguments))
+        if isinstance(con, asyncpg.Connection):  # a user's connect= may return anything, which is the pool's to refuse
+            self._attempts[con] = attempt
+        return con
+
+    async def refresh(self) -> None:
+        """Fetch now: see :meth:`Refresher.refresh`."""
+        await self.refresher.refresh()
+
+    @property
+    def pair(self) -> CredentialPair:
+        """The pair in use."""
+        return self.refresher.pair
+
+    @property
+    def last_failure(self) -> BaseException | None:
+        """What the last login failed with, if none has succeeded since."""
+        return self._state.last_failure if self._state else None
+
+    def attempt_of(self, con: Any) -> Attempt | None:
+        """The login that made this connection."""
+        return self._attempts.get(con)
+
+    def is_superseded(self, con: Any) -> bool:
+        """Whether the connection was made with a password that is no longer the newest."""
+        attempt = self._attempts.get(con)
+        return attempt is not None and self._started.alternator.is_superseded(attempt)
+
+    def stats(self) -> ConnectorStats:
+        """A frozen snapshot. No secret is in it."""
+        return ConnectorStats(**self.stats_fields())
+
+    async def close(self) -> None:
+        """End the background work, and close the refresher if it is the connector's own. A second call does nothing."""
+        probes = tuple(self._probes)
+        self._stop()
+        if probes:
+            await asyncio.wait(probes)
+        if self._owns_refresher:
+            await self.refresher.close()
+
+    def terminate(self) -> None:
+        """As :meth:`close`, where nothing can be awaited."""
+        self._stop()
+        if self._owns_refresher:
+            self.refresher.terminate()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", None) and not self._closed:
+            warnings.warn(f"unclosed connector {self.name!r}", ResourceWarning, source=self, stacklevel=2)
+            self.terminate()
+
+    # What the refresher tells its subscribers.
+
+    def replace(self, pair: CredentialPair) -> None:
+        if self._state:
+            before = self._state.alternator.pair
+            self._state.alternator.replace(pair)
+            for credential in before.credentials():
+                if self._keys and credential not in pair.credentials():
+                    self._keys.forget(credential)
+
+    def is_refused(self) -> bool:
+        """Whether every account of the pair is refused."""
+        return self._state is not None and self._state.alternator.is_refused()
+
+    def heard(self, event: Event) -> None:
+        self.events.tell(event)
+
+    def stats_fields(self) -> dict[str, Any]:
+        """The fields of :class:`ConnectorStats`, which a pool's snapshot has too."""
+        state, now = self._started, asyncio.get_running_loop().time()
+        pair = state.alternator.pair
+        alive = [attempt.parity for con, attempt in list(self._attempts.items()) if not con.is_closed()]
+        accounts = {}
+        for parity in Parity:
+            credential, counts = pair[parity], state.counts.accounts[parity]
+            since = state.alternator.refused_since(credential) if credential else None
+            accounts[parity] = AccountStats(
+                username=credential.username if credential else None,
+                open=alive.count(parity),
+                opened=counts.opened,
+                refused=counts.refused,
+                refused_for=None if since is None else now - since,
+            )
+        return {
+            "name": self.name,
+            "accounts": accounts,
+            "fallbacks": state.counts.fallbacks,
+            "probes": state.counts.probes,
+            "outages": state.counts.outages,
+            "failed": state.counts.failed,
+            "connect_time": state.counts.connect_time.snapshot(),
+            "refresh": self.refresher.stats(),
+            "all_refused": state.alternator.is_refused(),
+            "degraded": pair.missing is not None,
+        }
+
+    @property
+    def connect_time(self) -> Histogram:
+        """How long logins took, for whoever wants each single measurement."""
+        return self._started.counts.connect_time
+
+    @property
+    def _started(self) -> ConnectorState:
+        if self._state is None:
+            raise ConfigurationError(f"connector {self.name!r} is not started: use `async with`, or await start()")
+        return self._state
+
+    def _stop(self) -> None:
+        self._closed = True
+        cancel(self._probes)
+
+    def _probe(self, arguments: Arguments) -> None:
+        """While accounts work, find out in the background whether a refused one does again."""
+        state = self._started
+        now = asyncio.get_running_loop().time()
+        if not state.alternator.is_refused() and (attempt := state.alternator.probe(now)):
+            task = asyncio.create_task(state.probe(attempt, arguments), name=f"aiopqr-{self.name}-probe")
+            self._probes.add(task)
+            task.add_done_callback(self._probes.discard)
+
+    def _with_endpoint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A secret may say where its database is. That counts where nothing else does."""
+        endpoint = self.refresher.pair.endpoint
+        elsewhere = any(args) or any(kwargs.get(key) for key in ("dsn", "host", "service"))
+        if endpoint is None or elsewhere or os.environ.get("PGHOST") or os.environ.get("PGSERVICE"):
+            return kwargs
+        defaults = {"host": endpoint.host, "port": endpoint.port, "database": endpoint.database}
+        return {**{key: value for key, value in defaults.items() if value is not None}, **kwargs}

@@ -1,0 +1,145 @@
+"""One login without a network: asyncpg against a server of a few lines, in memory.
+
+It stands apart because it runs in production: once in a process, before the first login that relies on asyncpg's
+insides, to find out in a fraction of a millisecond whether they are as expected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ssl
+from base64 import b64decode, b64encode
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+
+from ..credentials import Secret
+from .scram import Challenge, Keys, derive
+
+_SALT = b"self-test"
+_KEYS = derive("self-test", _SALT, 1)
+
+
+class _Unexpected(Exception):
+    """asyncpg did not do what is relied on."""
+
+
+class _Known:
+    """A key cache that always knows."""
+
+    def keys(self, password: Secret, challenge: Challenge, loop: object) -> Keys:
+        return _KEYS
+
+
+async def run_self_test(enter: Callable[..., Awaitable[Any]]) -> None:
+    """Log in with `enter`, as it is and over STARTTLS; raise whatever is not as expected."""
+    for context in (False, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)):
+        stage = _Stage(asyncio.get_running_loop())
+        con = await enter(
+            asyncpg.connect,
+            host="127.0.0.1",
+            port=1,
+            user="self-test",
+            database="self-test",
+            password=Secret("self-test"),
+            cache=_Known(),
+            loop=stage,
+            ssl=context,
+            target_session_attrs="any",
+            gsslib="gssapi",
+            timeout=5.0,
+        )
+        try:
+            if not stage.transport.authenticated:
+                raise _Unexpected("it logged in without the handshake")
+            if stage.transport.get_protocol() is not con._protocol:
+                raise _Unexpected("its protocol did not get the transport")
+            if con._loop is not stage or con._stmt_cache._loop is not stage:
+                raise _Unexpected("the connection keeps another event loop")
+        finally:
+            con.terminate()
+
+
+class _Stage:
+    """An event loop whose connections all lead to the server below."""
+
+    transport: _Transport
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def create_connection(self, factory: Callable[[], Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        protocol = factory()
+        self.transport = _Transport(self._loop, protocol)
+        protocol.connection_made(self.transport)
+        return self.transport, protocol
+
+    async def start_tls(self, transport: _Transport, *args: Any, **kwargs: Any) -> _Transport:
+        return transport
+
+
+class _Transport(asyncio.Transport):
+    """A transport with a server at its other end that lets in whoever completes SCRAM."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: Any) -> None:
+        super().__init__()
+        self._loop = loop
+        self._protocol = protocol
+        self.authenticated = False
+        self._script = self._serve()
+        next(self._script)
+
+    def _serve(self) -> Any:
+        sent = yield
+        if sent == b"\x00\x00\x00\x08\x04\xd2\x16\x2f":  # SSLRequest
+            sent = yield b"S"
+        client_first = (yield _message(b"R", b"\x00\x00\x00\x0aSCRAM-SHA-256\0\0")).rpartition(b"n,,")[2]
+        nonce = client_first.rpartition(b"r=")[2]
+        server_first = b"r=%b+,s=%b,i=1" % (nonce, b64encode(_SALT))
+        client_final = (yield _message(b"R", b"\x00\x00\x00\x0b" + server_first))[5:]
+        without_proof, _, proof = client_final.rpartition(b",p=")
+        auth = b",".join((client_first, server_first, without_proof))
+        signature = hmac.digest(_KEYS.stored, auth, "sha256")
+        if bytes(a ^ b for a, b in zip(_KEYS.client, signature, strict=True)) != b64decode(proof):
+            yield _message(b"E", b"SFATAL\0C28P01\0Mthe placeholder was sent\0\0")
+        self.authenticated = True
+        yield b"".join(
+            (
+                _message(b"R", b"\x00\x00\x00\x0cv=" + b64encode(hmac.digest(_KEYS.server, auth, "sha256"))),
+                _message(b"R", bytes(4)),
+                _message(b"S", b"server_version\x0018.0\0"),
+                _message(b"Z", b"I"),
+            )
+        )
+        yield b""  # Terminate
+
+    def write(self, data: Any) -> None:
+        reply = self._script.send(bytes(data))
+        if reply:
+            self._loop.call_soon(lambda: self._protocol.data_received(reply))
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol  # type: ignore[no-any-return]
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + (len(body) + 4).to_bytes(4, "big") + body

@@ -1,0 +1,99 @@
+"""What ends a connection after a time: a release that takes too long, and idleness.
+
+There is one timer for all connections of a pool. One for each costs more than the rest of what this library adds to an
+acquire and a release, since the cancelled ones pile up in the event loop's heap until they are due. (asyncpg's own, of
+idle connections, are therefore off. They would also keep a pool alive that was dropped.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import weakref
+from abc import ABC, abstractmethod
+
+from ..clock import TICK, clock_of
+from .connection import PooledConnection
+from .connections import Connections
+
+
+class _Timer(ABC):
+    """Looks at all connections when the first of them is due; once armed, the timer serves all that come later."""
+
+    def __init__(self, limit: float, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
+        self._limit = limit
+        self._connections = weakref.ref(connections)  # an armed timer must not keep a pool that was dropped
+        self._loop = loop
+        self._now = clock_of(loop)
+        self._is_armed = limit == math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def stop(self) -> None:
+        """Watch nothing any more."""
+        self._is_armed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _arm(self, when: float) -> None:
+        self._is_armed = True
+        self._timer = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        self._is_armed = False
+        if connections := self._connections():
+            next_look = self._end_what_is_due(connections, self._now() + TICK)
+            if next_look < math.inf:
+                self._arm(next_look)
+
+    @abstractmethod
+    def _end_what_is_due(self, connections: Connections, now: float) -> float:
+        """End what is due, and say when the next will be; ``inf`` if none will without :meth:`begin`."""
+
+
+class ReleaseTimer(_Timer):
+    """Terminates the connection of a release that takes longer than ``limit`` seconds."""
+
+    def begin(self, pooled: PooledConnection) -> None:
+        """Watch a release until its ``release_by`` is taken back."""
+        pooled.release_by = self._now() + self._limit
+        if not self._is_armed:
+            self._arm(pooled.release_by)
+
+    def _end_what_is_due(self, connections: Connections, now: float) -> float:
+        next_look = math.inf
+        for pooled in tuple(connections):
+            if pooled.release_by <= now:
+                pooled.is_overdue = True
+                pooled.con.terminate()
+            else:
+                next_look = min(next_look, pooled.release_by)
+        return next_look
+
+
+class IdleTimer(_Timer):
+    """Terminates connections that nobody used for ``limit`` seconds, the longest idle first, but for ``floor`` of all.
+
+    A pool at its floor is not watched, and so wakes up for nothing.
+    """
+
+    def __init__(self, limit: float, floor: int, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit, connections, loop)
+        self._floor = floor
+
+    def begin(self, pooled: PooledConnection) -> None:
+        """A connection is idle from now on."""
+        if not self._is_armed and len(self._connections() or ()) > self._floor:
+            self._arm(pooled.idle_since + self._limit)
+
+    def _end_what_is_due(self, connections: Connections, now: float) -> float:
+        alive = [pooled for pooled in connections if not pooled.con.is_closed()]
+        surplus = len(alive) - self._floor
+        for pooled in sorted(alive, key=lambda pooled: pooled.idle_since):
+            if surplus <= 0:
+                break
+            if pooled.is_idle:
+                if pooled.idle_since + self._limit > now:
+                    return pooled.idle_since + self._limit
+                pooled.con.terminate()
+                surplus -= 1
+        return math.inf

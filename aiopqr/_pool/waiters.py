@@ -1,0 +1,96 @@
+"""First come, first served: the permits to check out a connection.
+
+A permit that comes back goes to whoever waits longest, never to a newcomer. (asyncpg's own queue lets a task that
+releases and acquires again overtake those that wait.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from ..errors import TooManyWaiting
+
+
+class Waiters:
+    """``permits`` may be inside at a time. ``max_waiting`` limits the queue; None does not."""
+
+    def __init__(self, permits: int, max_waiting: int | None, loop: asyncio.AbstractEventLoop) -> None:
+        self.permits = self._free = permits
+        self._max_waiting = max_waiting
+        self._loop = loop
+        self._waiters: dict[asyncio.Future[None], float] = {}  # with their deadlines, in the order they came
+        self._timer: asyncio.TimerHandle | None = None
+        self._looks_at = math.inf
+        self._closed: Callable[[], Exception] | None = None
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiters)
+
+    def try_enter(self) -> bool:
+        """Take a permit if one is free. Nobody can be waiting then."""
+        if self._free and self._closed is None:
+            self._free -= 1
+            return True
+        return False
+
+    async def enter(self, deadline: float | None) -> None:
+        """Wait for a permit. Raises ``TimeoutError`` at ``deadline``, in loop time, and :class:`TooManyWaiting`."""
+        if self._closed is not None:
+            raise self._closed()
+        if self.try_enter():
+            return
+        if self._max_waiting is not None and len(self._waiters) >= self._max_waiting:
+            raise TooManyWaiting(f"{len(self._waiters)} tasks wait for a connection already (max_waiting)")
+        waiter = self._loop.create_future()
+        self._waiters[waiter] = math.inf if deadline is None else deadline
+        if deadline is not None and deadline < self._looks_at:
+            self._look_at(deadline)
+        try:
+            await waiter
+        except BaseException:
+            self._waiters.pop(waiter, None)
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.leave()  # given the permit and cancelled in the same turn of the loop
+            raise
+
+    def leave(self) -> None:
+        """Give a permit back."""
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            del self._waiters[waiter]
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._free += 1
+
+    def close(self, error: Callable[[], Exception]) -> None:
+        """Fail everyone who waits, and everyone who comes."""
+        self._closed = error
+        self._fail(math.inf, error)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # One timer for all who wait: one for each costs more than the rest of the wait, and the cancelled ones pile up in
+    # the loop's heap until they are due.
+
+    def _look_at(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._looks_at = when
+        self._timer = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        self._timer, self._looks_at = None, math.inf
+        self._fail(self._loop.time(), TimeoutError)
+        if (earliest := min(self._waiters.values(), default=math.inf)) < math.inf:
+            self._look_at(earliest)
+
+    def _fail(self, until: float, error: Callable[[], Exception]) -> None:
+        for waiter, deadline in tuple(self._waiters.items()):
+            if deadline <= until:
+                del self._waiters[waiter]
+                if not waiter.done():
+                    waiter.set_exception(error())

@@ -1,0 +1,101 @@
+"""Which credentials are refused, and when each may be tried again: a state machine that pools may share.
+
+It holds credentials by content, never accounts: a late refusal of an old password says nothing about the new one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..credentials import Credential, Parity
+
+PROBE_FIRST = 30.0
+PROBE_MAX = 600.0
+_REMEMBERED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A login to be made. ``version`` is that of the pair when it began, by which what comes of it is judged."""
+
+    parity: Parity
+    credential: Credential
+    version: int
+    begun: float
+    probe: bool = False
+
+
+@dataclass(slots=True)
+class _Refusal:
+    since: float
+    begun: float  # when the last login that was refused had begun
+    retry_at: float
+    delay: float
+
+
+class Quarantine:
+    """The refused credentials, and when each may be tried again. Several alternators may share one."""
+
+    def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
+        self._uniform = uniform
+        self._refused: dict[Credential, _Refusal] = {}
+        self._accepted: dict[Credential, float] = {}  # when the last login that succeeded had begun
+
+    def __contains__(self, credential: Credential) -> bool:
+        return credential in self._refused
+
+    def since(self, credential: Credential) -> float | None:
+        refusal = self._refused.get(credential)
+        return refusal.since if refusal else None
+
+    def retry_at(self, credential: Credential) -> float:
+        return self._refused[credential].retry_at
+
+    def refuse(self, attempt: Attempt, now: float) -> bool:
+        """Set the attempt's credential aside; False when that was known, or is out of date."""
+        credential = attempt.credential
+        if self._accepted.get(credential, float("-inf")) > attempt.begun:
+            return False  # a login that began later was accepted: the password has come into force meanwhile
+        known = self._refused.get(credential)
+        if known:
+            known.begun = max(known.begun, attempt.begun)
+        if known and not attempt.probe:
+            return False
+        delay = min(known.delay * 2, PROBE_MAX) if known else PROBE_FIRST
+        since, begun = (known.since, known.begun) if known else (now, attempt.begun)
+        self._refused.pop(credential, None)  # so that the order is that of the last refusals
+        self._refused[credential] = _Refusal(since, begun, now + delay * self._uniform(0.8, 1.2), delay)
+        self._forget_oldest()
+        return not known
+
+    def accept(self, attempt: Attempt, now: float) -> float | None:
+        """The attempt's credential logs in: how long it had been set aside, or None if it was not."""
+        credential = attempt.credential
+        self._accepted[credential] = max(self._accepted.pop(credential, attempt.begun), attempt.begun)
+        self._forget_oldest()
+        refusal = self._refused.get(credential)
+        if refusal is None or refusal.begun > attempt.begun:
+            return None  # if a login that began later was refused, the password has been changed meanwhile
+        del self._refused[credential]
+        return now - refusal.since
+
+    def claim_probe(self, credential: Credential, now: float) -> bool:
+        """Whether a probe is due; then it is the caller's to make, and nobody else's until the next one is."""
+        refusal = self._refused.get(credential)
+        if refusal is None or now < refusal.retry_at:
+            return False
+        refusal.retry_at = now + refusal.delay
+        return True
+
+    def release_probe(self, attempt: Attempt, now: float) -> None:
+        """A probe told nothing (an outage, a cancellation): the next may try at once, unless a later one told."""
+        refusal = self._refused.get(attempt.credential)
+        if refusal and refusal.begun < attempt.begun:
+            refusal.retry_at = now
+
+    def _forget_oldest(self) -> None:
+        for memory in (self._refused, self._accepted):
+            while len(memory) > _REMEMBERED:
+                del memory[next(iter(memory))]

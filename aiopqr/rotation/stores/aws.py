@@ -1,0 +1,221 @@
+"""A pair in one secret of AWS Secrets Manager as a secret store: staging labels are its compare-and-set.
+
+Every version holds a whole secret. A staged password is the version in AWSPENDING, which differs from AWSCURRENT in one
+account's password. A new version is first put under a label of our own, AIOPQR_WRITTEN, where nobody looks: putting it
+would take AWSPENDING or AWSCURRENT from whatever has it. Then the label is moved, and AWS refuses that unless it is
+still where this rotator saw it. The rotation Lambda (:mod:`.aws_lambda`) writes and reads the same.
+
+A role that rotates needs DescribeSecret, GetSecretValue, PutSecretValue and UpdateSecretVersionStage on the secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import uuid
+from collections.abc import Awaitable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Self, TypeVar
+
+from ...credentials import Credential, CredentialPair, parse_secret
+from ...errors import InvalidSecret, without_frames
+from ...sources.aws.client import SecretsManagerClient, SecretsManagerError, Trouble
+from ..errors import StoreConflict, StoreError
+from .aws_versions import Snapshot, Version, staged_entries, stored
+from .document import new_document, promoted
+from .store import StoredSecret
+
+_T = TypeVar("_T")
+
+CURRENT, PENDING, WRITTEN = "AWSCURRENT", "AWSPENDING", "AIOPQR_WRITTEN"
+
+
+class SecretsManagerStore:
+    """A pair in one secret of AWS Secrets Manager, changed by a rotator.
+
+    ``secret_id`` and the options are those of :class:`aiopqr.sources.SecretsManagerSource`, which reads it. Use it as
+    an async context manager, or call :meth:`aclose`.
+    """
+
+    def __init__(
+        self,
+        secret_id: str,
+        *,
+        session: Any = None,
+        region_name: str | None = None,
+        endpoint_url: str | None = None,
+        role_arn: str | None = None,
+        config: Any = None,
+    ) -> None:
+        self.secret_id = secret_id
+        self._client = SecretsManagerClient(
+            session=session, region_name=region_name, endpoint_url=endpoint_url, role_arn=role_arn, config=config
+        )
+
+    def __repr__(self) -> str:
+        return f"SecretsManagerStore({self.secret_id!r})"
+
+    async def read(self) -> StoredSecret:
+        """See :meth:`SecretStore.read`."""
+        return await self.told(self._read())
+
+    async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
+        """See :meth:`SecretStore.stage`."""
+        return await self.told(self._stage(secret, credential))
+
+    async def promote(self, secret: StoredSecret, *, changed_at: datetime) -> StoredSecret:
+        """See :meth:`SecretStore.promote`."""
+        return await self.told(self._promote(secret, changed_at))
+
+    async def abandon(self, secret: StoredSecret) -> StoredSecret:
+        """See :meth:`SecretStore.abandon`."""
+        return await self.told(self._abandon(secret))
+
+    async def create(self, pair: CredentialPair, *, changed_at: datetime) -> StoredSecret:
+        """Make the secret, of accounts that were both given their passwords at ``changed_at``.
+
+        Raises :class:`StoreConflict` if there is one of that name.
+        """
+        return await self.told(self._create(pair, changed_at))
+
+    async def aclose(self) -> None:
+        """Close the client."""
+        await self._client.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    # What the Lambda uses, too. These hold raw values: call them through `told`.
+
+    async def told(self, step: Awaitable[_T]) -> _T:
+        """What a step returns; what goes wrong with the store or its values, as a :class:`StoreError`."""
+        try:
+            return await step
+        except SecretsManagerError as exc:
+            problem = StoreError(str(exc))
+        except InvalidSecret as exc:
+            problem = StoreError(f"secret {self.secret_id!r}: {exc}")
+        except StoreError as exc:
+            problem = without_frames(exc)
+        raise problem  # outside the handlers: their frames hold what was read
+
+    async def snapshot(self) -> Snapshot:
+        """The stages now, as of one DescribeSecret."""
+        about = await self._request("describe_secret")
+        current_id, pending_id = _holder(about, CURRENT), _holder(about, PENDING)
+        if current_id is None:
+            raise StoreError(f"secret {self.secret_id!r} has no AWSCURRENT version yet")
+        pending = None
+        if pending_id not in (None, current_id):
+            try:
+                pending = await self._version(pending_id)
+            except SecretsManagerError as exc:
+                if exc.trouble is not Trouble.NO_VALUE:
+                    raise
+        return Snapshot(await self._version(current_id), pending_id, pending, about.get("LastRotatedDate"))
+
+    async def put(self, entries: Mapping[str, Any], stage: str, *, token: str, binary: bool = False) -> Version:
+        """A new version in ``stage``, taken from whatever has it."""
+        text = json.dumps(entries)
+        value: dict[str, Any] = {"SecretBinary": text.encode()} if binary else {"SecretString": text}
+        await self._request("put_secret_value", ClientRequestToken=token, VersionStages=[stage], **value)
+        return Version(token, entries, datetime.now(UTC), binary)
+
+    async def move(self, stage: str, *, to: str | None, away: str | None) -> dict[str, Any]:
+        """Move a label from the version that is known to have it, or raise :class:`StoreConflict`.
+
+        Returns what DescribeSecret then says.
+        """
+        refused = False
+        moves = {"MoveToVersionId": to, "RemoveFromVersionId": away}
+        try:
+            await self._request(
+                "update_secret_version_stage",
+                VersionStage=stage,
+                **{key: version for key, version in moves.items() if version},
+            )
+        except SecretsManagerError as exc:
+            if exc.trouble not in (Trouble.INVALID, Trouble.CONFLICT, Trouble.NOT_FOUND, Trouble.NO_VALUE):
+                raise
+            refused = True  # perhaps because botocore asked twice, and the first one was done
+        about = await self._request("describe_secret")
+        if _holders(about, stage) != ({to} if to else set()) or (refused and to is None):
+            raise StoreConflict(f"{stage} of secret {self.secret_id!r} is not where it was: somebody else has moved it")
+        return about
+
+    # The steps.
+
+    async def _read(self) -> StoredSecret:
+        return stored(await self.snapshot(), self.secret_id)
+
+    async def _stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
+        snapshot = await self._unchanged(secret)
+        version = await self._write(staged_entries(snapshot, secret, credential, datetime.now(UTC)), snapshot)
+        try:
+            about = await self.move(PENDING, to=version.id, away=snapshot.pending_id)
+            if _holder(about, CURRENT) != snapshot.current.id:
+                raise StoreConflict(f"secret {self.secret_id!r} has changed since it was read")
+        except StoreConflict:
+            with contextlib.suppress(SecretsManagerError, StoreConflict):
+                await self.move(PENDING, to=None, away=version.id)
+            raise
+        return stored(dataclasses.replace(snapshot, pending_id=version.id, pending=version), self.secret_id)
+
+    async def _promote(self, secret: StoredSecret, changed_at: datetime) -> StoredSecret:
+        snapshot = await self._unchanged(secret)
+        version = await self._write(promoted(snapshot.current.entries, secret, changed_at), snapshot)
+        # The stage first, which holds the same password here as there: who has both labels is whose secret it is.
+        await self.move(PENDING, to=version.id, away=snapshot.pending_id)
+        await self.move(CURRENT, to=version.id, away=snapshot.current.id)
+        pending_id: str | None = version.id
+        with contextlib.suppress(SecretsManagerError, StoreConflict):
+            await self.move(PENDING, to=None, away=version.id)
+            pending_id = None
+        return stored(Snapshot(version, pending_id, None, snapshot.rotated), self.secret_id)
+
+    async def _abandon(self, secret: StoredSecret) -> StoredSecret:
+        snapshot = await self._unchanged(secret)
+        if secret.pair.pending is None:
+            raise StoreConflict("no new password is staged")
+        await self.move(PENDING, to=None, away=snapshot.pending_id)
+        return stored(dataclasses.replace(snapshot, pending_id=None, pending=None), self.secret_id)
+
+    async def _create(self, pair: CredentialPair, changed_at: datetime) -> StoredSecret:
+        entries, token = new_document(pair, changed_at), str(uuid.uuid4())
+        try:
+            await self._request("create_secret", SecretString=json.dumps(entries), ClientRequestToken=token)
+        except SecretsManagerError as exc:
+            if exc.trouble is not Trouble.CONFLICT:
+                raise
+            raise StoreConflict(f"secret {self.secret_id!r} exists") from None
+        return stored(Snapshot(Version(token, entries)), self.secret_id)
+
+    async def _unchanged(self, secret: StoredSecret) -> Snapshot:
+        snapshot = await self.snapshot()
+        if snapshot.revision != secret.revision:
+            raise StoreConflict(f"secret {self.secret_id!r} has changed since it was read")
+        return snapshot
+
+    async def _write(self, entries: Mapping[str, Any], snapshot: Snapshot) -> Version:
+        return await self.put(entries, WRITTEN, token=str(uuid.uuid4()), binary=snapshot.current.binary)
+
+    async def _version(self, version_id: str | None) -> Version:
+        answer = await self._request("get_secret_value", VersionId=version_id)
+        binary = "SecretString" not in answer
+        entries = parse_secret(answer["SecretBinary"] if binary else answer["SecretString"])
+        return Version(answer["VersionId"], entries, answer.get("CreatedDate"), binary)
+
+    async def _request(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        return await self._client.request(operation, self.secret_id, **parameters)
+
+
+def _holders(about: Mapping[str, Any], stage: str) -> set[str]:
+    return {version for version, stages in about.get("VersionIdsToStages", {}).items() if stage in stages}
+
+
+def _holder(about: Mapping[str, Any], stage: str) -> str | None:
+    return min(_holders(about, stage), default=None)

@@ -1,0 +1,98 @@
+"""The keys of a stored secret, and how each step of a rotation changes them: mappings in, mappings out.
+
+It stands apart because every store keeps the same document, and none of this needs one to be tested.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from ...credentials import Credential, CredentialPair, Parity
+from ..errors import StoreConflict, StoreError
+from .store import OWN_KEYS, StoredSecret
+
+_PENDING_KEYS = ("pending_username", "pending_password", "pending_staged_at")
+
+
+def read_document(entries: Mapping[str, Any], revision: str, *, unknown: datetime | None = None) -> StoredSecret:
+    """The secret that ``entries`` hold. ``unknown`` is the change time of both accounts where no key tells either's.
+
+    Raises :class:`InvalidSecret`.
+    """
+    times = {key: parse_time(entries.get(f"{key}_changed_at")) for key in ("odd", "even")}
+    if times["odd"] is times["even"] is None:
+        times = {"odd": unknown, "even": unknown}
+    return StoredSecret(
+        pair=CredentialPair.from_secret(entries),
+        revision=revision,
+        odd_changed_at=times["odd"],
+        even_changed_at=times["even"],
+        staged_at=parse_time(entries.get("pending_staged_at")) if "pending_username" in entries else None,
+        other={key: value for key, value in entries.items() if key not in OWN_KEYS},
+    )
+
+
+def staged(entries: Mapping[str, Any], secret: StoredSecret, credential: Credential, now: datetime) -> dict[str, Any]:
+    """``entries`` with ``credential`` as the staged password."""
+    if secret.pair.pending is not None:
+        raise StoreConflict(f"a new password of {secret.pair.pending.username!r} is staged already")
+    dataclasses.replace(secret.pair, pending=credential)  # raises for an account that is not of the pair
+    pending = (credential.username, credential.password.reveal(), format_time(now))
+    return {**entries, **dict(zip(_PENDING_KEYS, pending, strict=True))}
+
+
+def promoted(entries: Mapping[str, Any], secret: StoredSecret, changed_at: datetime) -> dict[str, Any]:
+    """``entries`` with the staged password as the account's own, and the account active."""
+    pending, parity = secret.pair.pending, secret.pair.pending_parity
+    if pending is None or parity is None:
+        raise StoreConflict("no new password is staged")
+    times = {
+        f"{account}_changed_at": format_time(changed)
+        for account in Parity  # the other's, too: what a store took from elsewhere stays known
+        if (changed := changed_at if account is parity else secret.changed_at(account)) is not None
+    }
+    own = {
+        f"{parity}_username": pending.username,
+        f"{parity}_password": pending.password.reveal(),
+        "active_credential": str(parity),
+    }
+    return {**abandoned(entries, secret), **own, **times}
+
+
+def abandoned(entries: Mapping[str, Any], secret: StoredSecret) -> dict[str, Any]:
+    """``entries`` without the staged password."""
+    if secret.pair.pending is None:
+        raise StoreConflict("no new password is staged")
+    return {key: value for key, value in entries.items() if key not in _PENDING_KEYS}
+
+
+def new_document(pair: CredentialPair, changed_at: datetime) -> dict[str, Any]:
+    """The document of a pair whose accounts were both given their passwords at ``changed_at``."""
+    if pair.odd is None or pair.even is None or pair.pending is not None:
+        raise StoreError("a new secret needs both accounts, and nothing staged")
+    return {
+        "odd_username": pair.odd.username,
+        "odd_password": pair.odd.password.reveal(),
+        "even_username": pair.even.username,
+        "even_password": pair.even.password.reveal(),
+        "active_credential": str(pair.active),
+        "odd_changed_at": format_time(changed_at),
+        "even_changed_at": format_time(changed_at),
+    }
+
+
+def parse_time(value: object) -> datetime | None:
+    """An ISO 8601 time with an offset, as UTC; None for anything else, which counts as not known."""
+    try:
+        time = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return time.astimezone(UTC) if time is not None and time.utcoffset() is not None else None
+
+
+def format_time(time: datetime) -> str:
+    """A time as a secret holds it: ISO 8601, UTC."""
+    return time.astimezone(UTC).isoformat()

@@ -1,0 +1,181 @@
+"""A JSON file as a secret store: replaced atomically, durable when a change returns, one writer at a time.
+
+A reader sees the old content or the new, never a part of either, and the file keeps its owner, mode and place (a
+symlink still points to it), so that who could read it still can. Writers exclude each other by a lock on the folder,
+held for one change only; a killed writer's lock goes with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio.to_thread
+
+from ...credentials import Credential, CredentialPair, parse_secret
+from ...errors import InvalidSecret, without_frames
+from ..errors import StoreConflict, StoreError
+from .document import abandoned, new_document, promoted, read_document, staged
+from .store import StoredSecret
+
+_T = TypeVar("_T")
+_LOCK_TIMEOUT = 10.0
+
+
+class FileStore:
+    """A JSON file with gopqr's five keys, changed by a rotator; :class:`aiopqr.sources.FileSource` reads it.
+
+    Rotators exclude each other where they share the folder on one machine. Every change runs in a thread and, when
+    cancelled, ends before the cancellation is raised.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"FileStore({str(self._path)!r})"
+
+    async def read(self) -> StoredSecret:
+        """See :meth:`SecretStore.read`. A file that cannot be read or used raises :class:`StoreError`."""
+        return await self._in_thread(lambda: self._load(self._path.resolve())[1])
+
+    async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
+        """See :meth:`SecretStore.stage`."""
+        now = datetime.now(UTC)
+        return await self._change(secret, lambda entries: staged(entries, secret, credential, now))
+
+    async def promote(self, secret: StoredSecret, *, changed_at: datetime) -> StoredSecret:
+        """See :meth:`SecretStore.promote`."""
+        return await self._change(secret, lambda entries: promoted(entries, secret, changed_at))
+
+    async def abandon(self, secret: StoredSecret) -> StoredSecret:
+        """See :meth:`SecretStore.abandon`."""
+        return await self._change(secret, lambda entries: abandoned(entries, secret))
+
+    async def create(self, pair: CredentialPair, *, changed_at: datetime) -> StoredSecret:
+        """Write a first secret, readable by the owner only (mode 0600). Raises :class:`StoreConflict` if there is one.
+
+        ``changed_at`` is when both accounts were given their passwords.
+        """
+        return await self._in_thread(lambda: self._create(pair, changed_at))
+
+    async def _change(
+        self, secret: StoredSecret, change: Callable[[Mapping[str, Any]], dict[str, Any]]
+    ) -> StoredSecret:
+        return await self._in_thread(lambda: self._replace(secret.revision, change))
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        try:
+            return await anyio.to_thread.run_sync(work)
+        except OSError as exc:
+            problem: Exception = StoreError(f"{self._path}: {exc.strerror or type(exc).__name__}")
+        except UnicodeDecodeError:
+            problem = StoreError(f"{self._path}: not valid UTF-8")
+        except InvalidSecret as exc:
+            problem = StoreError(f"{self._path}: {exc}")
+        except StoreError as exc:
+            problem = without_frames(exc)
+        raise problem  # outside the handlers: their frames hold what was read
+
+    def _replace(self, revision: str, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> StoredSecret:
+        path = self._path.resolve()
+        with _locked(path):
+            content, current = self._load(path)
+            if current.revision != revision:
+                raise StoreConflict(f"{self._path} has changed since it was read")
+            entries = parse_secret(content)
+            indent = 2 if b"\n" in content.strip() else None
+            new = (json.dumps(change(entries), indent=indent) + "\n").encode()
+            parsed = _parse(new)
+            _write(path, new, like=path.stat())
+            return parsed
+
+    def _create(self, pair: CredentialPair, changed_at: datetime) -> StoredSecret:
+        path = self._path.resolve()
+        new = (json.dumps(new_document(pair, changed_at), indent=2) + "\n").encode()
+        with _locked(path):
+            if path.exists():
+                raise StoreConflict(f"{self._path} exists")
+            _write(path, new, like=None)
+        return _parse(new)
+
+    @staticmethod
+    def _load(path: Path) -> tuple[bytes, StoredSecret]:
+        content = path.read_bytes()
+        return content, _parse(content)
+
+
+def _parse(content: bytes) -> StoredSecret:
+    return read_document(parse_secret(content), hashlib.sha256(content).hexdigest())
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """The folder's lock. Waited for without blocking for ever on a writer that was stopped while it held it."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StoreError(f"{path.parent} has been locked for {_LOCK_TIMEOUT:.0f} s") from None
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _write(path: Path, content: bytes, *, like: os.stat_result | None) -> None:
+    """Replace ``path`` by ``content``: atomically, durably, with the owner, mode and attributes of what was there."""
+    prefix = f".{path.name}.aiopqr-"
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):  # of a writer that was killed; we hold the lock
+        leftover.unlink()
+    handle, name = tempfile.mkstemp(prefix=prefix, dir=path.parent)  # mode 0600
+    try:
+        with open(handle, "wb") as file:
+            if like is not None:
+                _keep_access(path, like, file.fileno())
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _keep_access(path: Path, like: os.stat_result, handle: int) -> None:
+    """Give the new file the old one's owner, mode and access lists: who could read the old one must read the new."""
+    own = os.fstat(handle)
+    if (own.st_uid, own.st_gid) != (like.st_uid, like.st_gid):
+        try:
+            os.fchown(handle, like.st_uid, like.st_gid)
+        except PermissionError:
+            problem = f"belongs to {like.st_uid}:{like.st_gid}, which this user cannot give a new file to"
+            raise StoreError(f"{path} {problem}; run as its owner") from None
+    os.fchmod(handle, stat.S_IMODE(like.st_mode))
+    if hasattr(os, "listxattr"):
+        with contextlib.suppress(OSError):  # a file system without extended attributes
+            for name in os.listxattr(path):
+                with contextlib.suppress(OSError):  # one that only the system sets
+                    os.setxattr(handle, name, os.getxattr(path, name))

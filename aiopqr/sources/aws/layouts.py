@@ -1,0 +1,167 @@
+"""How two accounts lie in AWS Secrets Manager, and what the versions in its stages come to: values in, a pair out.
+
+It stands apart because it is the whole meaning of the stages, and needs neither AWS nor an event loop.
+
+* **pair**: one secret with gopqr's five keys. AWSCURRENT is the pair; AWSPENDING, where it differs, holds the newer
+  password of one account.
+* **alternating**: AWS's own alternating-users rotation, one secret whose user flips between ``app`` and ``app_clone``:
+
+  | moment                 | app in the database | app_clone | AWSCURRENT   | AWSPREVIOUS      | AWSPENDING   |
+  |------------------------|---------------------|-----------|--------------|------------------|--------------|
+  | before the first       | p0                  | -         | app/p0       | absent           | absent       |
+  | after it               | p0                  | c1        | app_clone/c1 | app/p0           | -            |
+  | second, createSecret   | p0                  | c1        | app_clone/c1 | app/p0           | app/p2       |
+  | second, setSecret      | **p2**              | c1        | app_clone/c1 | app/p0, **dead** | app/p2       |
+  | second, finishSecret   | p2                  | c1        | app/p2       | app_clone/c1     | -            |
+
+  So an account's parity follows from its name, never from a stage: the stages swap at every rotation.
+* **two secrets**: one for each account, and each may be rotated on its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...credentials import Credential, CredentialPair, Endpoint, Parity, parse_secret
+from ...errors import InvalidSecret
+
+CLONE = "_clone"  # what AWS's rotation appends to the name of the second account
+
+_PAIR_KEYS = ("odd_username", "odd_password", "even_username", "even_password")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A secret that holds one account, as AWS's own templates write it."""
+
+    credential: Credential
+    endpoint: Endpoint | None = None
+
+
+Value = CredentialPair | Account
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The values of one secret's stages. Only AWSCURRENT is always there."""
+
+    current: Value
+    previous: Value | None = None
+    pending: Value | None = None
+
+
+def parse(secret: str | bytes | Mapping[str, Any]) -> Value:
+    """What one version holds. Raises :class:`InvalidSecret`, which names keys and shows no value."""
+    try:
+        return _parse(parse_secret(secret))
+    except InvalidSecret as exc:
+        problem = str(exc)
+    del secret  # raised from here, with none of the frames that held the text
+    raise InvalidSecret(problem)
+
+
+def _parse(entries: Mapping[str, Any]) -> Value:
+    if any(key in entries for key in _PAIR_KEYS):
+        return CredentialPair.from_secret(entries)
+    if "username" not in entries and "password" not in entries:
+        raise InvalidSecret("the secret has neither the keys odd_username, odd_password... nor username and password")
+    alone = {"odd_username": entries.get("username"), "odd_password": entries.get("password")}
+    places = {key: entries[key] for key in ("host", "port", "dbname") if key in entries}
+    try:
+        pair = CredentialPair.from_secret({**alone, **places})
+    except InvalidSecret as exc:
+        raise InvalidSecret(str(exc).replace("odd_", "")) from None
+    assert pair.odd is not None
+    return Account(pair.odd, pair.endpoint)
+
+
+def from_pair(stages: Stages) -> CredentialPair:
+    """The pair of one secret that holds both accounts."""
+    pair = stages.current
+    if not isinstance(pair, CredentialPair):
+        raise InvalidSecret('layout "pair" needs the keys odd_username, odd_password, even_username and even_password')
+    if isinstance(stages.pending, CredentialPair):
+        newer = (stages.pending[parity] for parity in (pair.active.other, pair.active))
+        pair = _with_pending(pair, newer)
+    return pair
+
+
+def from_alternating(stages: Stages) -> CredentialPair:
+    """The pair of AWS's alternating-users rotation.
+
+    Where AWSCURRENT and AWSPREVIOUS name the same account (somebody put a value by hand, or the rotation is AWS's for a
+    single user), the pair is degraded, and the older password is the last one to be tried. Every stage's credential is
+    in the pair, but for the oldest of three passwords of a single user.
+    """
+    current, previous, pending = (
+        value.credential if isinstance(value, Account) else None
+        for value in (stages.current, stages.previous, stages.pending)
+    )
+    if current is None or not isinstance(stages.current, Account):
+        raise InvalidSecret('layout "alternating" needs the keys username and password')
+    second, older = (None, previous) if previous and previous.username == current.username else (previous, None)
+    if older and pending and pending.username != current.username:
+        second, pending = pending, None  # so that all three are tried: nobody knows which of them are in force
+    odd, even = _by_name(current, second)
+    active = Parity.ODD if odd == current else Parity.EVEN
+    pair = CredentialPair(odd=odd, even=even, active=active, endpoint=stages.current.endpoint)
+    return _with_pending(pair, (pending, older))
+
+
+def from_two(odd: Stages | None, even: Stages | None) -> CredentialPair:
+    """The pair of two secrets, one for each account; a secret that cannot be had makes a degraded pair."""
+    accounts = {"odd": odd, "even": even}
+    for key, stages in accounts.items():
+        if stages and not isinstance(stages.current, Account):
+            raise InvalidSecret(f'layout "two-secrets" needs the keys username and password ({key})')
+    values = [stages.current for stages in (odd, even) if stages and isinstance(stages.current, Account)]
+    pair = CredentialPair(
+        odd=_own(odd),
+        even=_own(even),
+        endpoint=next((value.endpoint for value in values if value.endpoint), None),
+    )
+    pending = [s.pending.credential for s in (odd, even) if s and isinstance(s.pending, Account)]
+    return _with_pending(pair, (newer for newer in pending if newer.username in _names(pair)))
+
+
+def staged_in(pair: CredentialPair, newer: CredentialPair) -> list[Parity]:
+    """The accounts of ``pair`` for which ``newer`` has another password."""
+    return [parity for parity in Parity if _is_newer(pair, newer[parity], parity)]
+
+
+def _is_newer(pair: CredentialPair, newer: Credential | None, parity: Parity) -> bool:
+    own = pair[parity]
+    return bool(newer and own and newer.username == own.username and newer.password != own.password)
+
+
+def _with_pending(pair: CredentialPair, candidates: Iterable[Credential | None]) -> CredentialPair:
+    """``pair`` with the first candidate that can be its pending password; one is enough.
+
+    Whichever of its accounts has been changed in the database, its own newer password is a candidate of its own.
+    """
+    known = set(pair.credentials())
+    for newer in candidates:
+        if newer is None or newer in known:
+            continue
+        if newer.username in _names(pair) or pair.missing:
+            return dataclasses.replace(pair, pending=newer)
+    return pair
+
+
+def _names(pair: CredentialPair) -> set[str]:
+    return {account.username for account in (pair.odd, pair.even) if account}
+
+
+def _by_name(one: Credential, other: Credential | None) -> tuple[Credential | None, Credential | None]:
+    """Odd and even. A clone is even, alone or not, so that an account keeps its parity when the other one appears."""
+    if other is None:
+        return (None, one) if one.username.endswith(CLONE) else (one, None)
+    odd, even = sorted((one, other), key=lambda account: (account.username.endswith(CLONE), account.username))
+    return odd, even
+
+
+def _own(stages: Stages | None) -> Credential | None:
+    return stages.current.credential if stages and isinstance(stages.current, Account) else None

@@ -1,0 +1,199 @@
+"""One task, one flight at a time, and nothing that is late or bad gets in."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+import aiopqr
+from aiopqr._refresh.plan import Need
+from aiopqr.testing import ScriptedSource
+from aiopqr.testing.source import HANG
+
+PAIR = aiopqr.CredentialPair(aiopqr.Credential("app_odd", "one"), aiopqr.Credential("app_even", "two"))
+CHANGED = replace(PAIR, odd=aiopqr.Credential("app_odd", "changed"))
+
+
+async def test_refresh_returns_after_a_fetch_that_began_after_the_call() -> None:
+    source = ScriptedSource(PAIR)
+    async with aiopqr.Refresher(source) as refresher:
+        source.gate = asyncio.Event()
+        first = asyncio.create_task(refresher.refresh())
+        await source.wait_begun(2)
+        source.pair = CHANGED
+        second = asyncio.create_task(refresher.refresh())
+        await asyncio.sleep(0)
+        source.gate.set()
+        await first
+        await second
+        assert refresher.pair == CHANGED
+        assert source.fetches == 3
+
+
+async def test_any_number_of_requests_during_a_fetch_cause_one_more() -> None:
+    source = ScriptedSource(PAIR)
+    async with aiopqr.Refresher(source, interval=0) as refresher:
+        source.gate = asyncio.Event()
+        refresher.request(Need.ASKED)
+        await source.wait_begun(2)
+        waiting = [asyncio.create_task(refresher.refresh()) for _ in range(50)]
+        await asyncio.sleep(0)
+        source.gate.set()
+        await asyncio.gather(*waiting)
+        assert source.fetches == 3
+
+
+async def test_a_fetch_that_timed_out_never_installs_its_result() -> None:
+    late = asyncio.Event()
+    fetched = asyncio.Event()
+    calls = 0
+
+    async def fetch() -> aiopqr.CredentialPair:
+        nonlocal calls
+        calls += 1
+        if calls != 2:
+            return PAIR
+        while not late.is_set():
+            try:
+                await late.wait()
+            except asyncio.CancelledError:
+                continue
+        fetched.set()
+        return CHANGED
+
+    async with aiopqr.Refresher(fetch, timeout=0.05) as refresher:
+        with pytest.raises(aiopqr.SourceTimeout):
+            await refresher.refresh()
+        late.set()
+        await fetched.wait()
+        await asyncio.sleep(0)
+        assert refresher.pair == PAIR
+
+
+async def test_the_sources_own_interval_is_kept_without_being_asked() -> None:
+    source = ScriptedSource(PAIR, interval=0.01)
+    async with aiopqr.Refresher(source) as refresher:
+        source.pair = CHANGED
+        await source.wait_fetched(3)
+        assert refresher.pair == CHANGED
+
+
+async def test_a_failure_backs_off_and_the_pair_stays() -> None:
+    source = ScriptedSource(PAIR)
+    events: list[object] = []
+    async with aiopqr.Refresher(source, listeners=[events.append]) as refresher:
+        source.then(ConnectionError("down"))
+        with pytest.raises(ConnectionError, match="down"):
+            await refresher.refresh()
+        assert refresher.pair == PAIR
+        async with asyncio.timeout(10):
+            while refresher.stats().failures_in_a_row:
+                await asyncio.sleep(0.01)
+        assert source.fetches == 3
+    assert [type(event).__name__ for event in events] == ["RefreshFailed", "RefreshRecovered"]
+    assert "ConnectionError: down" in events[0].error
+
+
+async def test_a_source_that_goes_on_failing_is_logged_ever_more_rarely(caplog: pytest.LogCaptureFixture) -> None:
+    source = ScriptedSource(PAIR, interval=0.01)
+    events: list[object] = []
+    async with aiopqr.Refresher(source, listeners=[events.append]):
+        source.error = ConnectionError("down")
+        await asyncio.wait_for(source.wait_fetched(10), 10)
+    assert len(events) >= 8
+    assert len([record for record in caplog.records if "RefreshFailed" in record.message]) <= 4
+
+
+async def test_an_error_of_unknown_type_is_told_by_its_type_alone() -> None:
+    source = ScriptedSource(PAIR)
+    events: list[object] = []
+    async with aiopqr.Refresher(source, listeners=[events.append]) as refresher:
+        source.then(ValueError("could not parse 'hush'"))
+        with pytest.raises(ValueError, match="hush"):
+            await refresher.refresh()
+    assert events[0].error == "ValueError"
+
+
+async def test_a_listener_that_raises_is_logged_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    source = ScriptedSource(PAIR)
+    heard: list[object] = []
+
+    def bad(event: object) -> None:
+        raise RuntimeError("a bad listener")
+
+    async with aiopqr.Refresher(source, listeners=[bad, heard.append]) as refresher:
+        source.pair = CHANGED
+        await refresher.refresh()
+        assert refresher.pair == CHANGED
+    assert len(heard) == 1
+    assert "a bad listener" in caplog.text
+
+
+async def test_closing_ends_a_fetch_that_hangs_and_those_who_wait_for_it() -> None:
+    source = ScriptedSource(PAIR)
+    refresher = await aiopqr.Refresher(source).start()
+    source.then(HANG)
+    waiting = asyncio.create_task(refresher.refresh())
+    await source.wait_begun(2)
+    await refresher.close()
+    with pytest.raises(aiopqr.AiopqrError, match="closed"):
+        await waiting
+    assert source.ended == 2
+    with pytest.raises(aiopqr.AiopqrError, match="closed"):
+        await refresher.refresh()
+
+
+async def test_starting_at_the_same_time_fetches_once() -> None:
+    source = ScriptedSource(PAIR, latency=0.01)
+    refresher = aiopqr.Refresher(source)
+    await asyncio.gather(*(refresher.start() for _ in range(5)))
+    assert source.fetches == 1
+    await refresher.close()
+
+
+async def test_a_failed_start_can_be_tried_again() -> None:
+    source = ScriptedSource(PAIR)
+    source.then(ConnectionError("down"))
+    refresher = aiopqr.Refresher(source)
+    with pytest.raises(ConnectionError):
+        await refresher.start()
+    await refresher.start()
+    assert refresher.pair == PAIR
+    await refresher.close()
+
+
+async def test_the_source_is_closed_with_its_refresher() -> None:
+    class Closing(ScriptedSource):
+        closed = False
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    source = Closing(PAIR)
+    async with aiopqr.Refresher(source):
+        assert not source.closed
+    assert source.closed
+
+
+async def test_a_connector_of_a_shared_refresher_leaves_it_open() -> None:
+    async with aiopqr.Refresher(ScriptedSource(PAIR)) as refresher:
+        async with aiopqr.Connector(credentials=refresher):
+            pass
+        await refresher.refresh()
+
+
+async def test_starved_connects_fetch_at_once_and_go_on_asking() -> None:
+    class Starved:
+        def replace(self, pair: object) -> None: ...
+        def heard(self, event: object) -> None: ...
+        def is_refused(self) -> bool:
+            return True
+
+    source = ScriptedSource(PAIR, interval=0)
+    starved = Starved()
+    async with aiopqr.Refresher(source) as refresher:
+        refresher.subscribe(starved)
+        refresher.request(Need.STARVED)
+        await asyncio.wait_for(source.wait_fetched(4), 10)
