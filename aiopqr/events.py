@@ -1,12 +1,13 @@
-"""What changed, as frozen records for listeners: one for each thing that an operator may want to hear of.
+"""Events: a frozen record of each change that an operator may want to know about.
 
-A listener is a plain function of one event, called on the event loop; it must not block. No event holds a secret. None
-is emitted for a mere acquire, release or query: those are counted (``stats``).
+A listener is a plain function that takes one event. It is called on the event loop and must not block. No event holds a
+secret. Acquires, releases and queries emit no event; ``stats()`` counts them.
 """
 
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,10 +15,24 @@ from .credentials import Parity
 
 logger = logging.getLogger("aiopqr")
 
+# What a verdict means, for whoever reads the log.
+_REASONS = {
+    "credential": "wrong password, or the account does not exist",
+    "account": "the account may not connect",
+    "account full": "the account's connection limit is reached",
+}
+
+
+def _times(failures: int) -> str:
+    return "once" if failures == 1 else f"{failures} times in a row"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """The base of all events. ``name`` is that of the pool, connector or refresher which it comes from."""
+    """The base of all events. ``name`` is that of the pool, connector or refresher that it comes from.
+
+    ``str(event)`` is the sentence that is logged.
+    """
 
     name: str
 
@@ -31,12 +46,26 @@ class LoginRefused(Event):
     verdict: str
     sqlstate: str | None
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.username} was refused again ({self._reason})"
+
+    @property
+    def _reason(self) -> str:
+        reason = _REASONS.get(self.verdict, self.verdict)
+        return f"{self.sqlstate}, {reason}" if self.sqlstate else reason
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountQuarantined(LoginRefused):
     """A refused account is set aside until a newer password comes, or until a probe is due, ``retry_in`` seconds on."""
 
     retry_in: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.username} was refused ({self._reason}); fetching new credentials, and not trying it "
+            f"again for {self.retry_in:.0f} s unless they bring a new password"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +76,9 @@ class AccountRecovered(Event):
     username: str
     after: float
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.username} logs in again, {self.after:.1f} s after it was refused"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FellBack(Event):
@@ -56,6 +88,11 @@ class FellBack(Event):
     parity: Parity
     username: str
 
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: connected as {self.username} ({self.parity}) because the {self.refused} account was refused"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllRefused(Event):
@@ -64,12 +101,21 @@ class AllRefused(Event):
     usernames: tuple[str, ...]
     pair_age: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: every account is refused ({', '.join(self.usernames)}); connects now wait for newer "
+            f"credentials, the last of which were fetched {self.pair_age:.0f} s ago"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerUnavailable(Event):
     """A connect met an outage for the first time since the last success; connects retry within their deadlines."""
 
     error: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: the server is unavailable ({self.error}); connects wait and retry until their timeout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +124,9 @@ class ServerRecovered(Event):
 
     after: float
 
+    def __str__(self) -> str:
+        return f"{self.name}: the server answers again after {self.after:.1f} s"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refreshed(Event):
@@ -85,6 +134,12 @@ class Refreshed(Event):
 
     changed: tuple[Parity, ...]
     pending: Parity | None
+
+    def __str__(self) -> str:
+        what = [f"{parity} changed" for parity in self.changed]
+        if self.pending:
+            what.append(f"a pending password for {self.pending}")
+        return f"{self.name}: fetched new credentials ({', '.join(what) or 'nothing to log in with changed'})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +151,12 @@ class RefreshFailed(Event):
     retry_in: float
     pair_age: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: fetching credentials failed {_times(self.failures)} ({self.error}); keeping those that were "
+            f"fetched {self.pair_age:.0f} s ago, and trying again in {self.retry_in:.1f} s"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefreshRecovered(Event):
@@ -103,12 +164,18 @@ class RefreshRecovered(Event):
 
     failures: int
 
+    def __str__(self) -> str:
+        return f"{self.name}: fetching credentials works again, after it failed {_times(self.failures)}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairDegraded(Event):
     """The store names one account only: there is nothing to fall back to."""
 
     missing: Parity
+
+    def __str__(self) -> str:
+        return f"{self.name}: the secret has no {self.missing} account, so there is no other one to fall back to"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +186,10 @@ class Replaced(Event):
     age: float
     why: str
 
+    def __str__(self) -> str:
+        account = f"connection of the {self.parity} account" if self.parity else "connection"
+        return f"{self.name}: replaced a {account} that was {self.age:.0f} s old ({self.why})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplacementDelayed(Event):
@@ -128,6 +199,12 @@ class ReplacementDelayed(Event):
     overdue: float
     retry_in: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: no replacement could be opened ({self.error}); connections stay in use past their lifetime, "
+            f"the oldest by {self.overdue:.0f} s; trying again in {self.retry_in:.1f} s"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLost(Event):
@@ -136,6 +213,9 @@ class ConnectionLost(Event):
     when: str
     error: str
 
+    def __str__(self) -> str:
+        return f"{self.name}: a connection was lost while {self.when} ({self.error}); another one takes its place"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakSuspected(Event):
@@ -143,6 +223,9 @@ class LeakSuspected(Event):
 
     held: float
     stack: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: a connection has been held for {self.held:.0f} s; it was acquired here:\n{self.stack}"
 
 
 Listener = Callable[[Event], object]
@@ -180,7 +263,10 @@ class Emitter:
     def emit(self, event: Event) -> None:
         """Tell the log and the listeners."""
         if level := _LEVELS.get(type(event)):
-            logger.log(level, "%s", event, extra={"event": event})
+            try:
+                logger.log(level, "%s", event, extra={"event": event})
+            except Exception:  # a log handler that raises must not end what it reports on; logging does the same
+                traceback.print_exc()
         self.tell(event)
 
     def tell(self, event: Event) -> None:

@@ -103,7 +103,7 @@ async def test_a_source_that_goes_on_failing_is_logged_ever_more_rarely(caplog: 
         source.error = ConnectionError("down")
         await asyncio.wait_for(source.wait_fetched(10), 10)
     assert len(events) >= 8
-    assert len([record for record in caplog.records if "RefreshFailed" in record.message]) <= 4
+    assert len([record for record in caplog.records if "fetching credentials failed" in record.message]) <= 4
 
 
 async def test_an_error_of_unknown_type_is_told_by_its_type_alone() -> None:

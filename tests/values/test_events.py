@@ -33,6 +33,49 @@ def test_every_event_is_frozen_documented_and_bears_the_name_of_its_source(kind:
     assert not any("password" in name or "secret" in name for name in fields)
 
 
+@pytest.mark.parametrize("kind", all_events())
+def test_every_event_is_a_sentence_in_the_log(kind: type[Event]) -> None:
+    kinds = {
+        "str": "x",
+        "float": 1.5,
+        "int": 2,
+        "Parity": Parity.ODD,
+        "tuple[str, ...]": ("x",),
+        "tuple[Parity, ...]": (),
+    }
+    fields = {field.name: kinds[str(field.type).removesuffix(" | None")] for field in dataclasses.fields(kind)}
+    sentence = str(kind(**{**fields, "name": "orders"}))  # type: ignore[arg-type]
+    assert sentence.startswith("orders: ")
+    assert "=" not in sentence
+    assert kind.__name__ not in sentence
+
+
+def test_the_log_says_what_happened_and_what_is_done_about_it() -> None:
+    refused = events.AccountQuarantined(
+        name="orders", parity=Parity.ODD, username="orders_odd", verdict="credential", sqlstate="28P01", retry_in=30.0
+    )
+    assert str(refused) == (
+        "orders: orders_odd was refused (28P01, wrong password, or the account does not exist); fetching new "
+        "credentials, and not trying it again for 30 s unless they bring a new password"
+    )
+
+
+def test_a_log_handler_that_raises_harms_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("no space left on device")
+
+    heard: list[Event] = []
+    handler = Broken()
+    logging.getLogger("aiopqr").addHandler(handler)
+    try:
+        Emitter([heard.append]).emit(DOWN)
+    finally:
+        logging.getLogger("aiopqr").removeHandler(handler)
+    assert heard == [DOWN]
+    assert "no space left on device" in capsys.readouterr().err
+
+
 def test_listeners_hear_in_order_until_they_are_removed() -> None:
     heard: list[tuple[int, Event]] = []
     first: Listener = lambda event: heard.append((1, event))  # noqa: E731
