@@ -20,6 +20,7 @@ LAYERS: list[str] = [
     "errors",
     "credentials",
     "clock",
+    "_threads",
     "options",
     "refusals",
     "events",
