@@ -15,7 +15,7 @@ MINUTES ?= 10
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance proof soak bench bench-quick fleet lint clean
+.PHONY: help demo test conformance proof soak bench bench-quick fleet lint docs clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,8 +49,11 @@ lint: $(VENV)/.test  ## ruff and mypy, as strict as they get
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+docs: $(VENV)/.docs  ## The documentation site, into site/; a broken link or an undocumented public name fails it
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict $(ARGS)
+
 clean:  ## Remove what these commands have made
-	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .conformance build dist
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .conformance build dist site
 	find aiopqr tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made: Makefile
@@ -70,3 +73,7 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 $(VENV)/.test: $(VENV)/.made pyproject.toml
 	$(RUN) -m pip install -q -e '.[demo,aws,fastapi,sqlalchemy,opentelemetry]' --group test --group lint
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/.test
+	$(RUN) -m pip install -q --group docs
+	@touch $@

@@ -13,6 +13,27 @@ from dataclasses import dataclass
 
 from .credentials import Parity
 
+__all__ = [
+    "AccountQuarantined",
+    "AccountRecovered",
+    "AllRefused",
+    "ConnectionLost",
+    "Emitter",
+    "Event",
+    "FellBack",
+    "LeakSuspected",
+    "Listener",
+    "LoginRefused",
+    "PairDegraded",
+    "RefreshFailed",
+    "RefreshRecovered",
+    "Refreshed",
+    "Replaced",
+    "ReplacementDelayed",
+    "ServerRecovered",
+    "ServerUnavailable",
+]
+
 logger = logging.getLogger("aiopqr")
 
 # What a verdict means, for whoever reads the log.

@@ -16,6 +16,10 @@ import ssl
 
 import asyncpg
 
+__all__ = [
+    "Verdict",
+]
+
 
 class Verdict(enum.StrEnum):
     """What a failed connect means for the account it was tried with."""

@@ -12,6 +12,16 @@ from dataclasses import dataclass, field
 
 from .credentials import Parity
 
+__all__ = [
+    "AccountStats",
+    "ConnectorStats",
+    "Histogram",
+    "HistogramSnapshot",
+    "PoolStats",
+    "RefreshStats",
+    "ReplacementStats",
+]
+
 # The buckets that OpenTelemetry's semantic conventions advise for durations in seconds.
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 

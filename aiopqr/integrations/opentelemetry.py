@@ -29,6 +29,10 @@ try:
 except ImportError as exc:
     raise MissingExtra("aiopqr.integrations.opentelemetry", "opentelemetry") from exc
 
+__all__ = [
+    "instrument",
+]
+
 SCOPE = "aiopqr"
 POOL_NAME = "db.client.connection.pool.name"
 LOOP_PATIENCE = 1.0

@@ -30,6 +30,11 @@ try:
 except ImportError as error:
     raise MissingExtra("aiopqr.integrations.sqlalchemy", "sqlalchemy") from error
 
+__all__ = [
+    "async_engine",
+    "create_async_engine",
+]
+
 _DEADLINE = "aiopqr_deadline"
 _IS_FRESH = "aiopqr_is_fresh"
 

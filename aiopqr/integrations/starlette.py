@@ -22,6 +22,16 @@ try:
 except ImportError as exc:
     raise MissingExtra("aiopqr.integrations.starlette", "starlette") from exc
 
+__all__ = [
+    "PoolDependencies",
+    "connection",
+    "health_endpoint",
+    "pool_lifespan",
+    "pool_of",
+    "report",
+    "transaction",
+]
+
 Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
 LONGEST_SILENCE = 5  # refresh intervals without a confirmed pair, before a pool counts as unhealthy
