@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+PoolLifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any]]]
 
 LONGEST_SILENCE = 5  # refresh intervals without a confirmed pair, before a pool counts as unhealthy
 LEAST_PAIR_AGE = 60.0
@@ -45,7 +46,7 @@ def pool_lifespan(
     key: str = "pool",
     close_timeout: float | None = 10.0,
     **options: Any,
-) -> Lifespan:
+) -> PoolLifespan:
     """A lifespan that opens a pool before the application starts, and closes it after the last request.
 
     ``pool`` is a function that makes the pool, or a DSN, which goes to :func:`aiopqr.create_pool` with ``options``.
