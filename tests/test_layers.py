@@ -33,6 +33,7 @@ LAYERS: list[str] = [
     "_login.tls",
     "_login.keys",
     "_login.handshake",
+    "_login.parsing",
     "_login.self_test",
     "_login.asyncpg_login",
     "_connect.alternation",

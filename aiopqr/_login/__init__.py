@@ -2,10 +2,15 @@
 
 from .asyncpg_login import login
 from .keys import KeyCache
+from .parsing import Address, Target, missing_file, read_target
 from .scram import verifier
 
 __all__ = [
+    "Address",
     "KeyCache",
+    "Target",
     "login",
+    "missing_file",
+    "read_target",
     "verifier",
 ]

@@ -39,6 +39,7 @@ async def login(
     password: Secret,
     cache: KeyCache | None,
     loop: asyncio.AbstractEventLoop | None = None,
+    ip: str | None = None,
     **kwargs: Any,
 ) -> Any:
     """Connect as `connect(*args, user=user, password=..., loop=..., **kwargs)` does, and raise what it raises.
@@ -46,6 +47,7 @@ async def login(
     With a `cache`, and when `connect` is `asyncpg.connect`, the password is proved here and the connection never has
     it. A server that asks for more than `scram.MAX_ITERATIONS`, or skips its own proof, is then refused with an
     `asyncpg.InterfaceError`. Any other `connect` is called with a callable `password`, which works during the call.
+    `ip` is the address to connect to, of several that the host's name has; the name is what its certificate must hold.
 
     Cancellation closes what was opened; a derivation that runs is finished in its thread and kept for the next login.
     """
@@ -59,7 +61,8 @@ async def login(
     try:
         if _suits(password) and await _asyncpg_works():
             try:
-                return await _answered(connect, *args, user=user, password=password, cache=cache, loop=loop, **kwargs)
+                answers: dict[str, Any] = {"user": user, "password": password, "cache": cache, "loop": loop, "ip": ip}
+                return await _answered(connect, *args, **answers, **kwargs)
             except _NotAsked:
                 pass
         return await _plain(connect, *args, user=user, password=password, loop=loop, **kwargs)
@@ -90,11 +93,12 @@ async def _answered(
     password: Secret,
     cache: KeyCache,
     loop: asyncio.AbstractEventLoop,
+    ip: str | None = None,
     **kwargs: Any,
 ) -> Any:
     claim = Claim(user, password, lambda secret, challenge: cache.keys(secret, challenge, loop))
     try:
-        con = await connect(*args, user=user, password=_PLACEHOLDER, loop=_LoginLoop(loop, claim), **kwargs)
+        con = await connect(*args, user=user, password=_PLACEHOLDER, loop=_LoginLoop(loop, claim, ip), **kwargs)
     except Exception as exc:
         if claim.failure is not None:
             raise claim.failure from None
@@ -165,9 +169,10 @@ def _return_to(loop: asyncio.AbstractEventLoop, con: Any) -> None:
 class _LoginLoop:
     """The event loop as asyncpg sees it during one login: a handshake stands before each of its protocols."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, claim: Claim) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, claim: Claim, ip: str | None) -> None:
         self._loop = loop
         self._claim = claim
+        self._ip = ip
         self._upgrading: asyncio.Transport | None = None
         self.call_later, self.time = loop.call_later, loop.time  # what a query's timeout costs stays the same
 
@@ -185,6 +190,10 @@ class _LoginLoop:
         return self._loop.create_future
 
     async def create_connection(self, factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+        if self._ip is not None and args:
+            if kwargs.get("ssl"):
+                kwargs.setdefault("server_hostname", args[0])
+            args = (self._ip, *args[1:])
         return await self._connect(self._loop.create_connection, factory, *args, **kwargs)
 
     async def create_unix_connection(self, factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:

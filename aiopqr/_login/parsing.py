@@ -1,0 +1,86 @@
+"""Where asyncpg would connect to: its own reading of the arguments, the DSN, the environment and the service file."""
+
+from __future__ import annotations
+
+import configparser
+import inspect
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from asyncpg import connect_utils
+
+# asyncpg takes the user's name for a database that is not named. No database has this name, so it shows which it was.
+_NOBODY = "\0"
+_FILES = {"sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY", "sslcrl": "PGSSLCRL"}
+_no_files = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # as `ssl=`, it keeps asyncpg from reading certificates
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One server's address: a host's name and port, or a socket's path. ``ip`` is one of those that the name has."""
+
+    host: str
+    port: int
+    ip: str | None = None
+
+    @property
+    def is_socket(self) -> bool:
+        return self.host.startswith("/")
+
+    def __str__(self) -> str:
+        return self.host if self.is_socket else f"{self.host}:{self.port}" + (f" ({self.ip})" if self.ip else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the arguments of a connect lead to. ``database`` is None where none is named."""
+
+    addresses: tuple[Address, ...]
+    database: str | None
+    session_attribute: str
+    names_host: bool
+
+
+def read_target(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target | None:
+    """Read the arguments as asyncpg does, and raise what it raises. None if this asyncpg cannot be asked."""
+    parse = getattr(connect_utils, "_parse_connect_dsn_and_args", None)
+    if parse is None:
+        return None
+    known = dict(
+        zip(("dsn",), args, strict=False), **{**kwargs, "user": _NOBODY, "password": _NOBODY, "ssl": _no_files}
+    )
+    try:
+        names = inspect.signature(parse).parameters
+        found, params = parse(**{name: known.get(name) for name in names})
+        addresses = tuple(Address(a, 0) if isinstance(a, str) else Address(a[0], int(a[1])) for a in found)
+        database, attribute = params.database, str(getattr(params.target_session_attrs, "value", "any"))
+    except (AttributeError, TypeError, IndexError):
+        return None
+    # Where no host is named, asyncpg looks for a socket in the usual folders, and then on this machine.
+    defaults = len(addresses) > 1 and addresses[-1].host == "localhost" and all(a.is_socket for a in addresses[:-1])
+    return Target(addresses, None if database == _NOBODY else database, attribute, not defaults)
+
+
+def _service(query: Mapping[str, str], kwargs: Mapping[str, Any]) -> Mapping[str, str]:
+    name = kwargs.get("service") or query.get("service")
+    path = kwargs.get("servicefile") or os.environ.get("PGSERVICEFILE") or os.path.expanduser("~/.pg_service.conf")
+    sections = configparser.ConfigParser()
+    sections.read(path)
+    return dict(sections[name]) if name and sections.has_section(name) else {}
+
+
+def missing_file(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Which of the TLS files that the DSN, the service file or the environment names does not exist, in words."""
+    dsn = args[0] if args else kwargs.get("dsn")
+    query = dict(parse_qsl(urlsplit(dsn).query)) if isinstance(dsn, str) else {}
+    service = _service(query, kwargs) if query.get("service") or kwargs.get("service") else {}
+    for key, variable in _FILES.items():
+        named = ((key, query.get(key)), (f"{key} in the service file", service.get(key)))
+        for name, path in (*named, (variable, os.environ.get(variable))):
+            if path and not os.path.exists(path):
+                return f"{name} names a file that does not exist: {path}"
+    return None
