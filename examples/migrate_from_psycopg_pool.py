@@ -35,7 +35,7 @@ async def before(database: RotatingPostgres) -> list[dict[str, object]]:
     assert account is not None
     async with AsyncConnectionPool(
         database.dsn,
-        kwargs={"user": account.username, "password": account.password.reveal(), "row_factory": dict_row},
+        kwargs={"user": account.username, "password": account.password.reveal()},
         min_size=2,
         max_size=5,
         timeout=30.0,
@@ -45,7 +45,8 @@ async def before(database: RotatingPostgres) -> list[dict[str, object]]:
             await con.execute("create table orders (id int, item text)")
             await con.cursor().executemany("insert into orders values (%s, %s)", [(1, "tea"), (2, "cake")])
         async with pool.connection() as con:
-            cursor = await con.execute("select * from orders where id > %(id)s order by id", {"id": 0})
+            cursor = con.cursor(row_factory=dict_row)
+            await cursor.execute("select * from orders where id > %(id)s order by id", {"id": 0})
             return await cursor.fetchall()
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiopqr
-from aiopqr.sources import FileSource
+from aiopqr.sources import Credentials, FileSource
 
 
-async def service(dsn: str, credentials: object) -> None:
+async def service(dsn: str, credentials: Credentials) -> None:
     async with aiopqr.create_pool(dsn, credentials=credentials, min_size=2, max_size=10) as pool:
 
         async def serve(request: int) -> None:
@@ -26,7 +27,7 @@ async def service(dsn: str, credentials: object) -> None:
 
 
 @asynccontextmanager
-async def database():
+async def database() -> AsyncIterator[tuple[str, Credentials]]:
     """Where the service runs: the environment says, or a Postgres is started for it."""
     if "DSN" in os.environ:
         yield os.environ["DSN"], FileSource(os.environ["CREDENTIALS"])

@@ -54,7 +54,7 @@ async def use(database: RotatingPostgres) -> None:
 
     async with new_session() as session:
         rows = await session.execute(select(Order.taken_by, func.count()).group_by(Order.taken_by))
-        print("3 passwords changed, no order failed:", dict(map(tuple, rows)))
+        print("3 passwords changed, no order failed:", {row.taken_by: row[1] for row in rows})
 
     await engine.dispose()  # ends the pool, and what watches the credentials
 

@@ -1,4 +1,4 @@
-"""Every Python snippet of the README and the documentation type-checks, and those that are whole programs run."""
+"""Every Python snippet of README and documentation, and every example, type-checks; snippets that are programs run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 from aiopqr.testing import RotatingPostgres
 
 ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Names that a snippet may use without saying where they come from.
 PREAMBLE = """
@@ -82,7 +83,7 @@ def test_a_snippet_is_python(snippet: Snippet) -> None:
     ast.parse(snippet.code)
 
 
-def test_every_snippet_passes_mypy_strict(modules: Path) -> None:
+def test_every_snippet_and_example_passes_mypy_strict(modules: Path) -> None:
     mypy = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--ignore-missing-imports"]
     # Examples define functions without using them, and rebind what the preamble has.
     relaxed = ["--disable-error-code=no-redef", "--disable-error-code=empty-body"]
@@ -90,7 +91,7 @@ def test_every_snippet_passes_mypy_strict(modules: Path) -> None:
     if importlib.util.find_spec("mypy") is None:
         pytest.skip("mypy is not installed: pip install mypy")
     told = subprocess.run(
-        [*mypy, *relaxed, *cache, "--config-file=", *map(str, sorted(modules.iterdir()))],
+        [*mypy, *relaxed, *cache, "--config-file=", *map(str, sorted(modules.iterdir())), *map(str, EXAMPLES)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -98,12 +99,12 @@ def test_every_snippet_passes_mypy_strict(modules: Path) -> None:
     assert told.returncode == 0, told.stdout + told.stderr
 
 
-def test_every_snippet_passes_pyright(modules: Path) -> None:
+def test_every_snippet_and_example_passes_pyright(modules: Path) -> None:
     pyright = shutil.which("basedpyright", path=str(Path(sys.executable).parent))
     if pyright is None:
         pytest.skip("basedpyright is not installed: pip install basedpyright")
     settings = {
-        "include": [str(modules)],
+        "include": [str(modules), str(ROOT / "examples")],
         "extraPaths": [str(ROOT)],
         "typeCheckingMode": "standard",
         "pythonVersion": "3.11",
