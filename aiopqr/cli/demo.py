@@ -28,7 +28,10 @@ def demo(
     workers: Annotated[int, typer.Option(min=1, help="Tasks that use the pool.")] = 20,
     connections: Annotated[int, typer.Option(min=1, help="The size of the pool.")] = 10,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Run the same load beside it on asyncpg's pool, which knows one password.")
+        bool,
+        typer.Option(
+            "--compare", help="Run the same load on asyncpg's pool too, which reads its password for each connect."
+        ),
     ] = False,
     dsn: Annotated[
         str | None,

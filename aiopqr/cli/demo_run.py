@@ -175,14 +175,21 @@ class Run:
 
     @contextlib.asynccontextmanager
     async def _plain(self) -> AsyncIterator[Contestant]:
-        """asyncpg's own pool: one account, its password as of the start, the same lifetime."""
+        """What users of asyncpg's pool can have: one account, its password read for each connect, the same lifetime."""
         database, size = self.stage.databases[1], self.options.connections
         account = self.stage.pair.odd
         assert account is not None
+        source = FileSource(self.stage.file)
+
+        async def password() -> str:
+            odd = (await source.fetch()).odd
+            assert odd is not None
+            return odd.password.reveal()
+
         pool = await asyncpg.create_pool(
             self.stage.server.dsn_of(database),
             user=account.username,
-            password=account.password.reveal,
+            password=password,
             min_size=size,
             max_size=size,
         )
