@@ -11,6 +11,7 @@ import hmac
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, NoReturn, cast
 
 from .errors import InvalidSecret
@@ -111,7 +112,9 @@ class CredentialPair:
 
     ``odd`` or ``even`` may be None: a degraded pair, which works as long as its one account does. ``active`` says which
     account the first connection takes. ``pending`` is a newer password of one of the two that may not be in force
-    yet; it is tried only after both others were refused.
+    yet. It announces that this account is about to change: connections use the other one while it works, and the
+    pending password only after both others were refused. ``pending_since`` is when the store says that it was staged
+    (aware), or None.
 
     Raises :class:`InvalidSecret` for a pair that could not work.
     """
@@ -121,6 +124,7 @@ class CredentialPair:
     active: Parity = Parity.ODD
     pending: Credential | None = None
     endpoint: Endpoint | None = field(default=None, compare=False)
+    pending_since: datetime | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for key in ("odd", "even", "pending"):
@@ -138,6 +142,8 @@ class CredentialPair:
         object.__setattr__(self, "active", active if self[active] else active.other)
         if self.pending and self.pending_parity is None:
             raise InvalidSecret("pending_username must be the username of odd or of even")
+        if self.pending_since is not None and self.pending_since.utcoffset() is None:
+            raise InvalidSecret("pending_since must be an aware datetime")
 
     def __getitem__(self, parity: Parity) -> Credential | None:
         return self.odd if Parity(parity) is Parity.ODD else self.even
@@ -168,7 +174,8 @@ class CredentialPair:
 
         The keys are ``odd_username``, ``odd_password``, ``even_username``, ``even_password`` and ``active_credential``
         (``"odd"`` or ``"even"``). An account of which both keys are absent makes a degraded pair.
-        ``pending_username``/``pending_password`` and ``host``/``port``/``dbname`` are read where present.
+        ``pending_username``/``pending_password``/``pending_staged_at`` and ``host``/``port``/``dbname`` are read where
+        present.
 
         Raises :class:`InvalidSecret`, which names the key at fault and never shows a value.
         """
@@ -190,7 +197,8 @@ class CredentialPair:
             raise InvalidSecret("active_credential is missing")
         else:
             active = "odd"
-        return cls(active=Parity(active), endpoint=_endpoint(entries), **accounts)
+        since = parse_time(entries.get("pending_staged_at")) if accounts["pending"] else None
+        return cls(active=Parity(active), endpoint=_endpoint(entries), pending_since=since, **accounts)
 
 
 def _flaw(text: object) -> str | None:
@@ -229,6 +237,15 @@ def parse_secret(secret: str | bytes | Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(entries, dict):
         raise InvalidSecret(problem)
     return entries
+
+
+def parse_time(value: object) -> datetime | None:
+    """An ISO 8601 time with an offset, as UTC; None for anything else, which counts as not known."""
+    try:
+        time = datetime.fromisoformat(value) if isinstance(value, str) else None
+        return time.astimezone(UTC) if time is not None and time.utcoffset() is not None else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _credential(entries: Mapping[str, Any], prefix: str) -> Credential | None:

@@ -32,6 +32,8 @@ __all__ = [
     "ReplacementDelayed",
     "ServerRecovered",
     "ServerUnavailable",
+    "SteppedAside",
+    "SteppedBack",
 ]
 
 logger = logging.getLogger("aiopqr")
@@ -190,6 +192,46 @@ class RefreshRecovered(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SteppedAside(Event):
+    """The store announces a new password for an account, so new connections use the other one while it works.
+
+    That ends when the store has promoted the password or given it up, and in ``ends_in`` seconds at the latest.
+    """
+
+    parity: Parity
+    username: str
+    ends_in: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: a new password for {self.username} is staged, so its password is about to change; new "
+            f"connections use the other account until it has, for {self.ends_in:.0f} s at most"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteppedBack(Event):
+    """New connections use both accounts again, ``after`` seconds.
+
+    ``closed`` says that the store shows no staged password of that account any more. Otherwise the stage was open for
+    too long: the rotation was probably interrupted, and ``aiopqr rotate`` finishes it.
+    """
+
+    parity: Parity
+    username: str
+    after: float
+    closed: bool
+
+    def __str__(self) -> str:
+        why = (
+            "the rotation is over"
+            if self.closed
+            else "the staged password has been open for too long; run `aiopqr rotate`, which finishes the rotation"
+        )
+        return f"{self.name}: new connections use {self.username} again after {self.after:.0f} s: {why}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairDegraded(Event):
     """The store names one account only: there is nothing to fall back to."""
 
@@ -263,6 +305,8 @@ _LEVELS: dict[type[Event], int] = {
     RefreshFailed: logging.WARNING,
     RefreshRecovered: logging.INFO,
     PairDegraded: logging.WARNING,
+    SteppedAside: logging.INFO,
+    SteppedBack: logging.INFO,
     ReplacementDelayed: logging.WARNING,
     ConnectionLost: logging.INFO,
     LeakSuspected: logging.WARNING,

@@ -84,14 +84,32 @@ class ConnectorCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class SteppingAside:
+    """The account that new connections avoid, because the store announces a new password for it.
+
+    They have avoided it for ``since`` seconds, and will for ``ends_in`` more unless the store has promoted the password
+    before.
+    """
+
+    parity: Parity
+    username: str
+    since: float
+    ends_in: float
+
+
+@dataclass(frozen=True, slots=True)
 class RefreshStats:
-    """The fetches of a refresher. ``pair_age`` is the time since a fetch last confirmed the pair."""
+    """The fetches of a refresher. ``pair_age`` is the time since a fetch last confirmed the pair.
+
+    ``stepping_aside`` is the account that new connections avoid right now, while the other one works; None for neither.
+    """
 
     ok: int
     failed: int
     failures_in_a_row: int
     last_success: float | None  # Unix time
     pair_age: float | None
+    stepping_aside: SteppingAside | None = None
 
 
 @dataclass(frozen=True, slots=True)

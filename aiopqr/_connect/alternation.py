@@ -10,7 +10,9 @@ The rules, and why:
 * A fallback is the other account than *this attempt's*, never whatever would be next by now.
 * Nothing logs in with what is known to be refused, but a probe: one at a time, 30 s after the refusal, then at doubling
   intervals up to 10 min. While any account works, probes are for the background.
-* A pending password (one that the store holds but nobody promised to be in force) is the last resort.
+* A pending password (one that the store holds but nobody promised to be in force) is the last resort. It announces that
+  its account is about to change, so while the :class:`Announcement` counts, the other account is used as long as it
+  works. Whatever moment the rotator then picks for the change, nobody is refused.
 * A refusal that depends on the database or host (no LOGIN, no CONNECT, connection limit) stays with this alternator; a
   refused password is the same for all that share the :class:`Quarantine`.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .._refresh import Attempt, Quarantine
+from .._refresh import Announcement, Attempt, Quarantine
 from ..credentials import Credential, CredentialPair, Parity
 from ..refusals import Verdict
 
@@ -39,6 +41,7 @@ class Alternator:
 
     pair: CredentialPair
     refused: Quarantine = field(default_factory=Quarantine)
+    announcement: Announcement = field(default_factory=Announcement)
     version: int = 1
     _local: Quarantine = field(default_factory=Quarantine)
     _full_until: dict[str, float] = field(default_factory=dict)
@@ -47,6 +50,8 @@ class Alternator:
     def begin(self, now: float) -> Attempt | Wait:
         """The login that a connect starts with."""
         preferred = self._last.other if self._last else self.pair.active
+        if self._steps_aside(preferred, now):
+            preferred = preferred.other
         for parity in (preferred, preferred.other):
             if (credential := self.pair[parity]) and self._is_usable(credential, now):
                 return self._take(parity, credential, now)
@@ -66,7 +71,7 @@ class Alternator:
         """A login that finds out, in the background, whether a refused account works again."""
         for parity in Parity:
             credential = self.pair[parity]
-            if credential and self._claim_probe(credential, now):
+            if credential and not self._steps_aside(parity, now) and self._claim_probe(credential, now):
                 return Attempt(parity, credential, self.version, now, probe=True)
         return None
 
@@ -124,6 +129,11 @@ class Alternator:
     def _take(self, parity: Parity, credential: Credential, now: float, *, probe: bool = False) -> Attempt:
         self._last = parity
         return Attempt(parity, credential, self.version, now, probe)
+
+    def _steps_aside(self, parity: Parity, now: float) -> bool:
+        """Whether the account is about to change, and the other one works."""
+        other = self.pair[parity.other]
+        return self.announcement.avoided(now) is parity and other is not None and self._is_usable(other, now)
 
     def _last_resort(self, now: float) -> Attempt | None:
         pending, parity = self.pair.pending, self.pair.pending_parity

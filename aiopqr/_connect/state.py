@@ -66,7 +66,7 @@ class ConnectorState:
         self.name = name
         self.events = events
         self.refresher = refresher
-        self.alternator = Alternator(refresher.pair, refresher.quarantine)
+        self.alternator = Alternator(refresher.pair, refresher.quarantine, refresher.announcement)
         self.counts = ConnectorCounts()
         self.keys = keys
         self.knocking = asyncio.Lock()

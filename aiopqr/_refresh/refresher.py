@@ -9,7 +9,8 @@ import asyncio
 import time
 import warnings
 import weakref
-from typing import Protocol, Self
+from datetime import UTC, datetime
+from typing import Any, Protocol, Self
 
 from ..clock import cancel, wait_until
 from ..credentials import CredentialPair, Parity
@@ -22,10 +23,21 @@ from ..errors import (
     describe,
     without_frames,
 )
-from ..events import Emitter, Event, Listener, PairDegraded, Refreshed, RefreshFailed, RefreshRecovered
+from ..events import (
+    Emitter,
+    Event,
+    Listener,
+    PairDegraded,
+    Refreshed,
+    RefreshFailed,
+    RefreshRecovered,
+    SteppedAside,
+    SteppedBack,
+)
 from ..options import non_negative, positive
 from ..sources import Credentials, CredentialSource, as_source
-from ..stats import RefreshStats
+from ..stats import RefreshStats, SteppingAside
+from .announcement import Announcement, Ended
 from .plan import Need, RefreshPlan
 from .quarantine import Quarantine
 
@@ -70,6 +82,7 @@ class Refresher:
         self.name = name
         self.events = Emitter(listeners)
         self.quarantine = Quarantine()
+        self.announcement = Announcement()
         self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
         self._pair: CredentialPair | None = None
         self._plan = RefreshPlan(self._interval, 0.0)
@@ -154,12 +167,17 @@ class Refresher:
         self._changed = asyncio.Event()
 
     def stats(self) -> RefreshStats:
+        stage, now = self.announcement.stage, asyncio.get_running_loop().time()
+        aside = None
+        if stage and self.announcement.avoided(now):
+            aside = SteppingAside(stage.parity, stage.pending.username, now - stage.since, stage.until - now)
         return RefreshStats(
             ok=self._ok,
             failed=self._failed,
             failures_in_a_row=self._plan.failures,
             last_success=self._last_success,
             pair_age=self.pair_age if self._pair else None,
+            stepping_aside=aside,
         )
 
     async def close(self) -> None:
@@ -247,6 +265,7 @@ class Refresher:
         before, self._pair = self._pair, pair
         self._ok += 1
         self._confirmed_at, self._last_success = now, time.time()
+        self._announce(pair, now)
         if pair == before:
             return
         if pair.missing and (before is None or before.missing is None):
@@ -258,6 +277,16 @@ class Refresher:
         self.wake_waiting()
         changed = tuple(parity for parity in Parity if pair[parity] != before[parity])
         self._tell(Refreshed(name=self.name, changed=changed, pending=pair.pending_parity))
+
+    def _announce(self, pair: CredentialPair, now: float) -> None:
+        age = (datetime.now(UTC) - pair.pending_since).total_seconds() if pair.pending_since else 0.0
+        for step in self.announcement.hear(pair, now, age):
+            stage = step.stage if isinstance(step, Ended) else step
+            account: dict[str, Any] = {"name": self.name, "parity": stage.parity, "username": stage.pending.username}
+            if isinstance(step, Ended):
+                self._tell(SteppedBack(**account, after=now - stage.since, closed=step.closed))
+            else:
+                self._tell(SteppedAside(**account, ends_in=stage.until - now))
 
     def _tell(self, event: Event, *, logged: bool = True) -> None:
         if logged:

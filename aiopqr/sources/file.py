@@ -18,7 +18,7 @@ from ..credentials import CredentialPair
 from ..errors import InvalidSecret, SourceError
 
 _KEYS = tuple(f"{account}_{part}" for account in ("odd", "even", "pending") for part in ("username", "password"))
-_DEFAULTS = ("active_credential", "host", "port", "dbname")
+_DEFAULTS = ("active_credential", "pending_staged_at", "host", "port", "dbname")
 
 
 class FileSource:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 
 from aiopqr._connect.alternation import FULL_PAUSE, Alternator, Wait
+from aiopqr._refresh.announcement import STEP_ASIDE_MAX
 from aiopqr._refresh.quarantine import PROBE_FIRST, PROBE_MAX, Attempt, Quarantine
 from aiopqr.credentials import Credential, CredentialPair, Parity
 from aiopqr.refusals import Verdict
@@ -356,3 +357,57 @@ def test_what_does_not_blame_the_account_sets_nothing_aside(verdict: Verdict) ->
     a = alternator()
     assert not a.rejected(begin(a, 0.0), verdict, 0.0)
     assert {begin(a, 0.0).parity for _ in range(2)} == set(Parity)
+
+
+# A staged password announces that its account is about to change.
+
+
+def announced(now: float = 0.0) -> Alternator:
+    a = alternator(replace(PAIR, pending=Credential("app_even", "even-2")))
+    assert list(a.announcement.hear(a.pair, now))
+    return a
+
+
+def test_while_a_stage_is_open_new_connections_use_the_other_account() -> None:
+    a = announced()
+    assert {begin(a, 1.0).parity for _ in range(5)} == {Parity.ODD}
+    assert {begin(a, STEP_ASIDE_MAX).parity for _ in range(2)} == {Parity.ODD, Parity.EVEN}
+
+
+def test_when_the_stage_is_closed_the_alternation_goes_on() -> None:
+    a = announced()
+    begin(a, 1.0)
+    promoted = replace(PAIR, even=Credential("app_even", "even-2"))
+    list(a.announcement.hear(promoted, 2.0))
+    a.replace(promoted)
+    assert [begin(a, 3.0).parity for _ in range(4)] == [Parity.EVEN, Parity.ODD] * 2
+
+
+def test_a_pool_that_steps_aside_uses_the_staged_account_when_the_other_is_refused() -> None:
+    a = announced()
+    first = begin(a, 1.0)
+    a.rejected(first, REFUSED, 1.0)
+    second = a.fallback(first, 1.0)
+    assert second
+    assert second.credential == EVEN
+    assert {begin(a, 2.0).credential for _ in range(3)} == {EVEN}
+    a.rejected(second, REFUSED, 3.0)
+    last = begin(a, 3.0)
+    assert last.credential == a.pair.pending
+
+
+def test_a_pool_that_steps_aside_uses_the_staged_account_while_the_other_is_full() -> None:
+    a = announced()
+    a.rejected(begin(a, 1.0), Verdict.ACCOUNT_FULL, 1.0)
+    assert {begin(a, 2.0).parity for _ in range(3)} == {Parity.EVEN}
+    assert begin(a, 1.0 + FULL_PAUSE).parity is Parity.ODD
+
+
+def test_an_account_that_is_about_to_change_is_not_probed_while_the_other_works() -> None:
+    a = announced()
+    a.rejected(Attempt(Parity.EVEN, EVEN, 1, 0.0), REFUSED, 0.0)
+    assert a.probe(PROBE_FIRST) is None
+    a.rejected(begin(a, PROBE_FIRST), Verdict.ACCOUNT_FULL, PROBE_FIRST)
+    probe = a.probe(PROBE_FIRST)
+    assert probe
+    assert probe.parity is Parity.EVEN

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import aiopqr
+from aiopqr import events
 from aiopqr._refresh.plan import Need
 from aiopqr.testing import ScriptedSource
 from aiopqr.testing.source import HANG
@@ -197,3 +199,30 @@ async def test_starved_connects_fetch_at_once_and_go_on_asking() -> None:
         refresher.subscribe(starved)
         refresher.request(Need.STARVED)
         await asyncio.wait_for(source.wait_fetched(4), 10)
+
+
+async def test_a_staged_password_is_reported_and_shown_until_the_store_has_promoted_it() -> None:
+    staged = replace(PAIR, pending=aiopqr.Credential("app_odd", "staged"))
+    heard: list[events.Event] = []
+    source = ScriptedSource(staged)
+    async with aiopqr.Refresher(source, listeners=[heard.append]) as refresher:
+        aside = refresher.stats().stepping_aside
+        assert aside
+        assert (aside.parity, aside.username) == ("odd", "app_odd")
+        assert 890 < aside.ends_in <= 900
+        source.pair = replace(PAIR, odd=aiopqr.Credential("app_odd", "staged"))
+        await refresher.refresh()
+        assert refresher.stats().stepping_aside is None
+    begun, ended = (event for event in heard if isinstance(event, events.SteppedAside | events.SteppedBack))
+    assert isinstance(begun, events.SteppedAside)
+    assert isinstance(ended, events.SteppedBack)
+    assert ended.closed
+
+
+async def test_the_stores_time_of_staging_shortens_stepping_aside() -> None:
+    since = datetime.now(UTC) - timedelta(minutes=10)
+    staged = replace(PAIR, pending=aiopqr.Credential("app_odd", "staged"), pending_since=since)
+    async with aiopqr.Refresher(ScriptedSource(staged)) as refresher:
+        aside = refresher.stats().stepping_aside
+        assert aside
+        assert 290 < aside.ends_in <= 300

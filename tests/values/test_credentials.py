@@ -188,3 +188,17 @@ def test_whatever_a_secret_holds_it_is_a_valid_pair_or_refused_as_one(entries: d
         names = [c.username for c in (pair.odd, pair.even) if c]
         assert len(set(names)) == len(names) >= 1
         assert all(c.username and c.password for c in pair.credentials())
+
+
+def test_a_secret_tells_when_its_pending_password_was_staged() -> None:
+    entries = {
+        "odd_username": "o", "odd_password": "1", "even_username": "e", "even_password": "2",
+        "active_credential": "odd", "pending_username": "e", "pending_password": "3",
+    }  # fmt: skip
+    for text, hour in (("2026-01-02T03:04:05+00:00", 3), ("2026-01-02T03:04:05+02:00", 1)):
+        pair = CredentialPair.from_secret({**entries, "pending_staged_at": text})
+        assert pair.pending_since
+        assert pair.pending_since.hour == hour
+    for text in ("2026-01-02T03:04:05", "yesterday", "0001-01-01T00:00:00+23:00", 5):
+        assert CredentialPair.from_secret({**entries, "pending_staged_at": text}).pending_since is None
+    assert CredentialPair.from_secret({**entries, "pending_staged_at": "2026-01-02T03:04:05+00:00"}) == pair

@@ -39,6 +39,7 @@ def test_every_event_is_a_sentence_in_the_log(kind: type[Event]) -> None:
         "str": "x",
         "float": 1.5,
         "int": 2,
+        "bool": True,
         "Parity": Parity.ODD,
         "tuple[str, ...]": ("x",),
         "tuple[Parity, ...]": (),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ...credentials import Credential, CredentialPair, Parity
+from ...credentials import Credential, CredentialPair, Parity, parse_time
 from ..errors import StoreConflict, StoreError
 from .store import OWN_KEYS, StoredSecret
 
@@ -82,15 +82,6 @@ def new_document(pair: CredentialPair, changed_at: datetime) -> dict[str, Any]:
         "odd_changed_at": format_time(changed_at),
         "even_changed_at": format_time(changed_at),
     }
-
-
-def parse_time(value: object) -> datetime | None:
-    """An ISO 8601 time with an offset, as UTC; None for anything else, which counts as not known."""
-    try:
-        time = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
-    return time.astimezone(UTC) if time is not None and time.utcoffset() is not None else None
 
 
 def format_time(time: datetime) -> str:

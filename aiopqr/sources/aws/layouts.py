@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from ...credentials import Credential, CredentialPair, Endpoint, Parity, parse_secret
@@ -46,11 +47,12 @@ Value = CredentialPair | Account
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The values of one secret's stages. Only AWSCURRENT is always there."""
+    """The values of one secret's stages. Only AWSCURRENT is always there. ``staged_at`` is when AWSPENDING was made."""
 
     current: Value
     previous: Value | None = None
     pending: Value | None = None
+    staged_at: datetime | None = None
 
 
 def parse(secret: str | bytes | Mapping[str, Any]) -> Value:
@@ -85,7 +87,7 @@ def from_pair(stages: Stages) -> CredentialPair:
         raise InvalidSecret('layout "pair" needs the keys odd_username, odd_password, even_username and even_password')
     if isinstance(stages.pending, CredentialPair):
         newer = (stages.pending[parity] for parity in (pair.active.other, pair.active))
-        pair = _with_pending(pair, newer)
+        pair = _with_pending(pair, newer, stages.staged_at)
     return pair
 
 
@@ -108,7 +110,8 @@ def from_alternating(stages: Stages) -> CredentialPair:
     odd, even = _by_name(current, second)
     active = Parity.ODD if odd == current else Parity.EVEN
     pair = CredentialPair(odd=odd, even=even, active=active, endpoint=stages.current.endpoint)
-    return _with_pending(pair, (pending, older))
+    staged = _with_pending(pair, [pending], stages.staged_at)
+    return staged if staged.pending else _with_pending(pair, [older])
 
 
 def from_two(odd: Stages | None, even: Stages | None) -> CredentialPair:
@@ -137,7 +140,9 @@ def _is_newer(pair: CredentialPair, newer: Credential | None, parity: Parity) ->
     return bool(newer and own and newer.username == own.username and newer.password != own.password)
 
 
-def _with_pending(pair: CredentialPair, candidates: Iterable[Credential | None]) -> CredentialPair:
+def _with_pending(
+    pair: CredentialPair, candidates: Iterable[Credential | None], staged_at: datetime | None = None
+) -> CredentialPair:
     """``pair`` with the first candidate that can be its pending password; one is enough.
 
     Whichever of its accounts has been changed in the database, its own newer password is a candidate of its own.
@@ -147,7 +152,7 @@ def _with_pending(pair: CredentialPair, candidates: Iterable[Credential | None])
         if newer is None or newer in known:
             continue
         if newer.username in _names(pair) or pair.missing:
-            return dataclasses.replace(pair, pending=newer)
+            return dataclasses.replace(pair, pending=newer, pending_since=staged_at)
     return pair
 
 

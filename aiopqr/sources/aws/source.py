@@ -13,6 +13,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from ...credentials import CredentialPair
@@ -128,6 +129,7 @@ class _Secret:
         self.last: Stages | None = None
         self.complained: Trouble | None = None
         self._values: dict[str, Value | InvalidSecret] = {}
+        self._created: dict[str, datetime | None] = {}
 
     async def read(self) -> Stages:
         """The values of its stages, all as of one DescribeSecret."""
@@ -148,19 +150,19 @@ class _Secret:
         wanted = {name: versions[stage] for name, stage in _STAGES.items() if stage in versions}
         values = {name: await self._value(id_, name == "current") for name, id_ in wanted.items()}
         self._values = {id_: value for id_, value in self._values.items() if id_ in wanted.values()}
+        self._created = {id_: self._created.get(id_) for id_ in self._values}
         current = values.pop("current", None)
         if current is None:
             raise SecretsManagerError(f"secret {self.secret_id!r} has no AWSCURRENT version yet", Trouble.INVALID)
-        self.last = Stages(current, **values)
+        self.last = Stages(current, **values, staged_at=self._created.get(wanted.get("pending", "")))
         return self.last
 
     async def _value(self, version: str, needed: bool) -> Value | None:
         """A version's value. Of those that are not needed, one that is missing or makes no sense counts as absent."""
         if version not in self._values:
             try:
-                self._values[version] = _parsed(
-                    await self._client.request("get_secret_value", self.secret_id, VersionId=version)
-                )
+                answer = await self._client.request("get_secret_value", self.secret_id, VersionId=version)
+                self._values[version], self._created[version] = _parsed(answer), answer.get("CreatedDate")
             except SecretsManagerError as exc:
                 if exc.trouble is Trouble.NO_VALUE and not needed:
                     return None  # AWSPENDING's version exists before its value does

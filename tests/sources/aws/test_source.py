@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -113,7 +114,10 @@ async def test_a_pending_version_without_a_value_is_no_pending_password(aws_secr
             ClientRequestToken=token,
             VersionStages=["AWSPENDING"],
         )
-        assert (await fetch()).pending == Credential("app_odd", "odd-2")
+        pair = await fetch()
+        assert pair.pending == Credential("app_odd", "odd-2")
+        assert pair.pending_since
+        assert abs(datetime.now(UTC) - pair.pending_since) < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("nonsense", ["not JSON", "{}", '{"username": "app_odd", "password": "x"}'])
