@@ -7,6 +7,7 @@ import collections
 import inspect
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from aiopqr.testing import NotSupported, PostgresServer, RotatingPostgres, ServerUnavailable, server_of
+from aiopqr.testing import NotAvailable, NotSupported, PostgresServer, RotatingPostgres, server_of
 from aiopqr.testing.server import run_apart
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from support.proxy import Proxy`
@@ -59,12 +60,8 @@ class _Uvloop:
 @pytest.fixture(scope="session")
 def server(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
     """The Postgres that ``--postgres`` chose. A test that changes its settings changes them back."""
-    try:
-        chosen = server_of(pytestconfig.option.postgres).start()
-    except ServerUnavailable as exc:
-        pytest.skip(str(exc))
-    yield chosen
-    chosen.stop()
+    with server_of(pytestconfig.option.postgres) as chosen:
+        yield chosen
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +83,14 @@ async def _no_session_is_left(rotating: RotatingPostgres) -> None:
         if time.monotonic() > deadline:
             pytest.fail("connections left open: " + ", ".join(f"{row['usename']} ({row['state']})" for row in left))
         await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def heeds_sigint() -> Iterator[None]:
+    """Child processes can be interrupted. Those of a background job ignore SIGINT otherwise, as their parent does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 # What tests may not leave behind.
@@ -126,18 +131,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    return (yield from _skipping_what_the_server_cannot())
+    return (yield from _skipping_what_cannot_be_had())
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    return (yield from _skipping_what_the_server_cannot())
+    return (yield from _skipping_what_cannot_be_had())
 
 
-def _skipping_what_the_server_cannot() -> Iterator[None]:
+def _skipping_what_cannot_be_had() -> Iterator[None]:
     try:
         return (yield)
-    except NotSupported as exc:
+    except (NotSupported, NotAvailable) as exc:
         pytest.skip(str(exc))
 
 

@@ -6,9 +6,10 @@ The pytest plugin's fixture ``rotating_postgres`` has it all in one.
 from __future__ import annotations
 
 from .binaries import Binaries
-from .errors import NotSupported, ServerError, ServerUnavailable
+from .container import ContainerPostgres
+from .errors import NotAvailable, NotSupported, ServerError
 from .postgres import EmbeddedPostgres
-from .remote import ContainerPostgres, ExistingPostgres
+from .remote import ExistingPostgres
 from .rotating import RotatingPostgres
 from .server import PostgresServer
 from .source import HANG, ScriptedSource
@@ -19,12 +20,12 @@ __all__ = [
     "ContainerPostgres",
     "EmbeddedPostgres",
     "ExistingPostgres",
+    "NotAvailable",
     "NotSupported",
     "PostgresServer",
     "RotatingPostgres",
     "ScriptedSource",
     "ServerError",
-    "ServerUnavailable",
     "server_of",
 ]
 
@@ -32,8 +33,11 @@ __all__ = [
 def server_of(kind: str) -> PostgresServer:
     """A server, not started yet: ``embedded`` (16), ``embedded18``, ``system``, ``testcontainers``, or a DSN.
 
-    Raises :class:`ServerUnavailable`, which names what is missing.
+    ``testcontainers:IMAGE`` names the image of the container.
+
+    Raises :class:`NotAvailable`, which names what is missing.
     """
-    if kind == "testcontainers":
-        return ContainerPostgres()
+    name, _, image = kind.partition(":")
+    if name == "testcontainers":
+        return ContainerPostgres(image)
     return ExistingPostgres(kind) if "://" in kind else EmbeddedPostgres(kind)

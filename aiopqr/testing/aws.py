@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import json
 import subprocess
 import sys
 import time
 import urllib.request
 import uuid
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from .errors import ServerError, ServerUnavailable
-from .remote import _why_docker_does_not_answer
+from .container import container_of
+from .errors import NotAvailable, ServerError
 
 REGION = "eu-central-1"
 
@@ -46,7 +44,7 @@ class SecretsManager(ABC):
 
     @abstractmethod
     def start(self) -> Self:
-        """Have it ready for requests. Raises :class:`ServerUnavailable` where it cannot be had."""
+        """Have it ready for requests. Raises :class:`NotAvailable` where it cannot be had."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -96,7 +94,7 @@ class EmbeddedSecretsManager(SecretsManager):
         try:
             import moto.moto_server  # noqa: F401
         except ImportError:
-            raise ServerUnavailable("an embedded Secrets Manager needs moto: pip install 'moto[server]'") from None
+            raise NotAvailable("an embedded Secrets Manager needs moto: pip install 'moto[server]'") from None
         self._process = subprocess.Popen(
             [sys.executable, "-c", _SERVE],
             stdin=subprocess.PIPE,
@@ -127,23 +125,10 @@ class ContainerSecretsManager(SecretsManager):
         self._container: Any = None
 
     def start(self) -> Self:
+        self._container = container_of(self.image, {4566: None}, {"SERVICES": "secretsmanager,sts"})
         try:
-            from testcontainers.core.container import DockerContainer
-        except ImportError:
-            raise ServerUnavailable("a container needs testcontainers: pip install testcontainers") from None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # Docker's client forgets a socket that does not connect
-            problem = _why_docker_does_not_answer()
-            gc.collect()
-        if problem:
-            raise ServerUnavailable(f"Docker does not answer: {problem}")
-        container: Any = DockerContainer(self.image)
-        container.with_env("SERVICES", "secretsmanager,sts")
-        container.ports["4566"] = ("127.0.0.1", None)
-        self._container = container
-        try:
-            container.start()
-            self.endpoint_url = f"http://127.0.0.1:{container.get_exposed_port(4566)}"
+            self._container.start()
+            self.endpoint_url = f"http://127.0.0.1:{self._container.get_exposed_port(4566)}"
             self._wait_until_it_answers()
         except BaseException:
             self.stop()

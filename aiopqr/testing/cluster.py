@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..credentials import Secret
 from .binaries import Binaries, RunAs, copy_to
-from .errors import ServerError, ServerUnavailable
+from .errors import NotAvailable, ServerError
 from .guarded import GuardedDirectory
 
 #: The superuser's password of all servers of this process.
@@ -49,17 +49,19 @@ def write_configuration(
     data: Path, run_as: RunAs, settings: Mapping[str, object], admin: str, hba: Sequence[str] | None
 ) -> None:
     """Write ``postgresql.conf`` and ``pg_hba.conf``. Whatever ``hba`` says, ``admin`` gets in, over TCP and socket."""
-    lines = (f"{name} = {_value(value)}" for name, value in {**_FAST, **settings}.items())
-    entrance = [f'local all "{admin}" scram-sha-256']
-    entrance += [f'host {database} "{admin}" all scram-sha-256' for database in ("all", "replication")]
-    for name, text in (
-        ("postgresql.conf", lines),
-        ("pg_hba.conf", (*entrance, *(_SCRAM_FOR_ALL if hba is None else hba))),
-    ):
+    lines = [f"{name} = {setting(value)}\n" for name, value in {**_FAST, **settings}.items()]
+    for name, text in (("postgresql.conf", "".join(lines)), ("pg_hba.conf", hba_text(admin, hba))):
         new = data / f"{name}.new"
-        new.write_text("\n".join(text) + "\n")
+        new.write_text(text)
         run_as.own(new)
         os.replace(new, data / name)
+
+
+def hba_text(admin: str, lines: Sequence[str] | None) -> str:
+    """A ``pg_hba.conf`` of ``lines`` (None: SCRAM for everyone), in which ``admin`` always gets in."""
+    entrance = [f'local all "{admin}" scram-sha-256']
+    entrance += [f'host {database} "{admin}" all scram-sha-256' for database in ("all", "replication")]
+    return "".join(f"{line}\n" for line in (*entrance, *(_SCRAM_FOR_ALL if lines is None else lines)))
 
 
 def is_ready(postmaster_pid: Path) -> bool:
@@ -78,7 +80,7 @@ def reachable(binaries: Binaries, run_as: RunAs) -> Binaries:
         return binaries
     copy = copy_to(binaries, GuardedDirectory(run_as).path, run_as)
     if not run_as.can_run(copy):
-        raise ServerUnavailable(
+        raise NotAvailable(
             f"Postgres does not run as root, and user {run_as.name} can run neither {binaries['postgres']} nor a copy "
             f"in {tempfile.gettempdir()} (mounted noexec?): run the tests as an ordinary user"
         )
@@ -103,7 +105,8 @@ def _template(binaries: Binaries, run_as: RunAs, admin: str) -> Path:
     return directory / "data"
 
 
-def _value(value: object) -> str:
+def setting(value: object) -> str:
+    """``value`` as ``postgresql.conf`` and ``ALTER SYSTEM`` want it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, int | float):

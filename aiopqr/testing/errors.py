@@ -12,7 +12,7 @@ class ServerError(AiopqrError, RuntimeError):
     """A test server did not start, stop or take its configuration. The text ends with the server's log."""
 
 
-class ServerUnavailable(ServerError):
+class NotAvailable(ServerError):
     """This kind of server cannot be had here. The text names what is missing: the reason of a skip."""
 
 

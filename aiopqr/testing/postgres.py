@@ -6,12 +6,10 @@ programs.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import functools
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -23,18 +21,17 @@ from typing import Self
 from ..credentials import Secret
 from . import cluster
 from .binaries import Binaries, RunAs
-from .errors import NotSupported, ServerError, ServerUnavailable
+from .errors import NotAvailable, NotSupported, ServerError
 from .guarded import GuardedDirectory
-from .server import PostgresServer, beside_the_loop
+from .server import PostgresServer, beside_the_loop, reload
 
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 20.0
-_RELOAD_TIMEOUT = 10.0
 _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 # Outside the range from which the system takes ports for outgoing connections: ours stays free while we restart.
-_PORTS = range(15000, 32000)
+PORTS = range(15000, 32000)
 
-_NEED_A_RESTART = "SELECT 1 FROM pg_settings WHERE context = 'postmaster' AND name = ANY($1::text[])"
+NEED_A_RESTART = "SELECT 1 FROM pg_settings WHERE context = 'postmaster' AND name = ANY($1::text[])"
 
 
 class EmbeddedPostgres(PostgresServer):
@@ -46,7 +43,7 @@ class EmbeddedPostgres(PostgresServer):
     Use it as a context manager, ``async with`` or plain ``with``, or call :meth:`start` and :meth:`stop`, which block
     for a second or so. Stopping removes its directory; so does the end of the process, even by SIGKILL.
 
-    Raises :class:`ServerUnavailable` where no server can run, and :class:`ServerError`, with the end of the server's
+    Raises :class:`NotAvailable` where no server can run, and :class:`ServerError`, with the end of the server's
     log, where one did not start.
     """
 
@@ -144,7 +141,7 @@ class EmbeddedPostgres(PostgresServer):
     async def configure(self, **settings: object) -> None:
         before, wanted = self._settings, self._settings | settings
         take = self._reload
-        if await self.execute(_NEED_A_RESTART, list(settings)):
+        if await self.execute(NEED_A_RESTART, list(settings)):
             take = self.restart
         try:
             self._settings = {name: value for name, value in wanted.items() if value is not None}
@@ -177,17 +174,8 @@ class EmbeddedPostgres(PostgresServer):
     async def _reload(self) -> None:
         """Have the server read its files, and return when new sessions go by them."""
         cluster.write_configuration(self.data, self.run_as, self._all_settings(), self.admin, self._hba)
-        if self._process is None or not self.is_running:
-            return
-        mark, before = self.mark(), await self.fetchval("SELECT pg_conf_load_time()")
-        self._process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + _RELOAD_TIMEOUT
-        while await self.fetchval("SELECT pg_conf_load_time()") == before:
-            if time.monotonic() > deadline:
-                raise ServerError(f"{self!r} does not read its configuration:\n{self.log_text(mark)}")
-            await asyncio.sleep(0.01)
-        if re.search(r"contains errors|was not reloaded", told := self.log_text(mark)):
-            raise ServerError(f"{self!r} does not take its configuration:\n{told}")
+        if self.is_running:
+            await reload(self)
 
     def _all_settings(self) -> dict[str, object]:
         return {
@@ -208,11 +196,11 @@ class EmbeddedPostgres(PostgresServer):
     def _listen(self) -> None:
         """Launch on a free port. Another process can take it before we do: then on another."""
         for _ in range(5):
-            self.port = _free_port(self.host)
+            self.port = free_port(self.host)
             with contextlib.suppress(_PortTaken):
                 self._launch()
                 return
-        raise ServerUnavailable(f"no free port between {_PORTS.start} and {_PORTS.stop}")
+        raise NotAvailable(f"no free port between {PORTS.start} and {PORTS.stop}")
 
     def _launch(self) -> None:
         cluster.write_configuration(self.data, self.run_as, self._all_settings(), self.admin, self._hba)
@@ -257,8 +245,9 @@ class _PortTaken(ServerError):
     pass
 
 
-def _free_port(host: str) -> int:
-    for port in random.sample(_PORTS, 100):
+def free_port(host: str) -> int:
+    """A port that nobody listens on now."""
+    for port in random.sample(PORTS, 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((host, port))
             return port

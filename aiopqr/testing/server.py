@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,10 @@ import asyncpg
 
 from .._login import verifier
 from ..credentials import Credential, CredentialPair, Secret
-from .errors import NotSupported
+from .errors import NotSupported, ServerError
 
 _T = TypeVar("_T")
+_RELOAD_TIMEOUT = 10.0
 _LOGIN_FAILED = "password authentication failed"
 
 
@@ -180,7 +182,7 @@ class PostgresServer(ABC):
     def start(self) -> Self:
         """Have the server ready for logins. This blocks: ``async with`` does it beside the event loop.
 
-        Raises :class:`ServerUnavailable` where it cannot be had, and :class:`ServerError` where it did not start.
+        Raises :class:`NotAvailable` where it cannot be had, and :class:`ServerError` where it did not start.
         """
 
     @abstractmethod
@@ -251,6 +253,19 @@ class PostgresServer(ABC):
 
     def _log(self) -> bytes:
         raise NotSupported(f"the log of {self!r} cannot be read")
+
+
+async def reload(server: PostgresServer) -> None:
+    """Have ``server`` read its files, and return when new sessions go by them."""
+    mark, before = server.mark(), await server.fetchval("SELECT pg_conf_load_time()")
+    await server.fetchval("SELECT pg_reload_conf()")
+    deadline = time.monotonic() + _RELOAD_TIMEOUT
+    while await server.fetchval("SELECT pg_conf_load_time()") == before:
+        if time.monotonic() > deadline:
+            raise ServerError(f"{server!r} does not read its configuration:\n{server.log_text(mark)}")
+        await asyncio.sleep(0.01)
+    if re.search(r"contains errors|was not reloaded", told := server.log_text(mark)):
+        raise ServerError(f"{server!r} does not take its configuration:\n{told}")
 
 
 def run_apart(work: Coroutine[Any, Any, _T]) -> _T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ServerUnavailable
+from .errors import NotAvailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ def write_certificates(directory: Path) -> Certificates:
     try:
         import trustme
     except ImportError:
-        raise ServerUnavailable("a server that speaks TLS needs a certificate: pip install trustme") from None
+        raise NotAvailable("a server that speaks TLS needs a certificate: pip install trustme") from None
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost", "127.0.0.1")
     directory.mkdir(exist_ok=True)

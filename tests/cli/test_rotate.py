@@ -156,6 +156,7 @@ async def test_json_tells_the_outcome(cli: Cli) -> None:
     assert json.loads(out)["outcome"] == "refused"
 
 
+@pytest.mark.usefixtures("heeds_sigint")
 async def test_interrupted_is_130_and_leaves_no_traceback(cli: Cli) -> None:
     connected = asyncio.Event()
 

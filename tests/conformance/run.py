@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from aiopqr.testing import ServerUnavailable  # noqa: E402
+from aiopqr.testing import NotAvailable  # noqa: E402
 from aiopqr.testing.binaries import Binaries, RunAs, copy_to, workspace  # noqa: E402
 
 CACHE = ROOT / ".conformance"
@@ -39,7 +39,7 @@ def find_binaries(which: str | None) -> Binaries:
     for candidate in [which] if which else ["system", "embedded"]:
         try:
             return Binaries.find(candidate)
-        except ServerUnavailable as exc:
+        except NotAvailable as exc:
             problem = exc
     raise problem
 

@@ -35,7 +35,7 @@ async def user_of(con: asyncpg.Connection) -> Any:
         await con.close()
 
 
-@pytest.mark.parametrize("user", ["by_scram", "by_md5", "by_password", "by_trust", "postgres"])
+@pytest.mark.parametrize("user", ["by_scram", "by_md5", "by_password", "by_trust"])
 async def test_every_method_logs_in(server: Any, user: str) -> None:
     cache = KeyCache()
     assert await user_of(await enter(server, user, cache)) == user
@@ -132,13 +132,11 @@ async def test_a_unix_socket_logs_in(server: Any) -> None:
 @pytest.mark.parametrize("mode", ["disable", "allow", "prefer", "require", "verify-full", "context"])
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_every_tls_mode_logs_in(tls_server: Any, mode: str, runner: Any) -> None:
-    root = tls_server.folder / "root.pem"
-    tls_server.authority.cert_pem.write_to_path(str(root))
     options: dict[str, Any] = {"ssl": mode}
     if mode == "context":
         options = {"ssl": tls_server.tls}
     elif mode == "verify-full":
-        dsn = f"postgresql://127.0.0.1:{tls_server.port}/postgres?sslmode=verify-full&sslrootcert={root}"
+        dsn = f"postgresql://127.0.0.1:{tls_server.port}/postgres?sslmode=verify-full&sslrootcert={tls_server.ca_file}"
         options = {"dsn": dsn, "ssl": None, "host": None, "port": None, "database": None}
 
     async def main() -> None:

@@ -13,7 +13,7 @@ from support.pgbouncer import PgBouncer
 import aiopqr
 from aiopqr.credentials import Credential
 from aiopqr.refusals import Verdict, classify
-from aiopqr.testing import RotatingPostgres, ServerUnavailable
+from aiopqr.testing import RotatingPostgres
 
 from .conftest import MakePool, error_of_login, eventually, hold
 
@@ -22,14 +22,11 @@ Start = Callable[..., PgBouncer]
 
 @pytest.fixture
 def bouncer(postgres: RotatingPostgres) -> Iterator[Start]:
-    """Start a PgBouncer before the test's server, or skip."""
+    """Start a PgBouncer in front of the test's server."""
     started: list[PgBouncer] = []
 
     def start(**options: Any) -> PgBouncer:
-        try:
-            started.append(PgBouncer(postgres.server, **options).start())
-        except ServerUnavailable as exc:
-            pytest.skip(str(exc))
+        started.append(PgBouncer(postgres.server, **options).start())
         return started[-1]
 
     yield start

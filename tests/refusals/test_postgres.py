@@ -12,7 +12,7 @@ import pytest
 
 import aiopqr
 from aiopqr.refusals import Verdict, classify
-from aiopqr.testing import EmbeddedPostgres, PostgresServer, RotatingPostgres, ServerUnavailable
+from aiopqr.testing import EmbeddedPostgres, PostgresServer, RotatingPostgres
 from aiopqr.testing.server import identifier
 
 from .conftest import MakePool, Recorder, error_of_login, eventually, hold, refused_logins
@@ -20,11 +20,8 @@ from .conftest import MakePool, Recorder, error_of_login, eventually, hold, refu
 
 @pytest.fixture(scope="session", params=["embedded", "embedded18", "system"])
 def aiopqr_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
-    try:
-        with EmbeddedPostgres(request.param, max_connections=12) as server:
-            yield server
-    except ServerUnavailable as exc:
-        pytest.skip(str(exc))
+    with EmbeddedPostgres(request.param, max_connections=12) as server:
+        yield server
 
 
 # The odd account is refused, the even one is not.

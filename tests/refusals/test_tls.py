@@ -12,7 +12,7 @@ import pytest
 
 import aiopqr._login.keys
 from aiopqr.refusals import Verdict, classify
-from aiopqr.testing import EmbeddedPostgres, NotSupported, PostgresServer, RotatingPostgres, ServerUnavailable
+from aiopqr.testing import EmbeddedPostgres, PostgresServer, RotatingPostgres
 from aiopqr.testing.server import identifier, run_apart
 from aiopqr.testing.tls import write_certificates
 
@@ -21,12 +21,9 @@ from .conftest import MakePool, error_of_login, hold
 
 @pytest.fixture(scope="session")
 def aiopqr_server() -> Iterator[PostgresServer]:
-    try:
-        with EmbeddedPostgres("system") as server:
-            run_apart(server.enable_tls())
-            yield server
-    except (ServerUnavailable, NotSupported) as exc:
-        pytest.skip(str(exc))
+    with EmbeddedPostgres("system") as server:
+        run_apart(server.enable_tls())
+        yield server
 
 
 @pytest.fixture

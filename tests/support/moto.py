@@ -11,7 +11,6 @@ from typing import Any
 import botocore.loaders
 import pytest
 
-from aiopqr.testing import ServerUnavailable
 from aiopqr.testing.aws import ContainerSecretsManager, EmbeddedSecretsManager, SecretsManager
 
 PAIR = {
@@ -38,12 +37,8 @@ def _models_are_read_once() -> Iterator[None]:
 def service(request: pytest.FixtureRequest) -> Iterator[SecretsManager]:
     """A Secrets Manager over HTTP."""
     chosen = EmbeddedSecretsManager() if request.param == "moto" else ContainerSecretsManager()
-    try:
-        chosen.start()
-    except ServerUnavailable as exc:
-        pytest.skip(str(exc))
-    yield chosen
-    chosen.stop()
+    with chosen:
+        yield chosen
 
 
 class AwsSecret:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from aiopqr.credentials import Credential
-from aiopqr.testing import PostgresServer, ServerError, ServerUnavailable
+from aiopqr.testing import NotAvailable, PostgresServer, ServerError
 from aiopqr.testing.binaries import RunAs, workspace
 from aiopqr.testing.server import beside_the_loop
 
@@ -23,7 +23,8 @@ class PgBouncer:
     """PgBouncer in ``transaction`` or ``session`` mode, with SCRAM towards clients and server.
 
     It knows passwords by asking the server (``auth_query``, as the superuser), or, when given ``userlist``, only those.
-    ``settings`` go to its ``[pgbouncer]`` section. Raises :class:`ServerUnavailable` where it is not installed.
+    With ``logs_in_as``, all its connections to the server are of that account, which must need no password.
+    ``settings`` go to its ``[pgbouncer]`` section. Raises :class:`NotAvailable` where it is not installed.
     """
 
     def __init__(
@@ -32,18 +33,20 @@ class PgBouncer:
         *,
         pool_mode: str = "transaction",
         userlist: tuple[Credential, ...] | None = None,
+        logs_in_as: str | None = None,
         **settings: object,
     ) -> None:
         self.server = server
         self.host, self.port = "127.0.0.1", 0
         self.home: Path | None = None
         self._userlist = userlist
+        self._logs_in_as = logs_in_as
         self._settings = {"pool_mode": pool_mode, **settings}
         self._run_as = RunAs.choose()
         self._process: subprocess.Popen[bytes] | None = None
         found = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
         if found is None:
-            raise ServerUnavailable("PgBouncer is not installed: apt-get install pgbouncer")
+            raise NotAvailable("PgBouncer is not installed: apt-get install pgbouncer")
         self._program = found
 
     def start(self) -> Self:
@@ -107,6 +110,8 @@ class PgBouncer:
             **self._settings,
         }
         databases = f"* = host={self.server.host} port={self.server.port}"
+        if self._logs_in_as is not None:
+            databases += f" user={self._logs_in_as}"
         if self._userlist is None:
             databases += f" auth_user={self.server.admin}"
             settings["auth_query"] = "SELECT usename, passwd FROM pg_catalog.pg_shadow WHERE usename = $1"

@@ -3,20 +3,16 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from aiopqr.testing import ServerUnavailable
 from support.pgbouncer import PgBouncer
 
 
 @pytest.fixture
 def bouncer(postgres):
-    """Start a PgBouncer before the test's server, or skip."""
+    """Start a PgBouncer in front of the test's server."""
     started = []
 
     def start(**options):
-        try:
-            started.append(PgBouncer(postgres.server, **options).start())
-        except ServerUnavailable as exc:
-            pytest.skip(str(exc))
+        started.append(PgBouncer(postgres.server, **options).start())
         return started[-1]
 
     yield start

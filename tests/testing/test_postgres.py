@@ -17,18 +17,14 @@ import pytest
 
 from aiopqr import testing
 from aiopqr.credentials import Credential
-from aiopqr.testing import Binaries, EmbeddedPostgres, NotSupported, ServerError, ServerUnavailable, cluster
+from aiopqr.testing import Binaries, EmbeddedPostgres, NotAvailable, NotSupported, ServerError, cluster
 
 AWKWARD = ["@:/?#%&\\'\"", "two  words", "x" * 200, "grüße-пароль-密码", "\\", "''", "$1 {x} %s", "E'\\''"]
 
 
 @pytest.fixture(scope="module", params=["embedded", "embedded18", "system"])
 def own_server(request):
-    try:
-        server = EmbeddedPostgres(request.param)
-    except ServerUnavailable as exc:
-        pytest.skip(str(exc))
-    with server:
+    with EmbeddedPostgres(request.param) as server:
         yield server
 
 
@@ -227,6 +223,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.usefixtures("heeds_sigint")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_process_leaves_neither_server_nor_directory(number):
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
@@ -266,8 +263,8 @@ async def test_a_port_that_another_process_took_in_between_is_passed_over(monkey
         taken.listen()
         from aiopqr.testing import postgres
 
-        free, offers = postgres._free_port, [taken.getsockname()[1]]
-        monkeypatch.setattr(postgres, "_free_port", lambda host: offers.pop() if offers else free(host))
+        free, offers = postgres.free_port, [taken.getsockname()[1]]
+        monkeypatch.setattr(postgres, "free_port", lambda host: offers.pop() if offers else free(host))
         async with EmbeddedPostgres() as server:
             assert server.port != taken.getsockname()[1]
             assert await server.fetchval("SELECT 1") == 1
@@ -275,12 +272,12 @@ async def test_a_port_that_another_process_took_in_between_is_passed_over(monkey
 
 @pytest.mark.parametrize("which", ["nonsense", "/nowhere/bin"])
 def test_unknown_binaries_are_named(which):
-    with pytest.raises(ServerUnavailable, match=which):
+    with pytest.raises(NotAvailable, match=which):
         EmbeddedPostgres(which)
 
 
 def test_an_unknown_user_to_run_as_is_named():
-    with pytest.raises(ServerUnavailable, match="no user no-such-user"):
+    with pytest.raises(NotAvailable, match="no user no-such-user"):
         EmbeddedPostgres(run_as="no-such-user")
 
 
