@@ -71,7 +71,7 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml
-	$(RUN) -m pip install -q -e '.[demo,aws,fastapi,sqlalchemy,opentelemetry]' --group test --group lint
+	$(RUN) -m pip install -q -e '.[demo,aws,vault,fastapi,sqlalchemy,opentelemetry]' --group test --group lint
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.docs: $(VENV)/.test

@@ -114,7 +114,7 @@ class CredentialPair:
     account the first connection takes. ``pending`` is a newer password of one of the two that may not be in force
     yet. It announces that this account is about to change: connections use the other one while it works, and the
     pending password only after both others were refused. ``pending_since`` is when the store says that it was staged
-    (aware), or None.
+    (aware), or None. ``refresh_in`` is in how many seconds the source expects something new, where it knows that.
 
     Raises :class:`InvalidSecret` for a pair that could not work.
     """
@@ -125,6 +125,7 @@ class CredentialPair:
     pending: Credential | None = None
     endpoint: Endpoint | None = field(default=None, compare=False)
     pending_since: datetime | None = field(default=None, compare=False)
+    refresh_in: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for key in ("odd", "even", "pending"):
@@ -188,7 +189,7 @@ class CredentialPair:
 
     @classmethod
     def _from_entries(cls, entries: Mapping[str, Any]) -> CredentialPair:
-        accounts = {prefix: _credential(entries, prefix) for prefix in ("odd", "even", "pending")}
+        accounts: Any = {prefix: _credential(entries, prefix) for prefix in ("odd", "even", "pending")}
         if "active_credential" in entries:
             active = entries["active_credential"]
             if active not in ("odd", "even"):

@@ -72,10 +72,11 @@ class RefreshPlan:
         self.due = math.inf
         return self._flight
 
-    def succeeded(self, ticket: int, need: Need, now: float) -> bool:
+    def succeeded(self, ticket: int, need: Need, now: float, *, within: float | None = None) -> bool:
         """A fetch brought a pair. False if it was given up before: then the pair must not be installed.
 
-        ``need`` is what depends on newer credentials *with* that pair installed.
+        ``need`` is what depends on newer credentials *with* that pair installed. ``within`` is in how many seconds the
+        source expects something new, where it knows that; it has added its own jitter.
         """
         if not self._land(ticket):
             return False
@@ -88,6 +89,8 @@ class RefreshPlan:
             slowest = self._slowest(need, REPEAT_MAX)
             self.due = now + self._uniform(0.5, 1.0) * min(BACKOFF_FIRST * 2**self._repeats, slowest)
             self._repeats = min(self._repeats + 1, 16)
+        if within is not None:
+            self.due = min(self.due, now + max(within, SPACING))
         self._ask_again(now)
         return True
 

@@ -241,7 +241,7 @@ class Refresher:
         else:
             failures = self._plan.failures
             self._install(pair, now)
-            self._plan.succeeded(ticket, self._need(), now)
+            self._plan.succeeded(ticket, self._need(), now, within=pair.refresh_in)
             if failures:
                 self._tell(RefreshRecovered(name=self.name, failures=failures))
             return None

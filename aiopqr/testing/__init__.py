@@ -13,6 +13,7 @@ from .remote import ExistingPostgres
 from .rotating import RotatingPostgres
 from .server import PostgresServer
 from .source import HANG, ScriptedSource
+from .vault import Vault, VaultDatabase
 
 __all__ = [
     "HANG",
@@ -26,6 +27,8 @@ __all__ = [
     "RotatingPostgres",
     "ScriptedSource",
     "ServerError",
+    "Vault",
+    "VaultDatabase",
     "server_of",
 ]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from . import PostgresServer, RotatingPostgres
+    from . import PostgresServer, RotatingPostgres, Vault, VaultDatabase
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +45,36 @@ def rotating_postgres(aiopqr_server: PostgresServer) -> Iterator[RotatingPostgre
     rotating = run_apart(RotatingPostgres.create(aiopqr_server))
     yield rotating
     run_apart(rotating.drop())
+
+
+@pytest.fixture(scope="session")
+def vault() -> Iterator[Vault]:
+    """A real OpenBao, which speaks Vault's API, one for the whole run. Skips where there is none for this platform."""
+    from . import NotAvailable, Vault
+
+    try:
+        server = Vault().start()
+    except NotAvailable as exc:
+        pytest.skip(str(exc))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def vault_database(vault: Vault, rotating_postgres: RotatingPostgres) -> Iterator[VaultDatabase]:
+    """A database engine of ``vault`` for the database of ``rotating_postgres``.
+
+    ::
+
+        async def test_vault_rotates_unnoticed(rotating_postgres, vault_database):
+            await vault_database.static_roles()  # odd and even
+            source = VaultSource.static_roles("odd", "even", **vault_database.options)
+            async with aiopqr.create_pool(rotating_postgres.dsn, credentials=source) as pool:
+                await vault_database.rotate("odd")
+                assert await pool.fetchval("SELECT 1") == 1
+    """
+    from .server import run_apart
+
+    engine = run_apart(vault.connect(rotating_postgres))
+    yield engine
+    run_apart(engine.drop())

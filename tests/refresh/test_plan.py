@@ -52,6 +52,16 @@ def test_without_an_interval_nothing_is_fetched_that_nobody_asked_for() -> None:
     assert fetched(interval=0).due == math.inf
 
 
+@pytest.mark.parametrize("interval", [0.0, 60.0])
+@pytest.mark.parametrize(("within", "expected"), [(7.0, 7.0), (0.0, SPACING), (90.0, 60.0)])
+def test_a_source_that_knows_when_something_new_comes_is_asked_just_then(
+    interval: float, within: float, expected: float
+) -> None:
+    p = plan(interval)
+    p.succeeded(start(p, NOW), Need.NONE, NOW, within=within)
+    assert p.due - NOW == pytest.approx(expected if interval else max(within, SPACING))
+
+
 @pytest.mark.parametrize("need", [Need.REFUSED, Need.STARVED, Need.ASKED])
 @pytest.mark.parametrize("interval", [0.0, 60.0])
 def test_what_asks_gets_a_fetch_that_starts_soon_and_later_than_it_asked(need: Need, interval: float) -> None:

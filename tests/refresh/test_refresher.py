@@ -82,6 +82,12 @@ async def test_the_sources_own_interval_is_kept_without_being_asked() -> None:
         assert refresher.pair == CHANGED
 
 
+async def test_a_pair_that_says_when_it_will_be_out_of_date_is_fetched_again_then() -> None:
+    source = ScriptedSource(replace(PAIR, refresh_in=0.2))
+    async with aiopqr.Refresher(source, interval=0):
+        await source.wait_fetched(3)
+
+
 async def test_a_failure_backs_off_and_the_pair_stays() -> None:
     source = ScriptedSource(PAIR)
     events: list[object] = []

@@ -20,7 +20,8 @@ from typing import Any, Self, TypeVar
 
 from ...credentials import Credential, CredentialPair, parse_secret
 from ...errors import InvalidSecret, without_frames
-from ...sources.aws.client import SecretsManagerClient, SecretsManagerError, Trouble
+from ...sources.aws.client import SecretsManagerClient, SecretsManagerError
+from ...sources.trouble import Trouble
 from ..errors import StoreConflict, StoreError
 from .aws_versions import Snapshot, Version, staged_entries, stored
 from .document import new_document, promoted

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import enum
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 from ...errors import MissingExtra, SourceError
+from ..trouble import Trouble
 
 # botocore's own retries, with backoff and jitter, for throttling and passing faults. The refresher adds its own.
 _DEFAULTS: dict[str, Any] = {
@@ -22,27 +22,6 @@ _DEFAULTS: dict[str, Any] = {
     "read_timeout": 5.0,
     "retries": {"mode": "standard", "total_max_attempts": 3},
 }
-
-
-class Trouble(enum.StrEnum):
-    """What went wrong with a request, told apart by what there is to do."""
-
-    NOT_FOUND = "not found"
-    NO_VALUE = "no value"
-    DELETED = "scheduled for deletion"
-    DENIED = "denied"
-    KMS = "kms"
-    THROTTLED = "throttled"
-    NETWORK = "network"
-    SIGNATURE = "credentials"
-    CONFLICT = "conflict"
-    INVALID = "invalid"
-    OTHER = "other"
-
-    @property
-    def is_passing(self) -> bool:
-        """Whether it may be over by itself in a moment."""
-        return self in (Trouble.THROTTLED, Trouble.NETWORK, Trouble.OTHER)
 
 
 class SecretsManagerError(SourceError):
@@ -61,7 +40,7 @@ ADVICE = {
     Trouble.KMS: "the secret's KMS key does not serve: it must be enabled, and kms:Decrypt on it allowed to this role",
     Trouble.THROTTLED: "throttled: too many requests of this account",
     Trouble.NETWORK: "no answer from the endpoint: check the network, the VPC endpoint and region_name",
-    Trouble.SIGNATURE: "AWS does not accept our own credentials, or there are none: check the session or the role",
+    Trouble.CREDENTIALS: "AWS does not accept our own credentials, or there are none: check the session or the role",
     Trouble.CONFLICT: "the secret is not in the state that the request is for",
     Trouble.INVALID: "the request is not valid",
     Trouble.OTHER: "AWS Secrets Manager failed",
@@ -82,13 +61,13 @@ _CODES = {
     "Throttling": Trouble.THROTTLED,
     "TooManyRequestsException": Trouble.THROTTLED,
     "RequestLimitExceeded": Trouble.THROTTLED,
-    "UnrecognizedClientException": Trouble.SIGNATURE,
-    "InvalidClientTokenId": Trouble.SIGNATURE,
-    "InvalidSignatureException": Trouble.SIGNATURE,
-    "SignatureDoesNotMatch": Trouble.SIGNATURE,
-    "IncompleteSignature": Trouble.SIGNATURE,
-    "ExpiredToken": Trouble.SIGNATURE,
-    "ExpiredTokenException": Trouble.SIGNATURE,
+    "UnrecognizedClientException": Trouble.CREDENTIALS,
+    "InvalidClientTokenId": Trouble.CREDENTIALS,
+    "InvalidSignatureException": Trouble.CREDENTIALS,
+    "SignatureDoesNotMatch": Trouble.CREDENTIALS,
+    "IncompleteSignature": Trouble.CREDENTIALS,
+    "ExpiredToken": Trouble.CREDENTIALS,
+    "ExpiredTokenException": Trouble.CREDENTIALS,
     "ResourceExistsException": Trouble.CONFLICT,
     "InvalidRequestException": Trouble.CONFLICT,
     "InvalidParameterException": Trouble.INVALID,
@@ -226,7 +205,7 @@ def _translated(exc: Exception, operation: str, secret_id: str) -> SecretsManage
     if isinstance(exc, NoRegionError):
         return SecretsManagerError(f"{what}: no region is given: region_name= or AWS_DEFAULT_REGION", Trouble.INVALID)
     if isinstance(exc, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | TokenRetrievalError):
-        trouble = Trouble.SIGNATURE
+        trouble = Trouble.CREDENTIALS
     elif isinstance(exc, ConnectionError | HTTPClientError | OSError):
         trouble = Trouble.NETWORK
     elif isinstance(exc, BotoCoreError):

@@ -19,10 +19,11 @@ from typing import Any
 from ...credentials import CredentialPair
 from ...errors import ConfigurationError, InvalidSecret
 from ...options import non_negative
-from .client import ADVICE, SecretsManagerClient, SecretsManagerError, Trouble
+from ..trouble import Trouble
+from .client import ADVICE, SecretsManagerClient, SecretsManagerError
 from .layouts import Stages, Value, from_alternating, from_pair, from_two, parse
 
-__all__ = ["SecretsManagerError", "SecretsManagerSource", "Trouble"]
+__all__ = ["SecretsManagerError", "SecretsManagerSource"]
 
 logger = logging.getLogger("aiopqr")
 

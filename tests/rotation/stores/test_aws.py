@@ -19,7 +19,8 @@ from aiopqr.rotation.stores.aws import SecretsManagerStore
 from aiopqr.rotation.stores.aws_versions import Snapshot, Version, stored
 from aiopqr.rotation.stores.store import SecretStore, StoredSecret
 from aiopqr.sources import SecretsManagerSource
-from aiopqr.sources.aws.client import SecretsManagerClient, SecretsManagerError, Trouble
+from aiopqr.sources.aws.client import SecretsManagerClient, SecretsManagerError
+from aiopqr.sources.trouble import Trouble
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
 NEW = Credential("app_odd", "odd-2")

