@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "aiopqr"
 # it in the package's own list. A package that is not listed with its modules is looked at as a whole.
 LAYERS: list[str] = [
     "errors",
+    "_flaws",
     "credentials",
     "clock",
     "_threads",
@@ -65,6 +66,7 @@ LAYERS: list[str] = [
 ]
 # Without event loop, socket or clock.
 PURE = {
+    "_flaws",
     "credentials",
     "errors",
     "options",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from ..credentials import CredentialPair
+from ..credentials import SECRET_KEYS, CredentialPair
 from ..errors import InvalidSecret, SourceError
 
 _KEYS = tuple(f"{account}_{part}" for account in ("odd", "even", "pending") for part in ("username", "password"))
@@ -57,15 +57,21 @@ class FileSource:
         raise SourceError(problem)  # outside the handler: its frames hold what was read
 
     def _read(self) -> CredentialPair:
-        content = _read_folder(self._path) if self._path.is_dir() else self._path.read_bytes()
+        content = self._read_folder() if self._path.is_dir() else self._path.read_bytes()
         digest = hashlib.sha256(repr(content).encode()).digest()
         if self._seen is None or self._seen[0] != digest:
             self._seen = digest, self._parse(content)
         return self._seen[1]
 
+    def _read_folder(self) -> Mapping[str, str]:
+        # Kubernetes swaps `..data`: resolved once, so that all keys are of one version.
+        data = self._path / "..data"
+        folder = data.resolve() if data.exists() else self._path
+        # Of files that nobody needs, only the names matter, for an error.
+        is_own = self._parse == CredentialPair.from_secret
+        names = [path.name for path in sorted(folder.iterdir()) if path.is_file()]
+        return {name: _read_value(folder / name) if name in SECRET_KEYS or not is_own else "" for name in names}
 
-def _read_folder(path: Path) -> Mapping[str, str]:
-    # Kubernetes swaps `..data`: resolved once, so that all keys are of one version.
-    folder = (path / "..data").resolve() if (path / "..data").exists() else path
-    names = [name for name in _KEYS + _DEFAULTS if (folder / name).is_file()]
-    return {name: (folder / name).read_text("utf-8").removesuffix("\n") for name in names}
+
+def _read_value(path: Path) -> str:
+    return path.read_text("utf-8").removesuffix("\n").removesuffix("\r")

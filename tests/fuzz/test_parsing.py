@@ -23,10 +23,10 @@ from aiopqr.credentials import CredentialPair
 from aiopqr.errors import AiopqrError, ConfigurationError, InvalidSecret, SourceError
 from aiopqr.sources import FileSource, as_source
 
-CANARY = "cAnArY7f3a"
+CANARY = "cAnArY~7f3a"  # nothing that could be the name of a key, which errors may show
 KEYS = [
     f"{account}_{part}" for account in ("odd", "even", "pending") for part in ("username", "password")
-] + ["active_credential", "host", "port", "dbname", "engine"]  # fmt: skip
+] + ["active_credential", "username", "user", "password", "host", "port", "dbname", "engine"]  # fmt: skip
 
 awkward = st.sampled_from(
     ["", "\0", "\ud800", "\u200b", "odd", "even", "0", "5432", "null", "'", '"', "\\", "\n", "é", "@:/?#%&", "a" * 300]

@@ -65,6 +65,29 @@ async def test_a_mounted_folder_with_a_file_for_each_key_is_read_as_of_one_versi
     assert odd_password(await source.fetch()) == "changed"
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+async def test_a_mounted_secret_of_one_account_is_read_as_its_operator_writes_it(tmp_path: Path, end: str) -> None:
+    cloudnativepg = {"username": "app", "user": "app", "password": "one", "host": "db-rw", "port": "5432",
+                     "dbname": "app", "uri": "postgresql://app:other@db-rw/app", "jdbc-uri": "x"}  # fmt: skip
+    kubelet_writes(tmp_path, "v1", {key: value + end for key, value in cloudnativepg.items()})
+    pair = await FileSource(tmp_path).fetch()
+    assert pair == aiopqr.CredentialPair.single(aiopqr.Credential("app", "one"))
+    assert pair.endpoint == aiopqr.Endpoint("db-rw", 5432, "app")
+
+
+async def test_a_folder_of_other_keys_says_what_was_expected_and_found(tmp_path: Path) -> None:
+    kubelet_writes(tmp_path, "v1", {"login": "app", "secret": "hush"})
+    with pytest.raises(aiopqr.SourceError, match=r"expected odd_username.* or username and password; found login, sec"):
+        await FileSource(tmp_path).fetch()
+
+
+async def test_a_value_that_ends_in_more_than_one_line_end_is_named_by_its_key(tmp_path: Path) -> None:
+    kubelet_writes(tmp_path, "v1", {"username": "app", "password": "hush\n\n"})
+    with pytest.raises(aiopqr.SourceError, match=r"password must not end with white space \(a line feed\)") as caught:
+        await FileSource(tmp_path).fetch()
+    assert "hush" not in str(caught.value)
+
+
 async def test_an_unchanged_file_gives_the_same_pair(tmp_path: Path) -> None:
     path = tmp_path / "pair.json"
     path.write_text(json.dumps(secret()))

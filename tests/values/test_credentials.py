@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 import pickle
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -81,6 +83,42 @@ def test_a_pending_password_belongs_to_the_account_of_its_name_or_to_the_missing
     assert CredentialPair.from_secret(WHOLE).pending_parity is None
 
 
+def test_a_single_account_is_read_from_username_or_user_and_password() -> None:
+    plain = {"username": "app", "password": CANARY, "host": "db", "port": "5432", "dbname": "app"}
+    cloudnativepg = {**plain, "user": "app", "uri": "postgresql://app:other@db/app", "pgpass": "db:5432:app:app:other"}
+    expected = CredentialPair.single(Credential("app", CANARY))
+    for entries in (plain, cloudnativepg, {"user": "app", "password": CANARY}):
+        assert CredentialPair.from_secret(entries) == expected
+    assert CredentialPair.from_secret(cloudnativepg).endpoint == Endpoint("db", 5432, "app")
+    assert CredentialPair.from_secret({**plain, "dbname": "*"}).endpoint == Endpoint("db", 5432, None)
+
+
+def test_a_single_account_lacks_nothing_and_may_have_a_pending_password() -> None:
+    single = CredentialPair.single(Credential("app", "1"))
+    assert single.is_single
+    assert single.missing is None
+    assert CredentialPair(Credential("app", "1"), None).missing is Parity.EVEN
+    staged = {"username": "app", "password": "1", "pending_username": "app", "pending_password": "2"}
+    assert CredentialPair.from_secret(staged).pending_parity is Parity.ODD
+    with pytest.raises(InvalidSecret, match="a single account is one"):
+        CredentialPair(Credential("a", "1"), Credential("b", "2"), is_single=True)
+
+
+def test_the_keys_of_a_pair_win_over_those_of_a_single_account() -> None:
+    assert CredentialPair.from_secret(secret(username="app", password="x")) == CredentialPair.from_secret(WHOLE)
+
+
+def test_when_a_credential_expires_makes_no_other_credential() -> None:
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    expiring = Credential("app", "1", expires_at=noon, ends_sessions=True)
+    assert expiring == Credential("app", "1")
+    assert hash(expiring) == hash(Credential("app", "1"))
+    assert (expiring.expires_at, expiring.ends_sessions) == (noon, True)
+    for bad in (noon.replace(tzinfo=None), "tomorrow", 12.0):
+        with pytest.raises(InvalidSecret, match="expires_at must be an aware datetime"):
+            Credential("app", CANARY, expires_at=bad)  # type: ignore[arg-type]
+
+
 BAD: list[tuple[Any, str]] = [
     *((secret(**{key: MISSING}), f"{key} is missing") for key in WHOLE),
     *((secret(**{key: None}), f"{key} is missing") for key in WHOLE if key != "active_credential"),
@@ -97,8 +135,24 @@ BAD: list[tuple[Any, str]] = [
     (secret(host=7), "host must be text, not int"),
     (secret(dbname=[]), "dbname must be text, not list"),
     *((secret(port=bad), "port must be") for bad in (0, 65536, -1, "", "x", CANARY, True, 5432.5, [], 10**400)),
-    ({}, "both odd and even are missing"),
-    ({"active_credential": "odd"}, "both odd and even are missing"),
+    ({}, "expected odd_username, odd_password, even_username, even_password and active_credential, or username"),
+    ({}, "found no keys"),
+    ({"active_credential": "odd", "engine": CANARY}, "found active_credential, engine"),
+    ({"User": CANARY, f"{CANARY} ": "", 7: CANARY}, "found User, 2 more"),
+    ({f"key_{n}": CANARY for n in range(20)}, "key_11, 8 more"),
+    ({"username": "app"}, "password is missing; found username"),
+    ({"user": "app", "odd_password": CANARY}, "odd_username is missing; found user, odd_password"),
+    ({"username": "app", "password": ""}, "password must not be empty"),
+    *(
+        (secret(**{key: f"{CANARY}\n"}), f"{key} must not end with white space (a line feed)")
+        for key in list(WHOLE)[:4]
+    ),
+    *((secret(**{key: f"{CANARY}\r"}), f"{key} must not end with white space (a carriage") for key in list(WHOLE)[:4]),
+    (secret(odd_password=f"\n{CANARY}"), "odd_password must not begin with white space (a line feed)"),
+    (secret(even_username=f"{CANARY} "), "even_username must not end with white space (a space)"),
+    (secret(even_username=f"\ufeff{CANARY}"), "even_username must not begin with white space (a byte order mark)"),
+    (secret(even_username="app\neven"), "even_username must not contain a line feed"),
+    (secret(active_credential="odd\n"), 'active_credential must be "odd" or "even", without white space around it'),
     (f"{CANARY} is no JSON", "not valid JSON"),
     (f'{{"odd_password": "{CANARY}"', "not valid JSON"),
     (b"\xff\xfe\xff" + CANARY.encode(), "not valid JSON"),
@@ -155,6 +209,14 @@ def test_a_secret_cannot_be_pickled_but_copied() -> None:
             pickle.dumps(thing)
         assert CANARY not in str(caught.value)
         assert copy.deepcopy(thing) == copy.copy(thing) == thing
+
+
+def test_what_looks_at_the_attributes_of_a_secret_does_not_find_its_text() -> None:
+    content = Secret(CANARY)
+    for thing in (content, Credential("a", content), CredentialPair(Credential("a", content), None)):
+        assert CANARY not in repr(inspect.getmembers(thing))
+    with pytest.raises(TypeError):
+        content.__getstate__()
 
 
 @given(st.text(), st.text())

@@ -31,8 +31,6 @@ from ...errors import InvalidSecret
 
 CLONE = "_clone"  # what AWS's rotation appends to the name of the second account
 
-_PAIR_KEYS = ("odd_username", "odd_password", "even_username", "even_password")
-
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -66,18 +64,8 @@ def parse(secret: str | bytes | Mapping[str, Any]) -> Value:
 
 
 def _parse(entries: Mapping[str, Any]) -> Value:
-    if any(key in entries for key in _PAIR_KEYS):
-        return CredentialPair.from_secret(entries)
-    if "username" not in entries and "password" not in entries:
-        raise InvalidSecret("the secret has neither the keys odd_username, odd_password... nor username and password")
-    alone = {"odd_username": entries.get("username"), "odd_password": entries.get("password")}
-    places = {key: entries[key] for key in ("host", "port", "dbname") if key in entries}
-    try:
-        pair = CredentialPair.from_secret({**alone, **places})
-    except InvalidSecret as exc:
-        raise InvalidSecret(str(exc).replace("odd_", "")) from None
-    assert pair.odd is not None
-    return Account(pair.odd, pair.endpoint)
+    pair = CredentialPair.from_secret(entries)
+    return Account(pair.odd, pair.endpoint) if pair.is_single and pair.odd else pair
 
 
 def from_pair(stages: Stages) -> CredentialPair:
@@ -95,8 +83,8 @@ def from_alternating(stages: Stages) -> CredentialPair:
     """The pair of AWS's alternating-users rotation.
 
     Where AWSCURRENT and AWSPREVIOUS name the same account (somebody put a value by hand, or the rotation is AWS's for a
-    single user), the pair is degraded, and the older password is the last one to be tried. Every stage's credential is
-    in the pair, but for the oldest of three passwords of a single user.
+    single user), there is a single account, and the older password is tried last. Every stage's credential
+    is in the pair, but for the oldest of three passwords of a single user.
     """
     current, previous, pending = (
         value.credential if isinstance(value, Account) else None
@@ -109,7 +97,8 @@ def from_alternating(stages: Stages) -> CredentialPair:
         second, pending = pending, None  # so that all three are tried: nobody knows which of them are in force
     odd, even = _by_name(current, second)
     active = Parity.ODD if odd == current else Parity.EVEN
-    pair = CredentialPair(odd=odd, even=even, active=active, endpoint=stages.current.endpoint)
+    is_single = even is None  # a clone that is alone lacks the account that it is a clone of
+    pair = CredentialPair(odd, even, active, endpoint=stages.current.endpoint, is_single=is_single)
     staged = _with_pending(pair, [pending], stages.staged_at)
     return staged if staged.pending else _with_pending(pair, [older])
 
@@ -151,7 +140,7 @@ def _with_pending(
     for newer in candidates:
         if newer is None or newer in known:
             continue
-        if newer.username in _names(pair) or pair.missing:
+        if newer.username in _names(pair) or None in (pair.odd, pair.even):
             return dataclasses.replace(pair, pending=newer, pending_since=staged_at)
     return pair
 

@@ -125,8 +125,9 @@ def test_a_secret_of_one_account_has_its_place_and_ignores_other_keys() -> None:
     [
         ("hunter2", "not valid JSON"),
         ('["hunter2"]', "a JSON object"),
-        ('{"user": "hunter2"}', "neither the keys"),
-        ('{"username": "hunter2"}', "^password is missing$"),
+        ('{"user": "hunter2"}', "^password is missing; found user$"),
+        ('{"owner": "hunter2"}', "expected odd_username.* or username and password; found owner$"),
+        ('{"username": "hunter2"}', "^password is missing; found username$"),
         ('{"username": "", "password": "hunter2"}', "^username must not be empty$"),
         ('{"username": "a", "password": 7}', "^password must be text"),
         ('{"odd_username": "hunter2"}', "odd_password is missing"),

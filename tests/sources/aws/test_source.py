@@ -71,7 +71,7 @@ async def test_an_alternating_secret_is_recognised_with_its_place(service: Secre
     aws_secret = AwsSecret(service, client, await service.create_secret(secret))
     async with fetching(source(aws_secret)) as fetch:
         first = await fetch()
-        assert (first.missing, first.endpoint and first.endpoint.port) == (Parity.EVEN, 5433)
+        assert (first.is_single, first.endpoint and first.endpoint.port) == (True, 5433)
         await aws_secret.finish(
             await aws_secret.put({**secret, "username": "app_clone", "password": "c1"}, "AWSPENDING")
         )
