@@ -17,9 +17,6 @@ import anyio.to_thread
 from ..credentials import SECRET_KEYS, CredentialPair
 from ..errors import InvalidSecret, SourceError
 
-_KEYS = tuple(f"{account}_{part}" for account in ("odd", "even", "pending") for part in ("username", "password"))
-_DEFAULTS = ("active_credential", "pending_staged_at", "host", "port", "dbname")
-
 
 class FileSource:
     """A JSON file with gopqr's five keys, or a folder that has a file for each key.
