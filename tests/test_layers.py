@@ -43,6 +43,8 @@ LAYERS: list[str] = [
     "_connect.attempts",
     "_connect.connector",
     "_pool._asyncpg",
+    "_pool.self_test",
+    "_pool.reset",
     "_pool.waiters",
     "_pool.connection",
     "_pool.connections",

@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
-from asyncpg.protocol.protocol import PreparedStatementState
+from asyncpg.protocol.protocol import PreparedStatementState, Protocol
 
 
 def raw_connection(connection: object) -> Any:
@@ -55,6 +55,15 @@ def busy_check(con: Any) -> Callable[[], bool]:
         raise AssertionError("asyncpg closes a statement that is in use")
 
     return is_busy
+
+
+def wire(con: Any) -> tuple[Any, Any] | None:
+    """The transport and the protocol under a connection; None if either is not asyncpg's own, but an agent's proxy."""
+    transport: Any = getattr(con, "_transport", None)
+    protocol = getattr(con, "_protocol", None)
+    if type(protocol) is Protocol and hasattr(transport, "is_reading") and transport.get_protocol() is protocol:
+        return transport, protocol
+    return None
 
 
 # The hot path. asyncpg's own acquire() and release() are right, and three coroutines and a context longer: a tenth of

@@ -1,0 +1,308 @@
+"""Resets a session past asyncpg's query machinery, and hears what the server says to an idle connection.
+
+asyncpg resets a session with a query like any other: a task, futures, its state machine. Where queries are short, that
+is a third of the client's work. Here the same query is written straight to the transport, and a protocol of our own
+takes the place of asyncpg's until the server has answered: the stand-in. It then stays while the connection is idle,
+since asyncpg's protocol would notice only at the next query that the server has said goodbye.
+
+Why this is safe:
+
+- The stand-in comes only when asyncpg waits for nothing, and has nothing of its own on the way (`StandIn.is_possible`).
+  asyncpg's protocol is idle then, and stays so, until it is used again.
+- Three kinds of messages may come at any time: ParameterStatus, NotificationResponse and NoticeResponse. asyncpg gets
+  each of them, whole and in order, and treats them as in any idle connection.
+- The answer to the reset is dropped up to and including ReadyForQuery, which has to report that no transaction is open.
+  What follows belongs to the idle connection, and reaches asyncpg as the messages above do.
+- Everything else ends the connection: an error, a message that does not belong here, one that is too long. So does the
+  improbable case that asyncpg's buffer held the first half of a message when the stand-in came: what is then taken for
+  the beginning of a message is none, or has an absurd length, or is no complete answer.
+- All other events (the end of the connection, writing to be paused) are handed on at once. The stand-in hands them on
+  also after it has given way, since a transport may have scheduled the call before.
+- Whoever acquires the connection only tells the stand-in (`lend`). It gives way when the first answer arrives, with
+  whatever it has received of an incomplete message. So a checkout that runs nothing exchanges no protocols.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from ._asyncpg import wire
+from .self_test import run_self_test
+
+logger = logging.getLogger("aiopqr")
+
+LONGEST = 1 << 20  # bytes of one message; a longer one is none that an idle server or a reset sends
+LONGEST_USUAL = 1024
+_AT_ANY_TIME = b"SAN"  # ParameterStatus, NotificationResponse, NoticeResponse
+_OF_AN_IDLE_SERVER = _AT_ANY_TIME + b"E"  # ErrorResponse
+_OF_AN_ANSWER = b"TDCIZ"  # RowDescription, DataRow, CommandComplete, EmptyQueryResponse, ReadyForQuery
+_COMPLETE = b"CI"
+
+Done = Callable[[BaseException | None], None]
+
+
+class Verdict(enum.Enum):
+    READY = enum.auto()  # the answer is complete, and no transaction is open
+    ERROR = enum.auto()  # an ErrorResponse; in an idle connection that is a goodbye
+    UNEXPECTED = enum.auto()  # nothing that belongs here: what follows cannot be understood
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What came of some bytes: messages for asyncpg, and why the listener stopped, if it did."""
+
+    forward: bytes
+    verdict: Verdict | None = None
+    fields: dict[str, str] | None = None  # of an ErrorResponse
+    why: str = ""  # it is unexpected
+
+
+_CLEAN = Heard(b"", Verdict.READY)
+
+
+class Listener:
+    """The server's half of the conversation, in bytes: pure, so that every fragmentation can be tried."""
+
+    __slots__ = ("_expects_answer", "_is_answered", "_partial", "_usual")
+
+    def __init__(self) -> None:
+        self._partial = bytearray()
+        self._expects_answer = False
+        self._is_answered = False
+        self._usual = b""  # an answer that came in one piece, with nothing in it for asyncpg: most are the same
+
+    def expect(self) -> None:
+        """From now on, the answer to one query may come."""
+        self._expects_answer, self._is_answered = True, False
+
+    def take_partial(self) -> bytes:
+        """Give up the beginning of an incomplete message."""
+        partial = bytes(self._partial)
+        self._partial.clear()
+        return partial
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the next byte begins a message."""
+        return not self._partial
+
+    def hear(self, data: bytes) -> Heard:
+        """Take what has arrived. After READY, hear ``b""`` for what is left."""
+        if data == self._usual and self._expects_answer and not self._partial:
+            self._expects_answer = False
+            return _CLEAN
+        is_begun = self._partial or self._is_answered
+        heard = self._read(data)
+        if heard == _CLEAN and not is_begun and not self._partial and len(data) <= LONGEST_USUAL:
+            self._usual = data
+        return heard
+
+    def _read(self, data: bytes) -> Heard:
+        stream = self._partial
+        stream += data
+        at = 0
+        forward: list[bytes] = []
+        try:
+            while len(stream) - at >= 5:
+                kind, length = stream[at], int.from_bytes(stream[at + 1 : at + 5], "big")
+                if why := self._objection(kind, length):
+                    return Heard(b"".join(forward), Verdict.UNEXPECTED, why=why)
+                end = at + 1 + length
+                if len(stream) < end:
+                    break
+                message, at = bytes(stream[at:end]), end
+                if kind in _AT_ANY_TIME:
+                    forward.append(message)
+                elif kind == ord("E"):
+                    fields = _fields(message)
+                    return Heard(b"".join(forward) + message * _is_fatal(fields), Verdict.ERROR, fields)
+                elif kind == ord("Z"):
+                    return self._ready(message, b"".join(forward))
+                elif kind in _COMPLETE:
+                    self._is_answered = True
+            return Heard(b"".join(forward))
+        finally:
+            del stream[:at]
+
+    def _objection(self, kind: int, length: int) -> str:
+        if kind not in _OF_AN_IDLE_SERVER and not (self._expects_answer and kind in _OF_AN_ANSWER):
+            return f"a message of kind {chr(kind)!r}"
+        if not 4 <= length <= LONGEST:
+            return f"a message of kind {chr(kind)!r} and {length} bytes"
+        return ""
+
+    def _ready(self, message: bytes, forward: bytes) -> Heard:
+        if not self._is_answered or message != b"Z\0\0\0\x05I":
+            return Heard(forward, Verdict.UNEXPECTED, why="an end that leaves a transaction open, or ends nothing")
+        self._expects_answer = False
+        return Heard(forward, Verdict.READY)
+
+
+def _fields(message: bytes) -> dict[str, str]:
+    """An ErrorResponse's fields, as ``asyncpg.PostgresError.new()`` takes them."""
+    fields = (field for field in message[5:].split(b"\0") if field)
+    return {chr(field[0]): field[1:].decode("utf-8", "replace") for field in fields}
+
+
+def _is_fatal(fields: dict[str, str]) -> bool:
+    return fields.get("V", fields.get("S")) in ("FATAL", "PANIC")
+
+
+@functools.lru_cache(maxsize=64)
+def _query_message(query: str) -> bytes:
+    body = query.encode() + b"\0"
+    return b"Q" + (len(body) + 4).to_bytes(4, "big") + body
+
+
+def stand_in_for(con: Any, on_goodbye: Callable[[BaseException], None]) -> StandIn | None:
+    """The stand-in for a connection's protocol; None where it cannot be relied on: asyncpg then resets by itself."""
+    found = wire(con)
+    return StandIn(con, *found, on_goodbye) if found is not None and _is_reliable() else None
+
+
+@functools.cache
+def _is_reliable() -> bool:
+    try:
+        run_self_test(StandIn)
+    except Exception as exc:
+        logger.warning(
+            "asyncpg %s is not as expected inside (%s: %s): aiopqr leaves the reset of sessions to it, which is slower."
+            " Please report this to aiopqr.",
+            asyncpg.__version__,
+            type(exc).__name__,
+            exc,
+        )
+        return False
+    return True
+
+
+class StandIn(asyncio.Protocol):
+    """Takes the place of the protocol of ``con`` while the pool has it.
+
+    ``on_goodbye`` is called when the server ends an idle connection, which is closed by then.
+    """
+
+    __slots__ = ("_con", "_done", "_is_lent", "_listener", "_on_goodbye", "_protocol", "_transport")
+
+    def __init__(
+        self, con: Any, transport: asyncio.Transport, protocol: Any, on_goodbye: Callable[[BaseException], None]
+    ) -> None:
+        self._con = con
+        self._transport = transport
+        self._protocol = protocol
+        self._on_goodbye = on_goodbye
+        self._listener = Listener()
+        self._done: Done | None = None
+        self._is_lent = True
+
+    # What the pool calls.
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether it may come, or stay, if asyncpg waits for nothing. It costs a microsecond."""
+        transport = self._transport
+        protocol = transport.get_protocol()
+        return (
+            (protocol is self._protocol or protocol is self)
+            and transport.is_reading()
+            and not transport.get_write_buffer_size()
+            and not transport.is_closing()
+        )
+
+    def reset(self, query: str, done: Done) -> None:
+        """Have the server run ``query``, and call ``done`` with None once it has, or with what went wrong.
+
+        The connection is closed then. Only if :attr:`is_possible`.
+        """
+        message = _query_message(query)
+        self.watch()
+        self._listener.expect()
+        self._done = done
+        try:
+            self._transport.write(message)
+        except BaseException:
+            self._done = None
+            self._con.terminate()
+            raise
+
+    def watch(self) -> None:
+        """The connection is idle from now on. Only if :attr:`is_possible`."""
+        self._is_lent = False
+        if self._transport.get_protocol() is not self:
+            self._transport.set_protocol(self)
+
+    def lend(self) -> None:
+        """Somebody is about to use the connection."""
+        self._is_lent = True
+
+    # What the transport calls.
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_lent:
+            self._transport.set_protocol(self._protocol)
+            self._protocol.data_received(self._listener.take_partial() + data)
+        else:
+            self._hear(data)
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()  # type: ignore[no-any-return]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+        if self._done is not None:
+            self._finish(_lost("", exc))
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    # What is heard.
+
+    def _hear(self, data: bytes) -> None:
+        heard = self._listener.hear(data)
+        if heard.forward:
+            self._protocol.data_received(heard.forward)
+        if heard.verdict is Verdict.READY:
+            self._finish(None)
+            if not self._listener.is_aligned:
+                self.data_received(b"")
+        elif heard.verdict is not None:
+            self._end(_error(heard))
+
+    def _end(self, error: BaseException) -> None:
+        """Whatever comes now, nobody must get this connection."""
+        self._con.terminate()
+        if self._done is not None:
+            self._finish(error)
+        else:
+            self._on_goodbye(error)
+
+    def _finish(self, error: BaseException | None) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(error)
+
+
+def _error(heard: Heard) -> BaseException:
+    if heard.fields is None:
+        return asyncpg.InternalClientError(f"the server sent {heard.why} to a connection that is in the pool")
+    error = asyncpg.PostgresError.new(heard.fields)
+    if _is_fatal(heard.fields):
+        return _lost(f": {error}", error)
+    return error
+
+
+def _lost(why: str, cause: BaseException | None) -> BaseException:
+    error = asyncpg.ConnectionDoesNotExistError(f"the connection was closed in the middle of operation{why}")
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,111 @@
+"""Whether asyncpg's protocol still takes it well that another one takes its place: tried without a network.
+
+This is production code. It runs once in a process, for a fraction of a millisecond, before the first reset that relies
+on asyncpg's insides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import asyncpg
+from asyncpg.protocol.protocol import Protocol
+
+
+def message(kind: bytes, body: bytes) -> bytes:
+    return kind + (len(body) + 4).to_bytes(4, "big") + body
+
+
+READY = message(b"Z", b"I")
+ANSWER = message(b"C", b"RESET\0") + READY
+STATUS = message(b"S", b"TimeZone\0UTC\0")
+NOTICE = message(b"N", b"SNOTICE\0C00000\0Mhi\0\0")
+NOTIFICATION = message(b"A", b"\0\0\0\1news\0hi\0")
+
+
+class Unexpected(Exception):
+    """asyncpg did not do what is relied on."""
+
+
+def run_self_test(stand_in_type: Callable[..., Any]) -> None:
+    """Exchange protocols around a reset, and raise whatever is not as expected."""
+    loop = asyncio.get_running_loop()
+    transport, con = _Transport(), _Connection()
+    parameters: Any = SimpleNamespace(user="self-test", password=None, database="self-test", server_settings=None)
+    protocol = Protocol(("127.0.0.1", 1), loop.create_future(), parameters, asyncpg.Record, loop)
+    transport.set_protocol(protocol)
+    protocol.set_connection(con)
+    protocol.connection_made(transport)
+    protocol.data_received(message(b"R", bytes(4)) + READY)
+
+    outcome: list[BaseException | None] = []
+    stand_in = stand_in_type(con, transport, protocol, outcome.append)
+    _query(transport, protocol)
+    stand_in.reset("RESET ALL", outcome.append)
+    # What is not for asyncpg would end in its exception handler or in a state that refuses the query below.
+    transport.get_protocol().data_received(STATUS + ANSWER + NOTICE + NOTIFICATION[:9])
+    stand_in.lend()
+    transport.get_protocol().data_received(NOTIFICATION[9:])
+    _expect(outcome == [None], "a reset was not confirmed")
+    _expect(transport.get_protocol() is protocol, "asyncpg's protocol did not get its place back")
+    _expect(protocol.get_settings().TimeZone == "UTC", "a ParameterStatus did not arrive")
+    _expect(con.heard == ["notice", "news"], "a NoticeResponse or a NotificationResponse did not arrive")
+    _query(transport, protocol)
+    _expect(protocol.is_connected(), "the protocol is not connected")
+    stand_in.watch()
+    stand_in.connection_lost(None)
+    _expect(con.heard[2:] == ["lost"] and not protocol.is_connected(), "the end of the connection was not noticed")
+
+
+def _query(transport: _Transport, protocol: Any) -> None:
+    query = protocol.query("SELECT 1", None)
+    query.send(None)
+    transport.get_protocol().data_received(ANSWER)
+    try:
+        query.send(None)
+    except StopIteration as result:
+        _expect(result.value == "RESET", "a query had another result")
+    else:
+        query.close()
+        raise Unexpected("a query did not end")
+
+
+def _expect(fact: bool, otherwise: str) -> None:
+    if not fact:
+        raise Unexpected(otherwise)
+
+
+class _Connection:
+    """What asyncpg's protocol knows of its connection."""
+
+    _config = SimpleNamespace(command_timeout=None)
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def _process_log_message(self, fields: object, last_query: object) -> None:
+        self.heard.append("notice")
+
+    def _process_notification(self, pid: int, channel: str, payload: str) -> None:
+        self.heard.append(channel)
+
+    def _cleanup(self) -> None:
+        self.heard.append("lost")
+
+    def terminate(self) -> None:
+        raise Unexpected("the connection was ended")
+
+
+class _Transport(asyncio.Transport):
+    """A transport that leads nowhere."""
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> Any:
+        return self._protocol
+
+    def write(self, data: object) -> None: ...
