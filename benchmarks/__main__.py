@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aiopqr.testing import ServerUnavailable
+from aiopqr.testing import NotAvailable
 
 from . import fleet_report, peers, report
 from .measure import Verdict
@@ -120,7 +120,7 @@ def main(words: list[str] | None = None) -> int:
         try:
             out.mkdir(parents=True, exist_ok=True)  # before the minutes, rather than after them
             results = asyncio.run(measure(names, plan, progress))
-        except (peers.MissingPeer, ServerUnavailable, OSError) as exc:
+        except (peers.MissingPeer, NotAvailable, OSError) as exc:
             console.print("[bold red]Not measured:[/]", escape(str(exc)), highlight=False)
             return 2
         except KeyboardInterrupt:

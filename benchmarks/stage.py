@@ -15,7 +15,7 @@ from typing import Any
 
 from aiopqr import Credential
 from aiopqr._login.scram import verifier
-from aiopqr.testing import EmbeddedPostgres, ServerUnavailable
+from aiopqr.testing import EmbeddedPostgres, NotAvailable
 
 from .peers import Account, Where
 
@@ -72,8 +72,8 @@ async def stage(*, tls: bool = False, max_connections: int = 200) -> AsyncIterat
     binaries = "system" if tls else "embedded"
     try:
         server = await EmbeddedPostgres(binaries, max_connections=max_connections).__aenter__()
-    except ServerUnavailable as exc:
-        raise ServerUnavailable(f"{exc}. Without TLS: --no-tls") if tls else exc from None
+    except NotAvailable as exc:
+        raise NotAvailable(f"{exc}. Without TLS: --no-tls") if tls else exc from None
     try:
         ca = await server.enable_tls() if tls else None
         pair = await server.create_accounts()

@@ -130,8 +130,8 @@ class Refresher:
                 if error := await self._fetch():
                     raise error
             if self._task is None:
-                wake = self._wake
-                ref: weakref.ref[Refresher] = weakref.ref(self, lambda _: wake.set())
+                wake, loop = self._wake, asyncio.get_running_loop()
+                ref: weakref.ref[Refresher] = weakref.ref(self, lambda _: None if loop.is_closed() else wake.set())
                 self._task = asyncio.create_task(_keep_fresh(ref, wake), name=f"aiopqr-{self.name}-refresh")
         return self
 

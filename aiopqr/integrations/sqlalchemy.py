@@ -1,17 +1,20 @@
-"""An SQLAlchemy engine whose connections take the two accounts of a pair in turn.
+"""An SQLAlchemy engine whose connections use the two accounts of a pair in turn.
 
-SQLAlchemy's own pool keeps the connections; a :class:`~aiopqr.Connector` makes them. A connection that is too old or
-was made with a superseded password is replaced when it is next checked out, but never while both accounts are refused:
-an open session outlives a changed password, so it serves on.
+SQLAlchemy's own pool keeps the connections, and a :class:`~aiopqr.Connector` makes them. A connection that is too old,
+or was made with a password that has changed since, is replaced when it is next checked out. While both accounts are
+refused, none is replaced: a session stays valid when its password changes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import contextlib
+import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from .._connect import Connector
@@ -35,8 +38,17 @@ __all__ = [
     "create_async_engine",
 ]
 
-_DEADLINE = "aiopqr_deadline"
-_IS_FRESH = "aiopqr_is_fresh"
+# What users of other drivers write, and what to write instead.
+_SPELLED_OTHERWISE = {
+    "sslmode": "ssl=, with the same values: ?ssl=require",
+    "sslrootcert": 'connect_args={"ssl": ssl.create_default_context(cafile=...)}',
+    "sslcert": 'connect_args={"ssl": context}, after context.load_cert_chain(...)',
+    "sslkey": 'connect_args={"ssl": context}, after context.load_cert_chain(...)',
+    "connect_timeout": 'connect_args={"timeout": ...}, in seconds',
+    "application_name": 'connect_args={"server_settings": {"application_name": ...}}',
+    "options": 'connect_args={"server_settings": {...}}',
+    "dbname": "the path of the URL: postgresql+asyncpg://host/database",
+}
 
 
 def create_async_engine(
@@ -53,12 +65,14 @@ def create_async_engine(
 ) -> AsyncEngine:
     """An ``AsyncEngine`` of SQLAlchemy's asyncpg dialect. ``url`` names neither user nor password.
 
-    ``credentials`` makes a connector, with ``name`` and ``listeners``, on the first connect; ``await engine.dispose()``
-    closes it, and an engine that is used again makes another. A ``connector`` that is given is the caller's to start
-    and to close; where the URL names no host, its own arguments count.
+    With ``credentials``, the engine makes a connector, named ``name`` and with these ``listeners``, when it first
+    connects on an event loop, and closes it in ``await engine.dispose()``. An engine that is used on several loops, one
+    after the other or at once (``poolclass=NullPool``), or in a forked process, makes one for each. A ``connector``
+    that you give is yours to start and to close; where the URL names no host, its own arguments count.
 
-    ``max_lifetime`` is in seconds, less up to ``max_lifetime_jitter`` (default: a tenth); 0 turns it off. Everything
-    else is SQLAlchemy's. Raises :class:`ConfigurationError` for what cannot work.
+    A connection is replaced after ``max_lifetime`` seconds (default: half an hour; 0: never), less up to
+    ``max_lifetime_jitter`` seconds (default: a tenth of it). All other arguments are SQLAlchemy's. Raises
+    :class:`ConfigurationError` for arguments that cannot work.
     """
     target = _checked(url)
     if (credentials is None) is (connector is None):
@@ -67,34 +81,44 @@ def create_async_engine(
         if key in engine_kwargs:
             raise ConfigurationError(f"{key}= cannot be given: the connector makes the connections")
     check_connect_arguments((), connect_args or {})
+    _check_names("url", target.query)
+    if connector is None:  # the connect= of one that is given may take what it likes
+        _check_names("connect_args", connect_args or {})
     lifetime = lifetime_option(max_lifetime, max_lifetime_jitter)
     listeners = tuple(listeners)
-    link = _Link(connector, lambda: Connector(credentials=credentials, name=name, listeners=listeners))  # type: ignore[arg-type]
+    link = _Link(
+        connector,
+        lambda: Connector(credentials=credentials, name=name, listeners=listeners),  # type: ignore[arg-type]
+        lambda: lifetime.deadline(time.monotonic()),
+    )
     # Not by async_creator=, which would lose all arguments of the URL and of connect_args, the dialect's own included.
     arguments = {**(connect_args or {}), "async_creator_fn": link.connect}
     engine = sa.create_async_engine(target, connect_args=arguments, **engine_kwargs)
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def born(_: Any, record: Any) -> None:
-        record.info[_DEADLINE] = lifetime.deadline(time.monotonic())
-        record.info[_IS_FRESH] = True
-
     @event.listens_for(engine.sync_engine, "checkout")
-    def checked_out(dbapi_connection: Any, record: Any, _: Any) -> None:
-        # One just opened is kept whatever happened meanwhile: SQLAlchemy gives up after two replacements in a row.
-        if not record.info.pop(_IS_FRESH, False) and (
-            why := link.why_replace(dbapi_connection.driver_connection, record.info.get(_DEADLINE, math.inf))
-        ):
+    def checked_out(dbapi_connection: Any, *_: Any) -> None:
+        if why := link.why_replace(dbapi_connection.driver_connection):
             raise exc.DisconnectionError(f"{name}: a connection is replaced: {why}")
 
-    @event.listens_for(engine.sync_engine, "engine_disposed")
-    def disposed(_: Any) -> None:
-        try:
-            await_only(link.close())
-        except exc.MissingGreenlet:  # engine.sync_engine.dispose()
-            link.terminate()
+    with _statements_stay_fast(engine.sync_engine):
+
+        @event.listens_for(engine.sync_engine, "engine_disposed")
+        def disposed(_: Any) -> None:
+            try:
+                await_only(link.close())
+            except exc.MissingGreenlet:  # engine.sync_engine.dispose()
+                link.terminate()
 
     return engine
+
+
+@contextlib.contextmanager
+def _statements_stay_fast(engine: Any) -> Iterator[None]:
+    """With any listener of its own, an engine looks for listeners at each statement. Ours hears of no statement."""
+    had = "_has_events" in vars(engine)
+    yield
+    if not had:
+        vars(engine).pop("_has_events", None)
 
 
 @asynccontextmanager
@@ -107,56 +131,94 @@ async def async_engine(url: str | URL, **options: Any) -> AsyncIterator[AsyncEng
         await engine.dispose()
 
 
-class _Link:
-    """The engine's way to its connector: a given one, or its own, made when it is needed."""
+@dataclass(slots=True)
+class _Own:
+    """The connector that an engine made for one event loop of one process."""
 
-    def __init__(self, given: Connector | None, make: Callable[[], Connector]) -> None:
-        self._connector = given
+    pid: int
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    connector: Connector | None = None
+
+
+@dataclass(slots=True)
+class _Birth:
+    deadline: float
+    is_fresh: bool = True
+
+
+class _Link:
+    """The engine's way to its connector: the one that was given, or one for each event loop, made when it is needed."""
+
+    def __init__(self, given: Connector | None, make: Callable[[], Connector], deadline: Callable[[], float]) -> None:
+        self._given = given
         self._make = make
-        self._owns = given is None
-        self._lock = asyncio.Lock()
+        self._deadline = deadline
+        self._own: dict[asyncio.AbstractEventLoop, _Own] = {}
+        self._births: weakref.WeakKeyDictionary[Any, _Birth] = weakref.WeakKeyDictionary()
 
     async def connect(self, *args: Any, **kwargs: Any) -> Any:
-        connector = self._connector or await self._start()
-        return await connector.connect(*args, **kwargs)
+        connector = self._given or await self._started()
+        con = await connector.connect(*args, **kwargs)
+        self._births[con] = _Birth(self._deadline())
+        return con
 
-    async def _start(self) -> Connector:
-        async with self._lock:
-            if self._connector is None:
+    async def _started(self) -> Connector:
+        self._drop_what_is_gone()
+        own = self._own.setdefault(asyncio.get_running_loop(), _Own(os.getpid()))
+        async with own.lock:
+            if own.connector is None:
                 connector = self._make()
                 try:
                     await connector.start()
                 except BaseException:
                     await connector.close()
                     raise
-                self._connector = connector
-            return self._connector
+                own.connector = connector
+            return own.connector
 
-    def why_replace(self, con: Any, deadline: float) -> str | None:
+    def why_replace(self, con: Any) -> str | None:
         """Why a connection should not be used any more, if a better one can be had."""
-        connector = self._connector
+        birth = self._births.get(con)
+        if birth is None:
+            return None
+        if birth.is_fresh:  # kept, whatever happened meanwhile: SQLAlchemy gives up after two replacements in a row
+            birth.is_fresh = False
+            return None
+        connector = self._given
+        if connector is None and (own := self._own.get(asyncio.get_running_loop())):
+            connector = own.connector
         if connector is None or connector.is_refused():
             return None
         if connector.is_superseded(con):
             return "its password was superseded"
-        return "it is too old" if time.monotonic() >= deadline else None
+        return "it is too old" if time.monotonic() >= birth.deadline else None
 
     async def close(self) -> None:
-        async with self._lock:  # not while one is being started
-            connector = self._let_go()
+        own = self._own.pop(asyncio.get_running_loop(), None)
+        self.terminate()
+        if own is None or own.pid != os.getpid():
+            return
+        async with own.lock:  # not while it is being started
+            connector, own.connector = own.connector, None
         if connector:
             await connector.close()
 
     def terminate(self) -> None:
-        if connector := self._let_go():
-            connector.terminate()
+        """As :meth:`close`, where nothing can be awaited, and for other loops."""
+        self._drop_what_is_gone()
+        while self._own:
+            loop, own = self._own.popitem()
+            if own.connector:
+                with contextlib.suppress(RuntimeError):  # closed meanwhile
+                    loop.call_soon_threadsafe(own.connector.terminate)
 
-    def _let_go(self) -> Connector | None:
-        if not self._owns:
-            return None
-        connector, self._connector = self._connector, None
-        self._lock = asyncio.Lock()  # the next use may be on another event loop
-        return connector
+    def _drop_what_is_gone(self) -> None:
+        """Forget the connectors of loops that are closed, and of the process that we were forked from."""
+        for loop, own in tuple(self._own.items()):
+            if loop.is_closed() or own.pid != os.getpid():
+                self._own.pop(loop, None)
+                if own.connector:
+                    own.connector.terminate()
 
 
 def _checked(url: str | URL) -> URL:
@@ -169,3 +231,9 @@ def _checked(url: str | URL) -> URL:
     if target.username is not None or target.password is not None or {"user", "password"} & set(target.query):
         raise ConfigurationError("url must name no user and no password: credentials= supply them")
     return target.set(drivername="postgresql+asyncpg")
+
+
+def _check_names(where: str, given: Mapping[str, Any]) -> None:
+    for key in given:
+        if advice := _SPELLED_OTHERWISE.get(key):
+            raise ConfigurationError(f"{where} has {key}=, which asyncpg does not take: write {advice}")

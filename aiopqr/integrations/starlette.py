@@ -1,6 +1,6 @@
-"""A pool in a Starlette or FastAPI application: its lifespan, dependencies for its connections, its health.
+"""A pool in a Starlette or FastAPI application: a lifespan, dependencies for its connections, a health endpoint.
 
-FastAPI's dependencies are plain callables, so that FastAPI itself is not needed here.
+The dependencies are plain callables, so FastAPI itself is not needed.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def pool_lifespan(
     """A lifespan that opens a pool before the application starts, and closes it after the last request.
 
     ``pool`` is a function that makes the pool, or a DSN, which goes to :func:`aiopqr.create_pool` with ``options``.
-    The pool is ``request.state.pool`` and ``app.state.pool``, or as ``key`` names it. ``lifespan`` is the application's
-    own: it runs inside, where ``app.state.pool`` is there already, and what it yields is kept.
+    The pool is ``request.state.pool`` and ``app.state.pool``; ``key`` gives it another name. ``lifespan`` is the
+    application's own: it runs while the pool is open, may use ``app.state.pool``, and what it yields is kept.
 
-    On shutdown, connections that are still in use after ``close_timeout`` seconds are terminated; None waits for them.
-    Starting raises what opening a pool raises.
+    On shutdown, connections that are still in use after ``close_timeout`` seconds (default: 10) are terminated; None
+    waits for them. Starting raises what opening a pool raises.
     """
     if callable(pool):
         if options:
@@ -82,38 +82,42 @@ def _maker(dsn: str | None, options: dict[str, Any]) -> Callable[[], Alternating
 
 
 class PoolDependencies:
-    """What requests and websockets need of the pool that a lifespan opened under ``key``.
+    """What requests and websockets use of the pool that a lifespan opened under ``key``.
 
-    Each is for ``fastapi.Depends``; :meth:`pool` can be called with any request. Of the pool under the usual key they
-    are this module's ``pool_of``, ``connection`` and ``transaction``.
+    The methods are for ``fastapi.Depends``; :meth:`pool` can be called with any request. For the default key they are
+    this module's ``pool_of``, ``connection`` and ``transaction``.
     """
 
     def __init__(self, key: str = "pool") -> None:
         self.key = key
 
     def pool(self, connection: HTTPConnection) -> AlternatingPool:
-        """The pool. Raises :class:`ConfigurationError` where no lifespan has opened it."""
+        """The pool. Raises :class:`ConfigurationError` if no lifespan has opened it."""
         app = connection.scope.get("app")
         for state in (connection.state, getattr(app, "state", None)):
             found = getattr(state, self.key, None)
             if isinstance(found, AlternatingPool):
                 return found
-        raise ConfigurationError(f"no pool {self.key!r} is open: give the application a lifespan=pool_lifespan(...)")
+        raise ConfigurationError(
+            f"no pool {self.key!r} is open: the application's lifespan never ran, or it opens no such pool. Give the "
+            "application lifespan=pool_lifespan(...). In tests the lifespan runs in `with TestClient(app) as client:` "
+            "and, for httpx's ASGITransport, in `async with app.router.lifespan_context(app):`"
+        )
 
     async def connection(self, connection: HTTPConnection) -> AsyncIterator[Any]:
         """A connection, released when the request is done with it.
 
-        With FastAPI say ``Depends(connection, scope="function")`` to have it released before the response is sent,
-        and not after. Raises what ``acquire()`` raises.
+        FastAPI releases it after the response was sent; ``Depends(connection, scope="function")`` releases it before.
+        Raises what ``acquire()`` raises.
         """
         async with self.pool(connection).acquire() as con:
             yield con
 
     async def transaction(self, connection: HTTPConnection) -> AsyncIterator[Any]:
-        """A connection in a transaction, which is rolled back if the endpoint raises, and else committed.
+        """A connection in a transaction, which is rolled back if the endpoint raises, and committed otherwise.
 
-        With FastAPI say ``Depends(transaction, scope="function")``: without the scope it commits after the response is
-        sent, so the client hears of a success before there is one.
+        With FastAPI, write ``Depends(transaction, scope="function")``. Without the scope it commits after the response
+        was sent, so a client may be told of a success that then fails.
         """
         async with self.pool(connection).acquire() as con, con.transaction():
             yield con
@@ -128,14 +132,14 @@ transaction = _usual.transaction
 def health_endpoint(
     pool: Callable[[HTTPConnection], AlternatingPool] = pool_of, *, max_pair_age: float | None = None
 ) -> Callable[[Request], Awaitable[JSONResponse]]:
-    """An endpoint that tells whether the pool is well: 200 if so, and else 503 with the ``reasons``.
+    """An endpoint that answers 200 while the pool is healthy, and otherwise 503 with the ``reasons``.
 
-    It is not when all accounts are refused, when no fetch has confirmed the pair for ``max_pair_age`` seconds (default:
-    five refresh intervals, a minute at least; ``math.inf``: never mind), or when it is closing. No database is asked,
-    and the answer names neither users nor servers.
+    The pool is unhealthy when all accounts are refused, when no fetch has confirmed the credentials for
+    ``max_pair_age`` seconds (default: five refresh intervals, but at least 60 s; ``math.inf`` turns this off), and when
+    it is closing. The endpoint makes no query, and its answer names neither users nor servers.
 
-    All of this shows before users notice: open connections serve on. So let it alarm somebody, but do not make it a
-    liveness probe: a restarted process has no open connections.
+    It turns unhealthy before users notice anything, because open connections go on working. So use it for an alert,
+    never as a liveness probe: a restarted process would have no open connections.
     """
     if max_pair_age is not None and max_pair_age != math.inf:
         non_negative("max_pair_age", max_pair_age)
@@ -144,7 +148,7 @@ def health_endpoint(
         try:
             found = pool(request)
         except ConfigurationError:
-            return JSONResponse({"healthy": False, "reasons": ["the pool is not open"]}, 503)
+            return JSONResponse({"healthy": False, "reasons": ["the pool is not open: the lifespan has not run"]}, 503)
         body = report(found, max_pair_age)
         return JSONResponse(body, 200 if body["healthy"] else 503)
 

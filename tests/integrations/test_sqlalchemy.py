@@ -7,13 +7,18 @@ import gc
 import itertools
 import logging
 import os
+import re
+import subprocess
+import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool
@@ -22,6 +27,7 @@ import aiopqr
 from aiopqr.events import Event, FellBack
 from aiopqr.integrations.sqlalchemy import async_engine, create_async_engine
 from aiopqr.testing import RotatingPostgres
+from aiopqr.testing.server import run_apart
 
 ROTATIONS = 30 if os.environ.get("AIOPQR_PROOF") else 4
 
@@ -260,6 +266,150 @@ async def test_an_engine_that_is_dropped_undisposed_says_so(postgres: RotatingPo
         await eventually(lambda: gc.collect() is None or any("unclosed connector" in str(w.message) for w in caught))
 
 
+# Several event loops, and several processes.
+
+
+def on_new_loops(engine: AsyncEngine, count: int, ending: Callable[[Any], Any] = asyncio.run) -> list[str]:
+    return [ending(user(engine)) for _ in range(count)]
+
+
+def without_cleaning_up(work: Any) -> Any:
+    """As asyncio.run(), but what still runs is left as it is."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run, without_cleaning_up])
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # what a loop that is just closed leaves
+def test_one_loop_after_the_other_hears_of_rotations(
+    runner: Any, postgres: RotatingPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = create_async_engine(
+        url(postgres), credentials=postgres.source, poolclass=NullPool, connect_args={"timeout": 10}
+    )
+    assert on_new_loops(engine, 3, runner) == [postgres.usernames[0]] * 3
+    for parity in ("odd", "even", "odd"):
+        run_apart(postgres.rotate(parity))
+        on_new_loops(engine, 2, runner)
+    assert postgres.failed_logins() == 0
+    asyncio.run(engine.dispose())
+    assert [record.message for record in caplog.records if "Task was destroyed" not in record.message] == []
+
+
+def test_loops_in_several_threads_share_an_engine(postgres: RotatingPostgres) -> None:
+    engine = create_async_engine(url(postgres), credentials=postgres.source, poolclass=NullPool)
+    asyncio.run(user(engine))  # SQLAlchemy's own first connect holds a lock that belongs to one loop
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: asyncio.run(user(engine)), range(12))) == [postgres.usernames[0]] * 12
+    asyncio.run(engine.dispose())
+
+
+async def test_dispose_ends_the_connectors_of_other_loops_too(postgres: RotatingPostgres) -> None:
+    engine = create_async_engine(url(postgres), credentials=postgres.source, poolclass=NullPool)
+    await user(engine)
+
+    async def elsewhere() -> None:
+        await user(engine)
+        await engine.dispose()
+
+    await asyncio.to_thread(asyncio.run, elsewhere())
+    await eventually(lambda: not refreshers())
+    assert await user(engine) in postgres.usernames
+    await engine.dispose()
+
+
+def test_the_next_loop_begins_anew_after_a_dispose_that_closes_nothing(postgres: RotatingPostgres) -> None:
+    engine = create_async_engine(url(postgres), credentials=postgres.source)
+    asyncio.run(user(engine))
+    run_apart(postgres.rotate("odd"))
+
+    async def anew() -> None:
+        await engine.dispose(close=False)
+        await user(engine)
+        await engine.dispose()
+
+    asyncio.run(anew())
+    assert postgres.failed_logins() == 0
+    run_apart(postgres.terminate())  # the connection of the first loop, which nobody closes
+
+
+FORK = """
+import asyncio, os, sys, logging
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+import aiopqr
+from aiopqr.integrations.sqlalchemy import create_async_engine
+
+logging.basicConfig()
+url, null = sys.argv[1], sys.argv[2] == "null"
+accounts = [line.split() for line in sys.stdin.read().splitlines()]
+pair = aiopqr.CredentialPair(*(aiopqr.Credential(*account) for account in accounts))
+async def fetch():
+    return pair
+engine = create_async_engine(url, credentials=fetch, **({"poolclass": NullPool} if null else {}))
+
+async def use():
+    async with engine.connect() as con:
+        return await con.scalar(sa.text("select session_user"))
+
+async def child():
+    await engine.dispose(close=False)
+    await use()
+    await engine.dispose()
+
+async def parent():
+    before = await use()
+    if not (pid := os.fork()):
+        asyncio._set_running_loop(None)
+        asyncio.run(use() if null else child())
+        os._exit(0)
+    assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0
+    assert await use() in (before, pair.even.username)
+    await engine.dispose()
+
+asyncio.run(parent())
+"""
+
+
+@pytest.mark.parametrize("pool", ["null", "queue"])
+def test_a_forked_child_makes_a_connector_of_its_own(postgres: RotatingPostgres, pool: str) -> None:
+    accounts = "".join(f"{one.username} {one.password.reveal()}\n" for one in postgres.pair.credentials())
+    ran = subprocess.run(
+        [sys.executable, "-c", FORK, url(postgres), pool],
+        input=accounts,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+# Nothing of ours is in the way.
+
+
+async def test_conn_info_is_the_users_and_no_statement_is_slowed_down(postgres: RotatingPostgres) -> None:
+    async with async_engine(url(postgres), credentials=postgres.source) as engine, engine.connect() as con:
+        assert (await con.get_raw_connection()).info == {}
+        assert not con.sync_connection._has_events  # type: ignore[union-attr]
+        assert not engine.sync_engine._has_events
+
+
+async def test_listeners_of_the_users_own_are_still_called(postgres: RotatingPostgres) -> None:
+    heard: list[str] = []
+    sa.event.listen(sa.Engine, "before_cursor_execute", heard_all := lambda *args: heard.append("all"))
+    try:
+        async with async_engine(url(postgres), credentials=postgres.source) as engine:
+            sa.event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: heard.append("one"))
+            await user(engine)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", heard_all)
+    assert set(heard) == {"all", "one"}
+
+
 # What cannot work.
 
 
@@ -279,6 +429,31 @@ def test_a_url_that_cannot_work_is_refused_without_being_shown(bad: str) -> None
         create_async_engine(bad, credentials=unused)
     assert "hunter2" not in str(caught.value)
     assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("query", "spelled"),
+    [
+        ("sslmode=require", "?ssl=require"),
+        ("sslrootcert=/x.pem", "create_default_context"),
+        ("sslcert=/x.pem&sslkey=/y.pem", "load_cert_chain"),
+        ("connect_timeout=3", '"timeout": ...'),
+        ("application_name=orders", "server_settings"),
+        ("options=-csearch_path%3Dx", "server_settings"),
+    ],
+)
+def test_what_other_drivers_call_otherwise_is_named_with_its_right_spelling(query: str, spelled: str) -> None:
+    with pytest.raises(aiopqr.ConfigurationError, match=re.escape(spelled)) as caught:
+        create_async_engine(f"postgresql+asyncpg://host/db?{query}", credentials=unused)
+    assert query.partition("=")[0] in str(caught.value)
+    key, value = query.partition("&")[0].split("=", 1)
+    with pytest.raises(aiopqr.ConfigurationError, match=re.escape(spelled)):
+        create_async_engine("postgresql+asyncpg://host/db", credentials=unused, connect_args={key: value})
+
+
+async def test_the_right_spelling_of_sslmode_works(postgres: RotatingPostgres) -> None:
+    async with async_engine(f"{url(postgres)}?ssl=disable", credentials=postgres.source) as engine:
+        assert await user(engine) == postgres.pair.odd.username
 
 
 @pytest.mark.parametrize(

@@ -275,4 +275,20 @@ async def test_health_is_503_where_no_pool_is_open() -> None:
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         answer = await client.get("/health")
-    assert (answer.status_code, answer.json()["reasons"]) == (503, ["the pool is not open"])
+    assert (answer.status_code, answer.json()["reasons"]) == (503, ["the pool is not open: the lifespan has not run"])
+
+
+async def test_where_the_lifespan_never_ran_the_error_says_how_to_run_it(postgres: RotatingPostgres) -> None:
+    app = FastAPI(lifespan=pool_lifespan(postgres.dsn, **options(postgres)))
+
+    @app.get("/")
+    async def user(con: Con) -> str:
+        return str(await con.fetchval("select session_user"))
+
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        with pytest.raises(aiopqr.ConfigurationError, match="lifespan never ran") as caught:
+            await client.get("/")
+        assert "with TestClient(app)" in str(caught.value)
+        async with app.router.lifespan_context(app):  # as the error says
+            assert (await client.get("/")).json() in postgres.usernames
