@@ -7,6 +7,8 @@ None of them ever shows a password.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import FunctionType, TracebackType
 from typing import TypeVar
 
 import asyncpg
@@ -83,17 +85,46 @@ def without_frames(exc: _E) -> _E:
 
     Cause and context stay, so the chain still tells what happened.
     """
-    seen: set[int] = set()
-    chain: list[BaseException | None] = [exc]
-    while chain:
-        link = chain.pop()
-        if link is not None and id(link) not in seen:
-            seen.add(id(link))
-            link.__traceback__ = None
-            chain += [link.__cause__, link.__context__]
-            if isinstance(link, BaseExceptionGroup):
-                chain += link.exceptions
+    for link in _chain(exc):
+        link.__traceback__ = None
     return exc
+
+
+def without_locals(exc: _E) -> _E:
+    """``exc`` with the files, lines and functions of its whole chain, and nothing of what they had in their frames.
+
+    Where a user's own code has raised it, they need to see where.
+    """
+    for link in _chain(exc):
+        link.__traceback__ = _hollow(link.__traceback__)
+    return exc
+
+
+def _chain(exc: BaseException) -> list[BaseException]:
+    found: dict[int, BaseException] = {}
+    ahead: list[BaseException | None] = [exc]
+    while ahead:
+        link = ahead.pop()
+        if link is not None and id(link) not in found:
+            found[id(link)] = link
+            ahead += [link.__cause__, link.__context__]
+            if isinstance(link, BaseExceptionGroup):
+                ahead += link.exceptions
+    return list(found.values())
+
+
+def _hollow(traceback: TracebackType | None) -> TracebackType | None:
+    """A traceback that looks the same, made of the frames of generators that have never run."""
+    if traceback is None:
+        return None
+    code, line = traceback.tb_frame.f_code, traceback.tb_lineno
+    likeness = _template.__code__.replace(co_filename=code.co_filename, co_name=code.co_name, co_firstlineno=line)
+    frame = FunctionType(likeness, {})().gi_frame
+    return TracebackType(_hollow(traceback.tb_next), frame, -1, line)
+
+
+def _template() -> Iterator[None]:
+    yield
 
 
 def describe(exc: BaseException) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .credentials import Parity
@@ -167,14 +168,19 @@ class Refreshed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefreshFailed(Event):
-    """A fetch failed; the pair in use stays. The next comes in ``retry_in`` seconds."""
+    """A fetch failed; the pair in use stays. The next comes in ``retry_in`` seconds.
+
+    ``pair_age`` is how many seconds ago the pair was last fetched, or None if the very first fetch failed.
+    """
 
     error: str
     failures: int
     retry_in: float
-    pair_age: float
+    pair_age: float | None
 
     def __str__(self) -> str:
+        if self.pair_age is None:
+            return f"{self.name}: the first credentials could not be fetched ({self.error})"
         return (
             f"{self.name}: fetching credentials failed {_times(self.failures)} ({self.error}); keeping those that were "
             f"fetched {self.pair_age:.0f} s ago, and trying again in {self.retry_in:.1f} s"
@@ -340,4 +346,21 @@ class Emitter:
             try:
                 listener(event)
             except Exception:
-                logger.exception("%s: listener %r failed on %s", event.name, listener, type(event).__name__)
+                report("%s: listener %r failed on %s", event.name, listener, type(event).__name__)
+
+
+def report(message: str, *args: object) -> None:
+    """Log the exception that is being handled, with its stack."""
+    try:
+        logger.exception(message, *args)  # noqa: LOG004
+    except Exception:  # a log handler that raises must not end what it reports on
+        traceback.print_exc()
+
+
+@contextmanager
+def reporting(message: str, *args: object) -> Iterator[None]:
+    """Log whatever is raised inside, and go on."""
+    try:
+        yield
+    except Exception:
+        report(message, *args)

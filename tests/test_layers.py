@@ -30,6 +30,7 @@ LAYERS: list[str] = [
     "_refresh.plan",
     "_refresh.quarantine",
     "_refresh.announcement",
+    "_refresh.loops",
     "_refresh.refresher",
     "_login.scram",
     "_login.tls",

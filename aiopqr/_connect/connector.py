@@ -93,6 +93,7 @@ class Connector:
             check_connect_arguments(args, kwargs)
         if self._closed:
             raise PoolClosing(f"{self.name}: the connector is closed")
+        self.refresher.revive()
         kwargs = {**self._kwargs, **kwargs}
         timeout = kwargs.pop("timeout", CONNECT_TIMEOUT)
         if timeout is not None:

@@ -104,6 +104,11 @@ class RefreshPlan:
         self._ask_again(now)
         return True
 
+    def abandoned(self, now: float) -> None:
+        """The event loop of the fetch under way is gone, and the fetch with it: another one is due."""
+        if self.in_flight:
+            self._flight, self.due = None, now
+
     def _slowest(self, need: Need, longest: float) -> float:
         """How long to wait at most. Never longer than where nothing is amiss."""
         return min(URGENT_MAX if need is Need.STARVED else longest, self._interval or math.inf)

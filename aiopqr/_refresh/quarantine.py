@@ -1,10 +1,13 @@
 """Which credentials are refused, and when each may be tried again: a state machine that pools may share.
 
-It holds credentials by content, never accounts: a late refusal of an old password says nothing about the new one.
+It knows credentials by content, never accounts: a late refusal of an old password says nothing about the new one. It
+keeps a keyed digest of each, so that a password that has left the store does not stay in memory.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +17,12 @@ from ..credentials import Credential, Parity
 PROBE_FIRST = 30.0
 PROBE_MAX = 600.0
 _REMEMBERED = 64
+_KEY = os.urandom(32)
+
+
+def _digest(credential: Credential) -> bytes:
+    content = f"{credential.username}\0{credential.password.reveal()}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(content, key=_KEY, digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +49,22 @@ class Quarantine:
 
     def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
         self._uniform = uniform
-        self._refused: dict[Credential, _Refusal] = {}
-        self._accepted: dict[Credential, float] = {}  # when the last login that succeeded had begun
+        self._refused: dict[bytes, _Refusal] = {}
+        self._accepted: dict[bytes, float] = {}  # when the last login that succeeded had begun
 
     def __contains__(self, credential: Credential) -> bool:
-        return credential in self._refused
+        return _digest(credential) in self._refused
 
     def since(self, credential: Credential) -> float | None:
-        refusal = self._refused.get(credential)
+        refusal = self._refused.get(_digest(credential))
         return refusal.since if refusal else None
 
     def retry_at(self, credential: Credential) -> float:
-        return self._refused[credential].retry_at
+        return self._refused[_digest(credential)].retry_at
 
     def refuse(self, attempt: Attempt, now: float) -> bool:
         """Set the attempt's credential aside; False when that was known, or is out of date."""
-        credential = attempt.credential
+        credential = _digest(attempt.credential)
         if self._accepted.get(credential, float("-inf")) > attempt.begun:
             return False  # a login that began later was accepted: the password has come into force meanwhile
         known = self._refused.get(credential)
@@ -72,7 +81,7 @@ class Quarantine:
 
     def accept(self, attempt: Attempt, now: float) -> float | None:
         """The attempt's credential logs in: how long it had been set aside, or None if it was not."""
-        credential = attempt.credential
+        credential = _digest(attempt.credential)
         self._accepted[credential] = max(self._accepted.pop(credential, attempt.begun), attempt.begun)
         self._forget_oldest()
         refusal = self._refused.get(credential)
@@ -83,7 +92,7 @@ class Quarantine:
 
     def claim_probe(self, credential: Credential, now: float) -> bool:
         """Whether a probe is due; then it is the caller's to make, and nobody else's until the next one is."""
-        refusal = self._refused.get(credential)
+        refusal = self._refused.get(_digest(credential))
         if refusal is None or now < refusal.retry_at:
             return False
         refusal.retry_at = now + refusal.delay
@@ -91,7 +100,7 @@ class Quarantine:
 
     def release_probe(self, attempt: Attempt, now: float) -> None:
         """A probe told nothing (an outage, a cancellation): the next may try at once, unless a later one told."""
-        refusal = self._refused.get(attempt.credential)
+        refusal = self._refused.get(_digest(attempt.credential))
         if refusal and refusal.begun < attempt.begun:
             refusal.retry_at = now
 

@@ -1,6 +1,7 @@
-"""Runs the refresh plan: one background task, one fetch at a time, and everyone told of a newer pair.
+"""Carries out the refresh plan: one background task, one fetch at a time, and everybody hears of a newer pair.
 
-The task holds its refresher weakly while it sleeps, so that one that was dropped unclosed is collected, and says so.
+The task holds its refresher weakly while it sleeps, so that a refresher that was dropped unclosed is collected, and
+warns of it. Whatever is raised in the task is logged, and the task goes on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import time
 import warnings
 import weakref
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Protocol, Self
 
@@ -21,7 +23,7 @@ from ..errors import (
     SourceError,
     SourceTimeout,
     describe,
-    without_frames,
+    without_locals,
 )
 from ..events import (
     Emitter,
@@ -33,16 +35,20 @@ from ..events import (
     RefreshRecovered,
     SteppedAside,
     SteppedBack,
+    report,
+    reporting,
 )
 from ..options import non_negative, positive
 from ..sources import Credentials, CredentialSource, as_source
 from ..stats import RefreshStats, SteppingAside
 from .announcement import Announcement, Ended
+from .loops import LoopState
 from .plan import Need, RefreshPlan
 from .quarantine import Quarantine
 
 _DEFAULT_INTERVAL = 60.0
 _CLOSE_PATIENCE = 1.0
+_RECOVERY_PAUSE = 1.0
 
 
 class Subscriber(Protocol):
@@ -86,12 +92,7 @@ class Refresher:
         self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
         self._pair: CredentialPair | None = None
         self._plan = RefreshPlan(self._interval, 0.0)
-        self._task: asyncio.Task[None] | None = None
-        self._flights: set[asyncio.Task[object]] = set()
-        self._lock = asyncio.Lock()
-        self._wake = asyncio.Event()
-        self._changed = asyncio.Event()
-        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._state: LoopState | None = None
         self._ok = self._failed = 0
         self._confirmed_at = 0.0  # loop time
         self._last_success: float | None = None  # Unix time
@@ -122,17 +123,15 @@ class Refresher:
 
         Raises what the source raised if it cannot be had: a service that starts without credentials should not seem up.
         """
-        async with self._lock:
+        state = self._here()
+        async with state.lock:
             if self._closed:
                 raise AiopqrError(f"refresher {self.name!r} is closed")
             if self._pair is None:
                 self._plan.request(Need.ASKED, asyncio.get_running_loop().time())
-                if error := await self._fetch():
+                if error := await self._fetch(state):
                     raise error
-            if self._task is None:
-                wake, loop = self._wake, asyncio.get_running_loop()
-                ref: weakref.ref[Refresher] = weakref.ref(self, lambda _: None if loop.is_closed() else wake.set())
-                self._task = asyncio.create_task(_keep_fresh(ref, wake), name=f"aiopqr-{self.name}-refresh")
+        self._here()
         return self
 
     def subscribe(self, subscriber: Subscriber) -> None:
@@ -141,30 +140,36 @@ class Refresher:
 
     def request(self, need: Need) -> None:
         """Ask for a fetch soon, without waiting for it."""
+        state = self._here()
         self._plan.request(need, asyncio.get_running_loop().time())
-        self._wake.set()
+        state.wake.set()
 
     async def refresh(self) -> None:
         """Fetch now. Returns after a fetch that started after this call, and raises what it raised.
 
         Cancelling the call leaves the fetch running.
         """
-        if self._closed or self._task is None:
+        if self._closed or self._pair is None:
             raise AiopqrError(f"refresher {self.name!r} is {'closed' if self._closed else 'not started'}")
-        loop = asyncio.get_running_loop()
+        loop, state = asyncio.get_running_loop(), self._here()
         waiter: asyncio.Future[None] = loop.create_future()
-        self._waiters.append((self._plan.request(Need.ASKED, loop.time()), waiter))
-        self._wake.set()
+        state.waiters.append((self._plan.request(Need.ASKED, loop.time()), waiter))
+        state.wake.set()
         await waiter
 
     async def wait_changed(self) -> None:
         """Wait until a newer pair is in use, or a refused account may be worth a login again."""
-        await self._changed.wait()
+        await self._here().changed.wait()
 
     def wake_waiting(self) -> None:
-        """Let those go who wait for a change."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        """Wake all that wait for a change."""
+        state = self._here()
+        state.changed.set()
+        state.changed = asyncio.Event()
+
+    def revive(self) -> None:
+        """Make anew what belonged to an event loop that is gone, and a task that somebody has cancelled."""
+        self._here()
 
     def stats(self) -> RefreshStats:
         stage, now = self.announcement.stage, asyncio.get_running_loop().time()
@@ -183,7 +188,7 @@ class Refresher:
     async def close(self) -> None:
         """End the background task, and close the source. A second call does nothing."""
         self.terminate()
-        tasks = [task for task in (self._task, *self._flights) if task]
+        tasks = self._state.tasks if self._state and self._state.is_current else []
         if tasks:
             # A fetch may be stuck in code that ignores its cancellation; it is not waited for longer than this.
             await asyncio.wait(tasks, timeout=_CLOSE_PATIENCE)
@@ -193,8 +198,9 @@ class Refresher:
     def terminate(self) -> None:
         """End the background task without waiting for it, where nothing can be awaited."""
         self._closed = True
-        cancel((self._task, *self._flights))
-        self._settle(self._plan.started + 1, AiopqrError(f"refresher {self.name!r} is closed"))
+        if self._state:
+            cancel(self._state.tasks)
+            self._settle(self._state, self._plan.started + 1, AiopqrError(f"refresher {self.name!r} is closed"))
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -203,98 +209,119 @@ class Refresher:
         await self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_task", None) and not self._closed:
+        state = getattr(self, "_state", None)
+        if state and state.task and not self._closed:
             warnings.warn(f"unclosed refresher {self.name!r}", ResourceWarning, source=self, stacklevel=2)
 
-    async def _fetch(self) -> BaseException | None:
+    def _here(self) -> LoopState:
+        """What belongs to the running loop. Once there is a pair, the task runs."""
+        state = self._state
+        if state is None or not state.is_current:
+            if state:
+                state.drop(self.name)
+                self._plan.abandoned(asyncio.get_running_loop().time())
+            self._state = state = LoopState()
+        if self._pair and not self._closed and not state.is_running:
+            wake, loop = state.wake, asyncio.get_running_loop()
+            ref: weakref.ref[Refresher] = weakref.ref(self, lambda _: None if loop.is_closed() else wake.set())
+            state.task = asyncio.create_task(_keep_fresh(ref, state), name=f"aiopqr-{self.name}-refresh")
+        return state
+
+    @property
+    def _task(self) -> asyncio.Task[None] | None:
+        return self._state.task if self._state else None
+
+    async def _fetch(self, state: LoopState) -> BaseException | None:
         """Make the fetch that is due, if any. What went wrong is returned, and has been reported."""
         loop = asyncio.get_running_loop()
         ticket = self._plan.start(loop.time())
         if ticket is None:
             return None
         flight = asyncio.create_task(_ask(self._source), name=f"aiopqr-{self.name}-fetch")
-        self._flights.add(flight)
-        flight.add_done_callback(self._flights.discard)
+        state.flights.add(flight)
+        flight.add_done_callback(state.flights.discard)
         try:
             await asyncio.wait({flight}, timeout=self._timeout)
-        finally:
-            if not flight.done():
-                # Given up, and not awaited: it may be stuck. What it may still bring is never installed.
-                flight.cancel()
-                flight.add_done_callback(_consume)
-                self._plan.failed(ticket, self._need(), loop.time())
-        error = self._land(ticket, flight)
-        self._settle(ticket, error)
+            outcome = self._outcome(flight)
+            events = self._land(ticket, outcome, loop.time())
+        except BaseException as exc:  # a cancellation, or something unforeseen
+            cancel((flight,))
+            self._plan.failed(ticket, Need.NONE, loop.time())
+            self._settle(state, ticket, exc if isinstance(exc, Exception) else None)
+            raise
+        error = outcome if isinstance(outcome, BaseException) else None
+        self._settle(state, ticket, error)
+        for event in events:
+            self._tell(event)
         return error
 
-    def _land(self, ticket: int, flight: asyncio.Task[object]) -> BaseException | None:
-        now = asyncio.get_running_loop().time()
-        error: BaseException
+    def _outcome(self, flight: asyncio.Task[object]) -> CredentialPair | BaseException:
+        """What a fetch came to."""
         if not flight.done():
-            error = SourceTimeout(f"{_kind(self._source)} did not answer within {self._timeout:g} s")
-        elif flight.cancelled():
-            error = SourceError(f"{_kind(self._source)} cancelled its own fetch")
-        elif exc := flight.exception():
-            error = without_frames(exc)
-        elif not isinstance(pair := flight.result(), CredentialPair):
-            error = InvalidSecret(f"{_kind(self._source)} must return a CredentialPair, not {type(pair).__name__}")
-        else:
+            # Given up, and not awaited: it may be stuck. What it may still bring is never installed.
+            flight.cancel()
+            flight.add_done_callback(_consume)
+            return SourceTimeout(f"{_kind(self._source)} did not answer within {self._timeout:g} s")
+        if flight.cancelled():
+            return SourceError(f"{_kind(self._source)} cancelled its own fetch")
+        if exc := flight.exception():
+            return without_locals(exc)
+        pair = flight.result()
+        if not isinstance(pair, CredentialPair):
+            return InvalidSecret(f"{_kind(self._source)} must return a CredentialPair, not {type(pair).__name__}")
+        return pair
+
+    def _land(self, ticket: int, outcome: CredentialPair | BaseException, now: float) -> list[Event]:
+        """The end of every fetch: take note of what it came to. Returns what there is to report."""
+        if isinstance(outcome, CredentialPair):
             failures = self._plan.failures
-            self._install(pair, now)
-            self._plan.succeeded(ticket, self._need(), now, within=pair.refresh_in)
-            if failures:
-                self._tell(RefreshRecovered(name=self.name, failures=failures))
-            return None
+            events = self._install(outcome, now)
+            self._plan.succeeded(ticket, self._need(), now, within=outcome.refresh_in)
+            return [*events, RefreshRecovered(name=self.name, failures=failures)] if failures else events
         self._failed += 1
         self._plan.failed(ticket, self._need(), now)
-        failures = self._plan.failures
-        # A source that is polled every second may fail for days: after the first, ever more rarely into the log.
-        self._tell(
-            RefreshFailed(
-                name=self.name,
-                error=describe(error),
-                failures=failures,
-                retry_in=max(self._plan.due - now, 0.0),
-                pair_age=self.pair_age,
-            ),
-            logged=failures & (failures - 1) == 0,
-        )
-        return error
+        retry_in = max(self._plan.due - now, 0.0)
+        why, failures = describe(outcome), self._plan.failures
+        age = self.pair_age if self._pair else None
+        return [RefreshFailed(name=self.name, error=why, failures=failures, retry_in=retry_in, pair_age=age)]
 
-    def _install(self, pair: CredentialPair, now: float) -> None:
+    def _install(self, pair: CredentialPair, now: float) -> list[Event]:
         before, self._pair = self._pair, pair
         self._ok += 1
         self._confirmed_at, self._last_success = now, time.time()
-        self._announce(pair, now)
+        events = list(self._announce(pair, now))
         if pair == before:
-            return
+            return events
         if pair.missing and (before is None or before.missing is None):
-            self._tell(PairDegraded(name=self.name, missing=pair.missing))
+            events.append(PairDegraded(name=self.name, missing=pair.missing))
         if before is None:
-            return
+            return events
         for subscriber in tuple(self._subscribers):
-            subscriber.replace(pair)
+            with reporting("%s: a subscriber failed on a newer pair", self.name):
+                subscriber.replace(pair)
         self.wake_waiting()
         changed = tuple(parity for parity in Parity if pair[parity] != before[parity])
-        self._tell(Refreshed(name=self.name, changed=changed, pending=pair.pending_parity))
+        return [*events, Refreshed(name=self.name, changed=changed, pending=pair.pending_parity)]
 
-    def _announce(self, pair: CredentialPair, now: float) -> None:
+    def _announce(self, pair: CredentialPair, now: float) -> Iterator[Event]:
         age = (datetime.now(UTC) - pair.pending_since).total_seconds() if pair.pending_since else 0.0
         for step in self.announcement.hear(pair, now, age):
             stage = step.stage if isinstance(step, Ended) else step
             account: dict[str, Any] = {"name": self.name, "parity": stage.parity, "username": stage.pending.username}
             if isinstance(step, Ended):
-                self._tell(SteppedBack(**account, after=now - stage.since, closed=step.closed))
+                yield SteppedBack(**account, after=now - stage.since, closed=step.closed)
             else:
-                self._tell(SteppedAside(**account, ends_in=stage.until - now))
+                yield SteppedAside(**account, ends_in=stage.until - now)
 
-    def _tell(self, event: Event, *, logged: bool = True) -> None:
-        if logged:
-            self.events.emit(event)
-        else:
+    def _tell(self, event: Event) -> None:
+        # A source that is polled every second may fail for days: after the first, ever more rarely into the log.
+        if isinstance(event, RefreshFailed) and event.failures & (event.failures - 1):
             self.events.tell(event)
+        else:
+            self.events.emit(event)
         for subscriber in tuple(self._subscribers):
-            subscriber.heard(event)
+            with reporting("%s: a subscriber failed on an event", self.name):
+                subscriber.heard(event)
 
     def _need(self) -> Need:
         if any(subscriber.is_refused() for subscriber in self._subscribers):
@@ -303,30 +330,37 @@ class Refresher:
             return Need.REFUSED
         return Need.NONE
 
-    def _settle(self, ticket: int, error: BaseException | None) -> None:
-        """Let go those who wait for a fetch up to this one."""
-        settled = [waiter for wanted, waiter in self._waiters if wanted <= ticket and not waiter.done()]
-        self._waiters = [(wanted, waiter) for wanted, waiter in self._waiters if wanted > ticket]
+    def _settle(self, state: LoopState, ticket: int, error: BaseException | None) -> None:
+        """Wake those who wait for a fetch up to this one."""
+        settled = [waiter for wanted, waiter in state.waiters if wanted <= ticket and not waiter.done()]
+        state.waiters = [(wanted, waiter) for wanted, waiter in state.waiters if wanted > ticket]
         for waiter in settled:
+            if waiter.get_loop().is_closed():
+                continue
             if error is None:
                 waiter.set_result(None)
             else:
                 waiter.set_exception(error)
 
 
-async def _keep_fresh(ref: weakref.ref[Refresher], wake: asyncio.Event) -> None:
+async def _keep_fresh(ref: weakref.ref[Refresher], state: LoopState) -> None:
     loop = asyncio.get_running_loop()
     while True:
-        wake.clear()
+        state.wake.clear()
         if (refresher := ref()) is None:
             return
-        due = refresher._plan.due
-        if due <= loop.time():
-            async with refresher._lock:
-                await refresher._fetch()
-            continue
-        del refresher
-        await wait_until(due, wake)
+        name, due = refresher.name, refresher._plan.due
+        try:
+            if due <= loop.time():
+                async with state.lock:
+                    await refresher._fetch(state)
+            else:
+                del refresher
+                await wait_until(due, state.wake)
+        except Exception:
+            refresher = None
+            report("%s: refreshing credentials failed unexpectedly, and goes on in a moment. Please report this", name)
+            await asyncio.sleep(_RECOVERY_PAUSE)
 
 
 async def _ask(source: CredentialSource) -> object:

@@ -12,8 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import anyio.to_thread
-
+from .._threads import OwnThread
 from ..credentials import SECRET_KEYS, CredentialPair
 from ..errors import InvalidSecret, SourceError
 
@@ -35,6 +34,7 @@ class FileSource:
         self._path = Path(path)
         self.interval = interval
         self._parse = parse
+        self._thread = OwnThread("aiopqr-file")  # so that a read that hangs holds up nobody else
         self._seen: tuple[bytes, CredentialPair] | None = None
 
     def __repr__(self) -> str:
@@ -44,7 +44,7 @@ class FileSource:
         """Read the file. Raises :class:`SourceError` for one that cannot be read or used, which names the path."""
         problem: str
         try:
-            return await anyio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+            return await self._thread.run(self._read)
         except OSError as exc:
             problem = f"cannot read {self._path}: {exc.strerror or type(exc).__name__}"
         except InvalidSecret as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,27 @@ async def test_another_format_is_read_by_the_users_own_parser(tmp_path: Path) ->
         return aiopqr.CredentialPair(aiopqr.Credential("app_odd", content.decode().split("=")[1].strip()), None)
 
     assert odd_password(await FileSource(path, parse=parse).fetch()) == "one"
+
+
+async def test_a_file_that_hangs_takes_one_thread_of_the_sources_own_and_none_of_anybody_else(tmp_path: Path) -> None:
+    path = tmp_path / "pair.json"
+    path.write_text(json.dumps(secret()))
+    source = FileSource(path, interval=0.02)
+    async with aiopqr.Refresher(source, timeout=0.05) as refresher:
+        before = threading.active_count()
+        path.unlink()
+        os.mkfifo(path)  # to open one waits until somebody writes
+        async with asyncio.timeout(20):
+            while refresher.stats().failed < 5:
+                await asyncio.sleep(0.01)
+        assert threading.active_count() == before
+        assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("aiopqr-file"))
+        content = json.dumps(secret("changed")).encode()
+        writer = os.open(path, os.O_RDWR)
+        os.write(writer, content)
+        (tmp_path / "new").write_bytes(content)
+        os.replace(tmp_path / "new", path)
+        os.close(writer)
+        async with asyncio.timeout(20):
+            while odd_password(refresher.pair) != "changed":
+                await asyncio.sleep(0.01)
