@@ -16,6 +16,7 @@ from .function import CallableSource, FixedSource
 
 if TYPE_CHECKING:
     from .aws.source import SecretsManagerSource
+    from .vault.source import VaultSource
 
 __all__ = [
     "CallableSource",
@@ -24,6 +25,7 @@ __all__ = [
     "FileSource",
     "FixedSource",
     "SecretsManagerSource",
+    "VaultSource",
     "as_source",
 ]
 
@@ -59,4 +61,8 @@ def __getattr__(name: str) -> Any:
         from .aws.source import SecretsManagerSource
 
         return SecretsManagerSource
+    if name == "VaultSource":
+        from .vault.source import VaultSource
+
+        return VaultSource
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,307 @@
+"""One connection to Vault or OpenBao, by hvac: opened by the first request, its login kept alive, its errors told
+apart.
+
+hvac blocks, so everything here is plain blocking code that runs in one thread of its own (:meth:`VaultClient.run`). It
+is called by nobody else, so it needs no locks; and a request that was given up still ends in order, in that thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict, TypeVar
+from urllib.parse import quote, urlsplit
+
+from ..._threads import OwnThread
+from ...credentials import Secret
+from ...errors import AiopqrError, MissingExtra, without_frames
+from ...options import positive
+from ..trouble import Trouble
+from .auth import Auth, TokenFile
+from .errors import ADVICE, VaultError, of_answer, of_exception
+
+logger = logging.getLogger("aiopqr")
+
+_T = TypeVar("_T")
+_warned: set[str] = set()
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_TRY_AGAIN = 5.0
+
+
+class VaultOptions(TypedDict, total=False):
+    """How to reach Vault; see :class:`aiopqr.sources.VaultSource`."""
+
+    url: str | None
+    token: str | Secret | None
+    auth: Auth | None
+    namespace: str | None
+    verify: bool | str | None
+    cert: tuple[str, str] | None
+    timeout: float
+    client: Any
+
+
+@dataclass(slots=True)
+class _Life:
+    """How long our token is good for, in seconds of the monotonic clock."""
+
+    full: float
+    renewable: bool
+    renew_at: float
+    ends_at: float
+
+    @classmethod
+    def of(cls, seconds: float, renewable: bool, now: float, full: float | None = None) -> _Life:
+        if seconds <= 0:  # a root token, or one whose keeper is somebody else
+            return cls(0.0, False, float("inf"), float("inf"))
+        return cls(full or seconds, renewable, now + seconds * random.uniform(0.45, 0.6), now + seconds)
+
+
+class VaultClient:
+    """A client of one Vault, opened by the first request, and usable again after :meth:`close`."""
+
+    def __init__(
+        self,
+        *,
+        url: str | None = None,
+        token: str | Secret | None = None,
+        auth: Auth | None = None,
+        namespace: str | None = None,
+        verify: bool | str | None = None,
+        cert: tuple[str, str] | None = None,
+        timeout: float = 5.0,
+        client: Any = None,
+    ) -> None:
+        self._url = url or _setting("ADDR") or "http://localhost:8200"
+        self._token = Secret(token) if isinstance(token, str) else token
+        self._auth = auth
+        self._namespace = namespace or _setting("NAMESPACE")
+        self._verify = _verify() if verify is None else verify
+        self._cert = cert or _cert()
+        self._timeout = positive("timeout", timeout)
+        self._given = client
+        self._thread = OwnThread("aiopqr-vault")
+        self._hvac: Any = None
+        self._pid = 0
+        self._life: _Life | None = None
+        self._batches = 0
+        self._held_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"<VaultClient of {self.url}>"
+
+    @property
+    def url(self) -> str:
+        """Where Vault is, without what may be a password."""
+        base = self._given.adapter.base_uri if self._given is not None else self._url
+        parts = urlsplit(base)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+
+    @property
+    def due_in(self) -> float:
+        """Seconds until the login wants attention again, which the next fetch gives it."""
+        if self._life is not None:
+            return max(self._life.renew_at - time.monotonic(), 0.0)
+        # What a token given to us is good for is looked up by the second fetch: a fleet that starts asks little.
+        return random.uniform(1.0, 10.0)
+
+    async def run(self, work: Callable[[], _T]) -> _T:
+        """Run blocking work with this client, in its thread. An error has none of the frames that held secrets."""
+        error: AiopqrError
+        try:
+            return await self._thread.run(work)
+        except AiopqrError as exc:
+            error = without_frames(exc)
+        except Exception as exc:  # an answer that lacks what it should have
+            error = VaultError(
+                f"what Vault at {self.url} answered makes no sense ({type(exc).__name__})", Trouble.OTHER
+            )
+        raise error
+
+    def attend(self) -> None:
+        """Keep the login alive: log in, renew the token, or log in anew, as far as it is due. Before each fetch."""
+        now = time.monotonic()
+        self._client()
+        if isinstance(self._auth, TokenFile) or (self._auth and self._life is None):
+            self._log_in()
+        elif self._life is None:
+            self._batches += 1
+            if self._batches > 1:
+                self._look_up()
+        elif now >= self._life.renew_at:
+            self._renew(self._life, now)
+
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """One request: Vault's JSON. Raises :class:`VaultError`. Makes a new login where the token is refused."""
+        try:
+            return self._send(method, path, body)
+        except VaultError as exc:
+            error = self._explained(exc)
+        if error.trouble is Trouble.CREDENTIALS and self._auth is not None:
+            self._log_in()
+            return self._send(method, path, body)
+        raise error
+
+    def close(self) -> None:
+        """Close the connections. The next request opens others."""
+        client, self._hvac, self._life, self._batches = self._hvac, None, None, 0
+        if client is not None and client is not self._given and self._pid == os.getpid():
+            client.adapter.close()
+
+    def _client(self) -> Any:
+        if self._hvac is not None and self._pid == os.getpid():  # a forked child uses no connection of its parent
+            return self._hvac
+        if self._given is not None:
+            client = self._given
+        else:
+            client = _new_client(
+                url=self._url,
+                token=self._token.reveal() if self._token else None,
+                namespace=self._namespace,
+                verify=self._verify,
+                cert=self._cert,
+                timeout=self._timeout,
+            )
+        if (address := self.url).startswith("http://") and urlsplit(address).hostname not in _LOOPBACK:
+            if address not in _warned:
+                logger.warning("Vault at %s: tokens and passwords cross the network unencrypted; use https", address)
+            _warned.add(address)
+        self._hvac, self._pid, self._life = client, os.getpid(), None
+        return client
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        what = f"{method} {path} of Vault at {self.url}"
+        left = self._held_until - time.monotonic()
+        if left > 0:
+            problem = f"{what}: {ADVICE[Trouble.THROTTLED]}, for {left:.0f} s yet"
+            raise VaultError(problem, Trouble.THROTTLED, retry_after=left)
+        client = self._client()
+        try:
+            answer = client.adapter.request(method, f"/v1/{quote(path)}", raise_exception=False, json=body)
+        except Exception as exc:
+            error = of_exception(what, exc)
+        else:
+            if isinstance(answer, dict):
+                return answer
+            told = _json(answer)
+            if answer.ok and (told is not None or not answer.content):
+                return told or {}
+            error = of_answer(what, answer.status_code, told, answer.headers.get("Retry-After"), quoted=body is None)
+            self._held_until = time.monotonic() + (error.retry_after or 0.0)
+        raise error
+
+    def _explained(self, error: VaultError) -> VaultError:
+        """``error``, or what it hides: of a bad token, too, Vault says only "permission denied"."""
+        if error.trouble is not Trouble.DENIED or error.by_policy:
+            return error
+        try:
+            if self._client().token:
+                self._send("GET", "auth/token/lookup-self")
+                return error
+        except VaultError as exc:
+            if exc.trouble is not Trouble.DENIED or exc.by_policy:
+                return error
+        return VaultError(str(error).replace(ADVICE[Trouble.DENIED], ADVICE[Trouble.CREDENTIALS]), Trouble.CREDENTIALS)
+
+    def _log_in(self) -> None:
+        assert self._auth is not None
+        client, now = self._client(), time.monotonic()
+        what = f"login to Vault at {self.url} by {getattr(self._auth, '__name__', type(self._auth).__name__)}"
+        try:
+            auth = self._auth(client)["auth"]
+            client.token = auth["client_token"]
+            self._life = _Life.of(float(auth.get("lease_duration") or 0), bool(auth.get("renewable")), now)
+            return
+        except Exception as exc:
+            error = of_exception(what, exc)
+        raise error
+
+    def _look_up(self) -> None:
+        """How long a token is good for that was given to us. Where it may not be asked, it is used as it is."""
+        now, life = time.monotonic(), _Life.of(0.0, False, 0.0)
+        if self._client().token:
+            try:
+                data = self._send("GET", "auth/token/lookup-self")["data"]
+                life = _Life.of(float(data.get("ttl") or 0), bool(data.get("renewable")), now)
+            except VaultError as exc:
+                if exc.trouble.is_passing:
+                    return
+        self._life = life
+
+    def _renew(self, life: _Life, now: float) -> None:
+        """Renew the token; where that cannot be done, log in anew, or say so once."""
+        error: VaultError | None = None
+        if life.renewable:
+            try:
+                auth = self._send("POST", "auth/token/renew-self", {})["auth"]
+                seconds = float(auth.get("lease_duration") or 0)
+                # Once its maximum TTL cuts it short, a renewal gains nothing, and a login does.
+                renewable = bool(auth.get("renewable")) and not (self._auth and seconds < life.full / 2)
+                self._life = _Life.of(seconds, renewable, now, life.full)
+                return
+            except VaultError as exc:
+                error = exc
+        if self._auth is not None:
+            try:
+                self._log_in()
+                return
+            except VaultError as exc:
+                error = exc
+                if now >= life.ends_at:
+                    raise
+        if error is not None and error.trouble.is_passing:
+            life.renew_at = now + random.uniform(0.5, 1.0) * _TRY_AGAIN
+            return
+        life.renew_at = float("inf") if self._auth is None else now + _TRY_AGAIN
+        why = "it is not renewable" if error is None else str(error)
+        logger.warning(
+            "the token for Vault at %s ends in %.0f s and cannot be renewed (%s); give auth= for a new login",
+            self.url,
+            max(life.ends_at - now, 0.0),
+            why,
+        )
+
+
+def _json(answer: Any) -> dict[str, Any] | None:
+    try:
+        told = answer.json()
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _new_client(*, verify: bool | str, cert: tuple[str, str] | None, **options: Any) -> Any:
+    try:
+        import hvac
+        import requests
+    except ImportError:
+        raise MissingExtra("VaultSource", "vault") from None
+
+    class Session(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> str | None:
+            """Where a standby sends us; never from https to http, since the token goes along."""
+            target = super().get_redirect_target(resp)
+            return None if target and str(resp.url).startswith("https:") and target.startswith("http:") else target
+
+    session = Session()
+    session.verify, session.cert = verify, cert
+    return hvac.Client(verify=verify, cert=cert, session=session, **options)
+
+
+def _setting(name: str) -> str | None:
+    return os.environ.get(f"VAULT_{name}") or os.environ.get(f"BAO_{name}")
+
+
+def _verify() -> bool | str:
+    if (_setting("SKIP_VERIFY") or "").lower() in ("1", "t", "true"):
+        return False
+    return _setting("CACERT") or _setting("CAPATH") or True
+
+
+def _cert() -> tuple[str, str] | None:
+    cert, key = _setting("CLIENT_CERT"), _setting("CLIENT_KEY")
+    return (cert, key) if cert and key else None

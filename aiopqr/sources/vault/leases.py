@@ -1,0 +1,153 @@
+"""Dynamic roles: accounts that Vault makes for us, each under a lease. Two leases that overlap are the pair.
+
+A lease is renewed when about half of it has passed. Its maximum TTL cuts a renewal short at last; then the account is
+replaced by a new one, while about half a lease remains, in which pools move to the new one. The two accounts are never
+replaced in the same fetch. What was replaced is left to its end: pools may still be leaving it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from ...credentials import Credential, CredentialPair, Parity
+from ..trouble import Trouble
+from .client import VaultClient
+from .errors import VaultError
+
+logger = logging.getLogger("aiopqr")
+
+_CUT_SHORT = 0.75  # of a whole lease: a renewal that brings less has met the maximum TTL
+_SOONEST = 0.1
+
+
+@dataclass(slots=True)
+class _Lease:
+    """One account. Times are of the monotonic clock, except that its credential tells pools when it ends."""
+
+    id: str
+    credential: Credential
+    full: float  # seconds of a whole lease
+    is_last: bool  # whether another renewal would gain nothing
+    ends_at: float
+    act_at: float
+
+
+class LeaseReader:
+    """Keeps two leases of one role. Its methods block."""
+
+    def __init__(self, role: str, mount: str) -> None:
+        self._role = role
+        self._mount = mount.strip("/")
+        self._leases: dict[Parity, _Lease] = {}
+        self._old: list[_Lease] = []
+        self._due = 0.0
+        self._pid = os.getpid()
+        self._complained = False
+
+    def __repr__(self) -> str:
+        return f"dynamic role, {self._mount}: {self._role}"
+
+    def read(self, client: VaultClient) -> CredentialPair:
+        """The pair, with new leases where those before have ended, or soon will."""
+        if self._pid != os.getpid():  # the leases belong to the process that this one was forked from
+            self._leases, self._old, self._pid = {}, [], os.getpid()
+        now = time.monotonic()
+        # Somebody asks before it was due: perhaps since an account is refused. A renewal tells whether a lease is good.
+        is_asked = now < self._due
+        is_replaced = False
+        for parity, lease in sorted(self._leases.items(), key=lambda item: item[1].ends_at):
+            if not lease.is_last and (is_asked or now >= lease.act_at):
+                self._renew(client, lease)
+            if not lease.is_last or now < lease.act_at or lease.ends_at <= now:
+                continue
+            if is_replaced:  # not both at once
+                lease.act_at = now + min(lease.ends_at - now, lease.full / 2) / 6
+            else:
+                self._take(client, parity)
+                is_replaced = True
+        now = time.monotonic()
+        for parity in Parity:
+            if parity not in self._leases or self._leases[parity].ends_at <= now:
+                self._take(client, parity)
+        self._old = [lease for lease in self._old if lease.ends_at > now]
+        now = time.monotonic()
+        refresh_in = max(min(lease.act_at for lease in self._leases.values()) - now, _SOONEST)
+        self._due = now + refresh_in / 2  # a refresher may come somewhat early
+        odd, even = (self._leases[parity].credential for parity in Parity)
+        return CredentialPair(odd, even, refresh_in=refresh_in)
+
+    def close(self, client: VaultClient) -> None:
+        """Revoke all leases, as far as Vault answers."""
+        leases, self._leases, self._old = [*self._leases.values(), *self._old], {}, []
+        self._due = 0.0
+        if self._pid != os.getpid():
+            return
+        now = time.monotonic()
+        error: VaultError | None = None
+        for lease in leases:
+            try:
+                if lease.ends_at > now:
+                    client.ask("POST", "sys/leases/revoke", {"lease_id": lease.id})
+            except VaultError as exc:
+                if exc.trouble is Trouble.NETWORK:
+                    raise
+                if exc.trouble is not Trouble.NOT_FOUND:
+                    error = exc
+        if error:
+            raise error
+
+    def _take(self, client: VaultClient, parity: Parity) -> None:
+        """A new account for this half of the pair."""
+        asked = time.monotonic()
+        answer = client.ask("GET", f"{self._mount}/creds/{self._role}")
+        seconds = float(answer["lease_duration"])
+        credential = _credential(answer["data"]["username"], answer["data"]["password"], seconds, asked)
+        if parity in self._leases:
+            self._old.append(self._leases[parity])
+        self._leases[parity] = _Lease(
+            answer["lease_id"],
+            credential,
+            full=seconds,
+            is_last=not answer["renewable"],
+            ends_at=asked + seconds,
+            act_at=asked + _half(seconds),
+        )
+
+    def _renew(self, client: VaultClient, lease: _Lease) -> None:
+        """Renew a lease, and find out whether it can be renewed again."""
+        asked = time.monotonic()
+        try:
+            seconds = float(client.ask("POST", "sys/leases/renew", {"lease_id": lease.id})["lease_duration"])
+        except VaultError as exc:
+            if exc.trouble is Trouble.NOT_FOUND:  # revoked by somebody, or by a Vault that has lost it
+                lease.ends_at = asked
+            elif exc.trouble in (Trouble.DENIED, Trouble.INVALID):
+                lease.is_last = True  # so it is replaced when it would have been renewed
+                if not self._complained:
+                    logger.warning("%s; leases are replaced instead. Allow update on sys/leases/renew", exc)
+                self._complained = True
+            else:
+                raise
+            return
+        old = lease.credential
+        lease.credential = _credential(old.username, old.password.reveal(), seconds, asked)
+        lease.ends_at = asked + seconds
+        lease.is_last = seconds < _CUT_SHORT * lease.full
+        if not lease.is_last:  # otherwise it is replaced in this fetch
+            lease.act_at = asked + _half(seconds)
+
+
+def _credential(username: str, password: str, seconds: float, asked: float) -> Credential:
+    """An account that ends with its lease, which began no earlier than it was asked for."""
+    left = seconds - (time.monotonic() - asked)
+    return Credential(username, password, expires_at=datetime.now(UTC) + timedelta(seconds=left), ends_sessions=True)
+
+
+def _half(seconds: float) -> float:
+    """When to act on a lease of so many seconds; jittered, since a fleet starts together."""
+    return seconds * random.uniform(0.4, 0.5)

@@ -1,0 +1,145 @@
+"""Vault and OpenBao as a source: a pair of static roles, a secret of a KV engine, or the leases of a dynamic role."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import replace
+from typing import Protocol, Unpack
+
+from ...credentials import CredentialPair
+from ...options import non_negative
+from .client import VaultClient, VaultOptions
+from .errors import VaultError
+from .kv import KvReader
+from .leases import LeaseReader
+from .static_roles import StaticRolesReader
+
+logger = logging.getLogger("aiopqr")
+
+
+class Reader(Protocol):
+    """One way in which credentials lie in Vault. Its methods block, and run in the client's thread."""
+
+    def read(self, client: VaultClient) -> CredentialPair: ...
+
+    def close(self, client: VaultClient) -> None: ...
+
+
+class VaultSource:
+    """Credentials in Vault or OpenBao; needs the extra ``aiopqr[vault]``.
+
+    Make one by :meth:`static_roles`, :meth:`kv` or :meth:`dynamic`. All of them take these options:
+
+    * ``url`` (default: ``VAULT_ADDR``), ``namespace`` (``VAULT_NAMESPACE``), ``timeout`` (seconds for each step of one
+      request; default 5).
+    * ``token`` (default: ``VAULT_TOKEN``, or ``~/.vault-token``); or ``auth``, one of
+      :mod:`aiopqr.sources.vault.auth`: ``AppRole``, ``Kubernetes``, ``JWT``, ``TokenFile``, or any function that logs
+      an ``hvac.Client`` in and returns Vault's answer. The token is renewed; where it cannot be, ``auth`` logs in anew.
+    * ``verify`` (a CA bundle's path, or False; default: ``VAULT_CACERT``, ``VAULT_CAPATH``), ``cert`` (the paths of a
+      client certificate and its key; default: ``VAULT_CLIENT_CERT`` and ``VAULT_CLIENT_KEY``).
+    * ``client``: an ``hvac.Client`` of your own, used as it is instead of the above, and never closed. Nothing else
+      should use it at the same time.
+    * ``interval``: seconds between two fetches that nobody asks for (default 60). A fetch comes sooner where a
+      password is about to be changed, or a lease or the token to end.
+    * ``start_spread``: the very first fetch waits up to so many seconds (default 1), at random, so that a fleet which
+      starts at once does not ask in one second.
+
+    :meth:`fetch` raises :class:`VaultError`; the pair in use then stays.
+    """
+
+    def __init__(
+        self, reader: Reader, *, interval: float = 60.0, start_spread: float = 1.0, **options: Unpack[VaultOptions]
+    ) -> None:
+        self._reader = reader
+        self._client = VaultClient(**options)
+        self._close_timeout = 2 * options.get("timeout", 5.0)
+        self.interval = non_negative("interval", interval)
+        self._spread = non_negative("start_spread", start_spread)
+
+    @classmethod
+    def static_roles(
+        cls,
+        odd: str,
+        even: str | None = None,
+        *,
+        mount: str = "database",
+        interval: float = 60.0,
+        start_spread: float = 1.0,
+        **options: Unpack[VaultOptions],
+    ) -> VaultSource:
+        """Two static roles of a database engine, or one. Vault changes the passwords; each change is fetched at once.
+
+        The policy needs ``read`` on ``database/static-creds/ROLE`` of both.
+        """
+        reader = StaticRolesReader(odd, even, mount)
+        return cls(reader, interval=interval, start_spread=start_spread, **options)
+
+    @classmethod
+    def kv(
+        cls,
+        path: str,
+        *,
+        mount: str = "secret",
+        interval: float = 60.0,
+        start_spread: float = 1.0,
+        **options: Unpack[VaultOptions],
+    ) -> VaultSource:
+        """A secret of a KV engine, version 2, with the keys that a file may have (:class:`FileSource`).
+
+        The policy needs ``read`` on ``secret/data/PATH`` and ``secret/metadata/PATH``.
+        """
+        return cls(KvReader(path, mount), interval=interval, start_spread=start_spread, **options)
+
+    @classmethod
+    def dynamic(
+        cls,
+        role: str,
+        *,
+        mount: str = "database",
+        interval: float = 60.0,
+        start_spread: float = 1.0,
+        **options: Unpack[VaultOptions],
+    ) -> VaultSource:
+        """Two leases of a dynamic role: two accounts that Vault makes for us, and drops when a lease ends.
+
+        The leases are renewed up to their maximum TTL and then replaced, one at a time. Connections are replaced before
+        the lease of their account ends. :meth:`aclose` revokes the leases.
+
+        The policy needs ``read`` on ``database/creds/ROLE``, and ``update`` on ``sys/leases/renew`` and
+        ``sys/leases/revoke``.
+        """
+        return cls(LeaseReader(role, mount), interval=interval, start_spread=start_spread, **options)
+
+    def __repr__(self) -> str:
+        return f"VaultSource({self._reader!r} at {self._client.url})"
+
+    async def fetch(self) -> CredentialPair:
+        """The pair as Vault has it now. Raises :class:`VaultError`. May be cancelled; a request then still ends."""
+        spread, self._spread = self._spread, 0.0
+        if spread:
+            await asyncio.sleep(random.uniform(0.0, spread))
+        return await self._client.run(self._read)
+
+    async def aclose(self) -> None:
+        """Revoke leases and close the connections, within about twice ``timeout``. A later fetch starts afresh."""
+        try:
+            async with asyncio.timeout(self._close_timeout):
+                await self._client.run(self._close)
+        except TimeoutError:
+            logger.warning("%r does not answer, and is left as it is; leases end by themselves", self)
+        except VaultError as exc:
+            logger.warning("%r could not be closed in order: %s; leases end by themselves", self, exc)
+
+    def _read(self) -> CredentialPair:
+        self._client.attend()
+        pair = self._reader.read(self._client)
+        due = self._client.due_in if pair.refresh_in is None else min(self._client.due_in, pair.refresh_in)
+        return replace(pair, refresh_in=due)
+
+    def _close(self) -> None:
+        try:
+            self._reader.close(self._client)
+        finally:
+            self._client.close()
