@@ -57,9 +57,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Rotator":  # imported on demand: a service has no use for it
-        from .rotation import Rotator
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one that exists
 
-        return Rotator
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "Rotator":  # imported on demand: a service has no use for it
+            from .rotation import Rotator
+
+            return Rotator
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

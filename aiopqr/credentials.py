@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 from ._flaws import edge, flaw, flaw_of_name
 from .errors import InvalidSecret
@@ -156,6 +156,20 @@ class CredentialPair:
     pending_since: datetime | None = field(default=None, compare=False)
     is_single: bool = False
     refresh_in: float | None = field(default=None, compare=False)
+
+    if TYPE_CHECKING:  # what __post_init__ accepts: "odd" and "even" are as good as Parity.ODD and Parity.EVEN
+
+        def __init__(
+            self,
+            odd: Credential | None,
+            even: Credential | None,
+            active: Parity | Literal["odd", "even"] = Parity.ODD,
+            pending: Credential | None = None,
+            endpoint: Endpoint | None = None,
+            pending_since: datetime | None = None,
+            is_single: bool = False,
+            refresh_in: float | None = None,
+        ) -> None: ...
 
     @classmethod
     def single(cls, credential: Credential, *, endpoint: Endpoint | None = None) -> CredentialPair:

@@ -56,13 +56,15 @@ def as_source(credentials: Credentials) -> CredentialSource:
     )
 
 
-def __getattr__(name: str) -> Any:
-    if name == "SecretsManagerSource":  # imported on demand: boto's modules are many
-        from .aws.source import SecretsManagerSource
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one that exists
 
-        return SecretsManagerSource
-    if name == "VaultSource":
-        from .vault.source import VaultSource
+    def __getattr__(name: str) -> Any:
+        if name == "SecretsManagerSource":  # imported on demand: boto's modules are many
+            from .aws.source import SecretsManagerSource
 
-        return VaultSource
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return SecretsManagerSource
+        if name == "VaultSource":
+            from .vault.source import VaultSource
+
+            return VaultSource
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
