@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import aiopqr
+from aiopqr.events import Refreshed
 from aiopqr.sources import FileSource
 from aiopqr.testing import EmbeddedPostgres, RotatingPostgres
 
@@ -61,7 +62,7 @@ async def show(database: RotatingPostgres, mounted: Path) -> None:
 
     refreshed = asyncio.Event()
     async with make_pool(database.dsn, mounted) as pool:
-        pool.events.add(lambda event: refreshed.set() if isinstance(event, aiopqr.events.Refreshed) else None)
+        pool.events.add(lambda event: refreshed.set() if isinstance(event, Refreshed) else None)
         for account in ("odd", "even", "odd"):
             await database.rotate(account)
             print(f"the {account} password is changed; a new connection is one of", await new_connections(pool))

@@ -19,7 +19,7 @@ import pytest
 from aiopqr.testing import RotatingPostgres
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = [*sorted((ROOT / "examples").glob("*.py")), ROOT / "tests" / "typing" / "api.py"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Names that a snippet may use without saying where they come from.
 PREAMBLE = """
@@ -104,7 +104,9 @@ def test_every_snippet_and_example_passes_pyright(modules: Path) -> None:
     if pyright is None:
         pytest.skip("basedpyright is not installed: pip install basedpyright")
     settings = {
-        "include": [str(modules), str(ROOT / "examples")],
+        "include": [str(modules), *map(str, EXAMPLES)],
+        "enableTypeIgnoreComments": False,  # which are mypy's
+        "reportUnnecessaryTypeIgnoreComment": "error",
         "extraPaths": [str(ROOT)],
         "typeCheckingMode": "standard",
         "pythonVersion": "3.11",
