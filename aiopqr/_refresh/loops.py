@@ -49,7 +49,16 @@ class LoopState:
                 f"refresher {name!r} is in use on an event loop that runs in another thread; each running loop needs a "
                 "refresher, and a pool, of its own"
             )
-        for task in self.tasks:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own way to drop one quietly
         if is_own:
             cancel(self.tasks)
+        self._forget_quietly()
+
+    def cancel(self) -> None:
+        """End the tasks. Those of a closed loop cannot even be cancelled."""
+        cancel(self.tasks)
+        if self._loop.is_closed():
+            self._forget_quietly()
+
+    def _forget_quietly(self) -> None:
+        for task in self.tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own way

@@ -199,7 +199,7 @@ class Refresher:
         """End the background task without waiting for it, where nothing can be awaited."""
         self._closed = True
         if self._state:
-            cancel(self._state.tasks)
+            self._state.cancel()
             self._settle(self._state, self._plan.started + 1, AiopqrError(f"refresher {self.name!r} is closed"))
 
     async def __aenter__(self) -> Self:
