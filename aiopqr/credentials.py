@@ -144,6 +144,7 @@ class CredentialPair:
     pending password only after both others were refused. ``pending_since`` is when the store says that it was staged
     (aware), or None. ``is_single`` says that one account is all that the store is meant to have. ``refresh_in`` is in
     how many seconds the source expects something new, where it knows that: the refresher then fetches.
+    ``last_resort`` is an account that the store no longer names: it is used only while all others are refused.
 
     Raises :class:`InvalidSecret` for a pair that could not work.
     """
@@ -156,6 +157,7 @@ class CredentialPair:
     pending_since: datetime | None = field(default=None, compare=False)
     is_single: bool = False
     refresh_in: float | None = field(default=None, compare=False)
+    last_resort: Credential | None = None
 
     if TYPE_CHECKING:  # what __post_init__ accepts: "odd" and "even" are as good as Parity.ODD and Parity.EVEN
 
@@ -177,7 +179,7 @@ class CredentialPair:
         return cls(credential, None, endpoint=endpoint, is_single=True)
 
     def __post_init__(self) -> None:
-        for key in ("odd", "even", "pending"):
+        for key in ("odd", "even", "pending", "last_resort"):
             value = getattr(self, key)
             if value is not None and not isinstance(value, Credential):
                 raise InvalidSecret(f"{key} must be a Credential or None, not {type(value).__name__}")
@@ -209,20 +211,21 @@ class CredentialPair:
             account = self[parity]
             if account and account.username == self.pending.username:
                 return parity
-        return self._empty
+        return self.empty
 
     @property
     def missing(self) -> Parity | None:
         """The account that a degraded pair lacks; None for a whole pair, and for a single account."""
-        return None if self.is_single else self._empty
+        return None if self.is_single else self.empty
 
     @property
-    def _empty(self) -> Parity | None:
+    def empty(self) -> Parity | None:
+        """The account that the pair does not have, whether or not it is meant to."""
         return next((parity for parity in Parity if self[parity] is None), None)
 
     def credentials(self) -> Iterator[Credential]:
-        """All credentials of the pair: odd, even, pending, as far as it has them."""
-        return (c for c in (self.odd, self.even, self.pending) if c is not None)
+        """All credentials of the pair: odd, even, pending and last resort, as far as it has them."""
+        return (c for c in (self.odd, self.even, self.pending, self.last_resort) if c is not None)
 
     @classmethod
     def from_secret(cls, secret: str | bytes | Mapping[str, Any]) -> CredentialPair:

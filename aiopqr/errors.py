@@ -56,6 +56,10 @@ class CredentialsRefused(AiopqrError, asyncpg.InvalidPasswordError):
         self.refusals = refusals or {}
 
 
+class CredentialsExpired(CredentialsRefused):
+    """Every credential of the pair has expired, and no newer ones came within the time given."""
+
+
 class ConnectTimeout(AiopqrError, TimeoutError):
     """A connection could not be made within its ``timeout``; the last failure is the cause."""
 

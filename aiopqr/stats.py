@@ -114,13 +114,18 @@ class RefreshStats:
 
 @dataclass(frozen=True, slots=True)
 class AccountStats:
-    """One account, as a connector or pool sees it. ``refused_for``: how long it has been set aside; None if not."""
+    """One account, as a connector or pool sees it.
+
+    ``refused_for``: how long it has been set aside; None if not. ``expires_in``: seconds until its password expires,
+    below 0 if it has; None if it does not.
+    """
 
     username: str | None
     open: int
     opened: int
     refused: int
     refused_for: float | None
+    expires_in: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,19 +13,23 @@ The rules, and why:
 * A pending password (one that the store holds but nobody promised to be in force) is the last resort. It announces that
   its account is about to change, so while the :class:`Announcement` counts, the other account is used as long as it
   works. Whatever moment the rotator then picks for the change, nobody is refused.
+* The account that a store of one account named before (``last_resort``) is used only while all others are refused.
+* An expired credential makes no login at all. A newer password of an account that expires is a renewal, not a rotation.
 * A refusal that depends on the database or host (no LOGIN, no CONNECT, connection limit) stays with this alternator; a
   refused password is the same for all that share the :class:`Quarantine`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from .._refresh import Announcement, Attempt, Quarantine
+from .._refresh import Announcement, Attempt, Expiry, Quarantine
 from ..credentials import Credential, CredentialPair, Parity
 from ..refusals import Verdict
 
 FULL_PAUSE = 5.0
+EXPIRED_PAUSE = 30.0  # nothing but newer credentials helps, and those wake whoever waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Alternator:
     pair: CredentialPair
     refused: Quarantine = field(default_factory=Quarantine)
     announcement: Announcement = field(default_factory=Announcement)
+    expiry: Expiry = field(default_factory=Expiry)
     version: int = 1
     _local: Quarantine = field(default_factory=Quarantine)
     _full_until: dict[str, float] = field(default_factory=dict)
@@ -102,21 +107,54 @@ class Alternator:
 
     def replace(self, pair: CredentialPair) -> None:
         """Take a newer pair. The alternation goes on where it was, and what changed is no longer set aside."""
-        if pair != self.pair:
-            self.pair = pair
-            self.version += 1
+        self.version += pair != self.pair
+        self.pair = pair  # also one that is equal: it may expire later
 
     def is_superseded(self, attempt: Attempt) -> bool:
-        """Whether the pair names another password by now than the one that the attempt logged in with."""
-        return attempt.version != self.version and attempt.credential not in self.pair.credentials()
+        """Whether the account has another password by now, or is no longer one of the pair's.
 
-    def is_worthwhile(self, attempt: Attempt) -> bool:
-        """Whether an attempt that had to wait is still to be made: neither superseded nor refused meanwhile."""
-        return not self.is_superseded(attempt) and (attempt.probe or not self._is_refused(attempt.credential))
+        A newer password of an account that expires is a renewal: what was opened with the one before stays as good.
+        """
+        if attempt.credential == self.pair.last_resort:
+            return not self.is_refused()  # it serves for as long as it is needed
+        if self._is_current(attempt):
+            return False
+        account = self.account(attempt.credential.username)
+        return account is None or account.expires_at is None
 
-    def is_refused(self) -> bool:
-        """Whether every account of the pair is set aside. A pending password does not count."""
-        return all(c is None or self._is_refused(c) for c in (self.pair.odd, self.pair.even))
+    def has_left(self, attempt: Attempt) -> bool:
+        """Whether the pair no longer knows the account of this attempt at all."""
+        return not self._is_current(attempt) and self.account(attempt.credential.username) is None
+
+    def account(self, username: str) -> Credential | None:
+        """The account of that name, as the pair has it now."""
+        return next((account for account in self.pair.credentials() if account.username == username), None)
+
+    def ends_at(self, attempt: Attempt) -> float:
+        """When the sessions of this attempt's account end, in loop time: with its lease; infinity without one."""
+        account = self.account(attempt.credential.username) or attempt.credential
+        return self.expiry.at(account) if account.ends_sessions else math.inf
+
+    def is_worthwhile(self, attempt: Attempt, now: float = -math.inf) -> bool:
+        """Whether an attempt that had to wait is still to be made: what is newer, refused or expired is known now."""
+        credential = attempt.credential
+        if not self._is_current(attempt) or self.expiry.has_passed(credential, now):
+            return False
+        return attempt.probe or not self._is_refused(credential)
+
+    def is_refused(self, now: float = -math.inf) -> bool:
+        """Whether every account of the pair is refused, or expired at ``now``. A pending password does not count."""
+        accounts = [account for account in (self.pair.odd, self.pair.even) if account]
+        return all(self._is_refused(account) or self.expiry.has_passed(account, now) for account in accounts)
+
+    def expires_in(self, credential: Credential, now: float) -> float | None:
+        """Seconds until a credential expires, below 0 if it has; None if it does not."""
+        end = self.expiry.at(credential)
+        return None if end == math.inf else end - now
+
+    def has_expired(self, now: float) -> bool:
+        """Whether every account of the pair has expired."""
+        return all(self.expiry.has_passed(a, now) for a in (self.pair.odd, self.pair.even) if a)
 
     def retry_at(self, credential: Credential) -> float:
         """When a credential that is set aside may be probed."""
@@ -137,35 +175,44 @@ class Alternator:
 
     def _last_resort(self, now: float) -> Attempt | None:
         pending, parity = self.pair.pending, self.pair.pending_parity
-        if pending and parity and self.is_refused() and self._is_usable(pending, now):
+        if pending and parity and self.is_refused(now) and self._is_usable(pending, now):
             return self._take(parity, pending, now)
+        before = self.pair.last_resort
+        if before and self.is_refused(now) and self._is_usable(before, now):
+            return self._take(self.pair.empty or Parity.EVEN, before, now)
         for credential in self.pair.credentials():
             if self._claim_probe(credential, now):
-                owner = next((p for p in Parity if self.pair[p] == credential), parity)
-                assert owner is not None
+                unnamed = parity if credential == pending else self.pair.empty
+                owner = next((p for p in Parity if self.pair[p] == credential), unnamed) or Parity.EVEN
                 return self._take(owner, credential, now, probe=True)
         return None
 
     def _next_chance(self, now: float) -> float:
         # A pending password is a chance only where both accounts are refused.
-        candidates = self.pair.credentials() if self.is_refused() else (self.pair.odd, self.pair.even)
+        candidates = self.pair.credentials() if self.is_refused(now) else (self.pair.odd, self.pair.even)
         chances = [
             max(self.retry_at(c) if self._is_refused(c) else now, self._full_until.get(c.username, now))
             for c in candidates
-            if c
+            if c and not self.expiry.has_passed(c, now)
         ]
-        return min(chances)
+        return min(chances, default=now + EXPIRED_PAUSE)
+
+    def _is_current(self, attempt: Attempt) -> bool:
+        return attempt.version == self.version or attempt.credential in self.pair.credentials()
 
     def _is_refused(self, credential: Credential) -> bool:
         return credential in self.refused or credential in self._local
 
     def _is_usable(self, credential: Credential, now: float) -> bool:
-        return not self._is_refused(credential) and now >= self._full_until.get(credential.username, now)
+        is_paused = now < self._full_until.get(credential.username, now)
+        return not (is_paused or self._is_refused(credential) or self.expiry.has_passed(credential, now))
 
     def _claim_probe(self, credential: Credential, now: float) -> bool:
         holders = [q for q in (self.refused, self._local) if credential in q]
         # A probe may have found the account full, which tells nothing of what it was refused for.
-        if not holders or now < max(self.retry_at(credential), self._full_until.get(credential.username, now)):
+        if not holders or self.expiry.has_passed(credential, now):
+            return False
+        if now < max(self.retry_at(credential), self._full_until.get(credential.username, now)):
             return False
         for quarantine in holders:
             quarantine.claim_probe(credential, now)

@@ -17,7 +17,7 @@ import asyncpg
 from .._refresh import Attempt
 from ..clock import TICK
 from ..credentials import Parity
-from ..errors import ConnectTimeout, CredentialsRefused, describe, without_frames
+from ..errors import ConnectTimeout, CredentialsExpired, CredentialsRefused, describe, without_frames
 from ..events import FellBack
 from ..refusals import Verdict, classify
 from .alternation import Wait
@@ -77,7 +77,7 @@ class Connect:
                     if state.down_since is not None:
                         await self._back_off()
                     # Much may have become known while this one queued and slept.
-                    if not state.alternator.is_worthwhile(attempt):
+                    if not state.alternator.is_worthwhile(attempt, self._loop.time()):
                         state.abandoned(attempt, self._loop.time())
                         return None
                     con, verdict = await self._log_in(attempt)
@@ -126,7 +126,7 @@ class Connect:
 
     async def _wait_for_newer(self, until: float) -> None:
         """Wait for newer credentials, or until a login is worth making all the same."""
-        if self._state.alternator.is_refused():
+        if self._state.alternator.is_refused(self._loop.time()):
             self._state.request_newer()
         limit = until if self._deadline is None else min(until, self._deadline)
         try:
@@ -159,7 +159,9 @@ class Connect:
     def _failure(self) -> Exception:
         state = self._state
         waited = f"{self._loop.time() - self._started:.1f} s"
-        if state.alternator.is_refused():
+        if state.alternator.has_expired(self._loop.time()):
+            return CredentialsExpired(state.expired(waited), self._refusals)
+        if state.alternator.is_refused(self._loop.time()):
             pair = state.alternator.pair
             names = " and ".join(f"{parity} ({c.username})" for parity in Parity if (c := pair[parity]))
             return CredentialsRefused(

@@ -169,7 +169,7 @@ class Connector:
 
     def is_refused(self) -> bool:
         """Whether every account of the pair is refused."""
-        return self._state is not None and self._state.alternator.is_refused()
+        return self._state is not None and self._state.alternator.is_refused(asyncio.get_running_loop().time())
 
     def heard(self, event: Event) -> None:
         self.events.tell(event)
@@ -189,6 +189,7 @@ class Connector:
                 opened=counts.opened,
                 refused=counts.refused,
                 refused_for=None if since is None else now - since,
+                expires_in=state.alternator.expires_in(credential, now) if credential else None,
             )
         return {
             "name": self.name,
@@ -199,7 +200,7 @@ class Connector:
             "failed": state.counts.failed,
             "connect_time": state.counts.connect_time.snapshot(),
             "refresh": self.refresher.stats(),
-            "all_refused": state.alternator.is_refused(),
+            "all_refused": state.alternator.is_refused(now),
             "degraded": pair.missing is not None,
         }
 
@@ -222,7 +223,7 @@ class Connector:
         """While accounts work, find out in the background whether a refused one does again."""
         state = self._started
         now = asyncio.get_running_loop().time()
-        if not state.alternator.is_refused() and (attempt := state.alternator.probe(now)):
+        if not state.alternator.is_refused(now) and (attempt := state.alternator.probe(now)):
             task = asyncio.create_task(state.probe(attempt, arguments), name=f"aiopqr-{self.name}-probe")
             self._probes.add(task)
             task.add_done_callback(self._probes.discard)

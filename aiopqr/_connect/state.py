@@ -66,7 +66,7 @@ class ConnectorState:
         self.name = name
         self.events = events
         self.refresher = refresher
-        self.alternator = Alternator(refresher.pair, refresher.quarantine, refresher.announcement)
+        self.alternator = Alternator(refresher.pair, refresher.quarantine, refresher.announcement, refresher.expiry)
         self.counts = ConnectorCounts()
         self.keys = keys
         self.knocking = asyncio.Lock()
@@ -139,7 +139,20 @@ class ConnectorState:
             )
 
     def request_newer(self) -> None:
-        self.refresher.request(Need.STARVED if self.alternator.is_refused() else Need.REFUSED)
+        is_starved = self.alternator.is_refused(asyncio.get_running_loop().time())
+        self.refresher.request(Need.STARVED if is_starved else Need.REFUSED)
+
+    def expired(self, waited: str) -> str:
+        """What to tell whoever gets no connection since every account has expired."""
+        now, pair = asyncio.get_running_loop().time(), self.alternator.pair
+        ends = (
+            f"{account.username}, {now - self.alternator.expiry.at(account):.0f} s ago"
+            for account in pair.credentials()
+        )
+        return (
+            f"{self.name}: the credentials have expired ({'; '.join(ends)}), and nothing newer came within {waited}; "
+            "see why the source does not renew them"
+        )
 
     def down(self, exc: BaseException, now: float) -> None:
         self.counts.outages += 1

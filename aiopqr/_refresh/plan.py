@@ -6,6 +6,8 @@
 * Failures back off with jitter. Only a human's :meth:`~aiopqr.Refresher.refresh` jumps that queue.
 * A fetch that brought nothing newer for a refused account is repeated soon: the store may lag behind the database, as
   in AWS's own rotation, by up to a minute. The more depends on it, the sooner.
+* Credentials that expire are fetched anew when two thirds of their time have passed, and failures are then repeated
+  often enough for several tries before the end.
 * Whatever a fleet does at the same moment is spread by jitter, except where a connect waits for it.
 """
 
@@ -22,6 +24,7 @@ REPEAT_MAX = 30.0
 URGENT_MAX = 2.0
 SPREAD_MAX = 1.0
 SPACING = 0.2
+MARGIN = 5.0  # seconds before an expiry that are left for a fetch, where there is that much time
 
 
 class Need(enum.IntEnum):
@@ -49,6 +52,7 @@ class RefreshPlan:
         self._backoff_until = now
         self._started_at = -math.inf
         self._wanted = Need.NONE  # asked for during the flight
+        self._expires = math.inf  # the first credential of the pair
 
     @property
     def in_flight(self) -> bool:
@@ -72,11 +76,14 @@ class RefreshPlan:
         self.due = math.inf
         return self._flight
 
-    def succeeded(self, ticket: int, need: Need, now: float, *, within: float | None = None) -> bool:
+    def succeeded(
+        self, ticket: int, need: Need, now: float, *, within: float | None = None, remaining: float | None = None
+    ) -> bool:
         """A fetch brought a pair. False if it was given up before: then the pair must not be installed.
 
         ``need`` is what depends on newer credentials *with* that pair installed. ``within`` is in how many seconds the
-        source expects something new, where it knows that; it has added its own jitter.
+        source expects something new, where it knows that; it has added its own jitter. ``remaining`` is in how many
+        seconds the first credential expires, or None.
         """
         if not self._land(ticket):
             return False
@@ -91,6 +98,10 @@ class RefreshPlan:
             self._repeats = min(self._repeats + 1, 16)
         if within is not None:
             self.due = min(self.due, now + max(within, SPACING))
+        self._expires = math.inf if remaining is None else now + remaining
+        if remaining is not None:
+            early = min(self._uniform(0.6, 0.7) * remaining, max(remaining - MARGIN, remaining / 2))
+            self.due = min(self.due, now + max(early, BACKOFF_FIRST))
         self._ask_again(now)
         return True
 
@@ -99,7 +110,8 @@ class RefreshPlan:
         if not self._land(ticket):
             return False
         self.failures += 1
-        delay = min(BACKOFF_FIRST * 2 ** min(self.failures - 1, 16), self._slowest(need, BACKOFF_MAX))
+        longest = min(BACKOFF_MAX, max((self._expires - now) / 4, URGENT_MAX))
+        delay = min(BACKOFF_FIRST * 2 ** min(self.failures - 1, 16), self._slowest(need, longest))
         self.due = self._backoff_until = now + self._uniform(0.5, 1.0) * delay
         self._ask_again(now)
         return True
@@ -110,8 +122,9 @@ class RefreshPlan:
             self._flight, self.due = None, now
 
     def _slowest(self, need: Need, longest: float) -> float:
-        """How long to wait at most. Never longer than where nothing is amiss."""
-        return min(URGENT_MAX if need is Need.STARVED else longest, self._interval or math.inf)
+        """How long to wait at most. Never longer than where nothing is amiss, and much less while connects wait."""
+        interval = self._interval or math.inf
+        return min(URGENT_MAX, 0.3 * interval) if need is Need.STARVED else min(longest, interval)
 
     def _land(self, ticket: int) -> bool:
         if ticket != self._flight:

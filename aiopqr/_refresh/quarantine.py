@@ -20,7 +20,8 @@ _REMEMBERED = 64
 _KEY = os.urandom(32)
 
 
-def _digest(credential: Credential) -> bytes:
+def digest(credential: Credential) -> bytes:
+    """What tells credentials apart by content, and says nothing of it. It is another one in each process."""
     content = f"{credential.username}\0{credential.password.reveal()}".encode("utf-8", "surrogatepass")
     return hashlib.blake2b(content, key=_KEY, digest_size=16).digest()
 
@@ -53,18 +54,18 @@ class Quarantine:
         self._accepted: dict[bytes, float] = {}  # when the last login that succeeded had begun
 
     def __contains__(self, credential: Credential) -> bool:
-        return _digest(credential) in self._refused
+        return digest(credential) in self._refused
 
     def since(self, credential: Credential) -> float | None:
-        refusal = self._refused.get(_digest(credential))
+        refusal = self._refused.get(digest(credential))
         return refusal.since if refusal else None
 
     def retry_at(self, credential: Credential) -> float:
-        return self._refused[_digest(credential)].retry_at
+        return self._refused[digest(credential)].retry_at
 
     def refuse(self, attempt: Attempt, now: float) -> bool:
         """Set the attempt's credential aside; False when that was known, or is out of date."""
-        credential = _digest(attempt.credential)
+        credential = digest(attempt.credential)
         if self._accepted.get(credential, float("-inf")) > attempt.begun:
             return False  # a login that began later was accepted: the password has come into force meanwhile
         known = self._refused.get(credential)
@@ -81,7 +82,7 @@ class Quarantine:
 
     def accept(self, attempt: Attempt, now: float) -> float | None:
         """The attempt's credential logs in: how long it had been set aside, or None if it was not."""
-        credential = _digest(attempt.credential)
+        credential = digest(attempt.credential)
         self._accepted[credential] = max(self._accepted.pop(credential, attempt.begun), attempt.begun)
         self._forget_oldest()
         refusal = self._refused.get(credential)
@@ -92,7 +93,7 @@ class Quarantine:
 
     def claim_probe(self, credential: Credential, now: float) -> bool:
         """Whether a probe is due; then it is the caller's to make, and nobody else's until the next one is."""
-        refusal = self._refused.get(_digest(credential))
+        refusal = self._refused.get(digest(credential))
         if refusal is None or now < refusal.retry_at:
             return False
         refusal.retry_at = now + refusal.delay
@@ -100,7 +101,7 @@ class Quarantine:
 
     def release_probe(self, attempt: Attempt, now: float) -> None:
         """A probe told nothing (an outage, a cancellation): the next may try at once, unless a later one told."""
-        refusal = self._refused.get(_digest(attempt.credential))
+        refusal = self._refused.get(digest(attempt.credential))
         if refusal and refusal.begun < attempt.begun:
             refusal.retry_at = now
 

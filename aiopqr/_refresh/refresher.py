@@ -42,9 +42,11 @@ from ..options import non_negative, positive
 from ..sources import Credentials, CredentialSource, as_source
 from ..stats import RefreshStats, SteppingAside
 from .announcement import Announcement, Ended
+from .expiry import Expiry
 from .loops import LoopState
 from .plan import Need, RefreshPlan
 from .quarantine import Quarantine
+from .renaming import Renaming
 
 _DEFAULT_INTERVAL = 60.0
 _CLOSE_PATIENCE = 1.0
@@ -68,6 +70,9 @@ class Refresher:
 
     ``interval`` is the time in seconds between fetches that nobody asked for (default: the source's own, or 60); 0
     fetches only when an account is refused or :meth:`refresh` is called. ``timeout`` bounds one fetch, in seconds.
+    Where a source of one account comes to name another account, ``keep_renamed`` keeps the one before as a last resort,
+    and as the other half of a pair once the source has come back to an earlier name; without it, connections of an
+    account that is no longer named are replaced at once.
 
     Use it as an async context manager, or call :meth:`start` and :meth:`close`.
     """
@@ -78,6 +83,7 @@ class Refresher:
         *,
         interval: float | None = None,
         timeout: float = 10.0,
+        keep_renamed: bool = True,
         name: str = "aiopqr",
         listeners: tuple[Listener, ...] | list[Listener] = (),
     ) -> None:
@@ -89,6 +95,8 @@ class Refresher:
         self.events = Emitter(listeners)
         self.quarantine = Quarantine()
         self.announcement = Announcement()
+        self.expiry = Expiry()
+        self._renaming = Renaming(keeps=keep_renamed)
         self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
         self._pair: CredentialPair | None = None
         self._plan = RefreshPlan(self._interval, 0.0)
@@ -267,19 +275,23 @@ class Refresher:
         if exc := flight.exception():
             return without_locals(exc)
         pair = flight.result()
-        if not isinstance(pair, CredentialPair):
-            return InvalidSecret(f"{_kind(self._source)} must return a CredentialPair, not {type(pair).__name__}")
-        return pair
+        if isinstance(pair, CredentialPair):
+            try:
+                return self._renaming.completed(pair)
+            except InvalidSecret:  # a pending password of a third account
+                return pair
+        return InvalidSecret(f"{_kind(self._source)} must return a CredentialPair, not {type(pair).__name__}")
 
     def _land(self, ticket: int, outcome: CredentialPair | BaseException, now: float) -> list[Event]:
         """The end of every fetch: take note of what it came to. Returns what there is to report."""
         if isinstance(outcome, CredentialPair):
             failures = self._plan.failures
             events = self._install(outcome, now)
-            self._plan.succeeded(ticket, self._need(), now, within=outcome.refresh_in)
+            within, remaining = outcome.refresh_in, self.expiry.remaining(outcome, now)
+            self._plan.succeeded(ticket, self._need(now), now, within=within, remaining=remaining)
             return [*events, RefreshRecovered(name=self.name, failures=failures)] if failures else events
         self._failed += 1
-        self._plan.failed(ticket, self._need(), now)
+        self._plan.failed(ticket, self._need(now), now)
         retry_in = max(self._plan.due - now, 0.0)
         why, failures = describe(outcome), self._plan.failures
         age = self.pair_age if self._pair else None
@@ -289,17 +301,19 @@ class Refresher:
         before, self._pair = self._pair, pair
         self._ok += 1
         self._confirmed_at, self._last_success = now, time.time()
+        self.expiry.hear(pair, now, datetime.now(UTC))
         events = list(self._announce(pair, now))
+        if before is not None and (pair != before or _expiries(pair) != _expiries(before)):
+            for subscriber in tuple(self._subscribers):
+                with reporting("%s: a subscriber failed on a newer pair", self.name):
+                    subscriber.replace(pair)
+            self.wake_waiting()
         if pair == before:
             return events
         if pair.missing and (before is None or before.missing is None):
             events.append(PairDegraded(name=self.name, missing=pair.missing))
         if before is None:
             return events
-        for subscriber in tuple(self._subscribers):
-            with reporting("%s: a subscriber failed on a newer pair", self.name):
-                subscriber.replace(pair)
-        self.wake_waiting()
         changed = tuple(parity for parity in Parity if pair[parity] != before[parity])
         return [*events, Refreshed(name=self.name, changed=changed, pending=pair.pending_parity)]
 
@@ -323,10 +337,11 @@ class Refresher:
             with reporting("%s: a subscriber failed on an event", self.name):
                 subscriber.heard(event)
 
-    def _need(self) -> Need:
+    def _need(self, now: float) -> Need:
         if any(subscriber.is_refused() for subscriber in self._subscribers):
             return Need.STARVED
-        if self._pair and any(c in self.quarantine for c in (self._pair.odd, self._pair.even) if c):
+        accounts = [account for account in (self._pair.odd, self._pair.even) if account] if self._pair else []
+        if any(account in self.quarantine or self.expiry.has_passed(account, now) for account in accounts):
             return Need.REFUSED
         return Need.NONE
 
@@ -365,6 +380,10 @@ async def _keep_fresh(ref: weakref.ref[Refresher], state: LoopState) -> None:
 
 async def _ask(source: CredentialSource) -> object:
     return await source.fetch()
+
+
+def _expiries(pair: CredentialPair) -> list[datetime | None]:
+    return [credential.expires_at for credential in pair.credentials()]
 
 
 def _consume(flight: asyncio.Task[object]) -> None:

@@ -1,0 +1,48 @@
+"""Until when credentials are good: a state machine without a clock.
+
+A source gives times of the calendar. They are turned into loop time when they are fetched, so a wall clock that is set
+later changes nothing. What is kept are digests, never passwords.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from ..credentials import Credential, CredentialPair
+from .quarantine import digest
+
+_KEPT = 3600.0  # seconds after its expiry that a credential which left the store is still known
+
+
+class Expiry:
+    """When each credential expires. The alternators that share a refresher share it."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[datetime, float]] = {}
+
+    def hear(self, pair: CredentialPair, now: float, utc: datetime) -> None:
+        """Take note of when the credentials expire that have just been fetched."""
+        kept = {key: known for key, known in self._known.items() if known[1] + _KEPT > now}
+        for credential in pair.credentials():
+            key, known = digest(credential), self._known.get(digest(credential))
+            if credential.expires_at is None:
+                kept.pop(key, None)
+            elif known is None or known[0] != credential.expires_at:
+                kept[key] = credential.expires_at, now + (credential.expires_at - utc).total_seconds()
+        self._known = kept
+
+    def at(self, credential: Credential) -> float:
+        """When it expires, in loop time; infinity if it does not."""
+        if not self._known:
+            return math.inf
+        known = self._known.get(digest(credential))
+        return known[1] if known else math.inf
+
+    def has_passed(self, credential: Credential, now: float) -> bool:
+        return now >= self.at(credential)
+
+    def remaining(self, pair: CredentialPair, now: float) -> float | None:
+        """Seconds until the first account of the pair expires that has not yet; None if none will."""
+        ends = [self.at(account) for account in (pair.odd, pair.even) if account]
+        return min((end - now for end in ends if now < end < math.inf), default=None)

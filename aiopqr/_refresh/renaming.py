@@ -1,0 +1,57 @@
+"""What becomes of the account before when a store of one account names another one: a state machine without a clock.
+
+Some stores keep two accounts and show only one (Infisical, Pulumi ESC, AWS's alternating users where only AWSCURRENT is
+read): the name flips at each rotation, and the account before goes on working until it is its turn again. Others move
+away from an account for good, perhaps because it was compromised. They look the same until the store comes back to an
+earlier name. So after a first move, the account before is only a last resort, for while the new one is refused; once a
+store has come back to a name, the account before is the other half of a pair, and connections alternate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..credentials import Credential, CredentialPair, Parity
+
+_NAMES_MAX = 16
+
+
+class Renaming:
+    """The accounts that a store of one account has shown so far. ``keeps`` is the user's option."""
+
+    def __init__(self, *, keeps: bool = True) -> None:
+        self._keeps = keeps
+        self._forget()
+
+    def _forget(self) -> None:
+        self._names: dict[str, None] = {}  # in the order in which they came
+        self._current: Credential | None = None
+        self._before: Credential | None = None
+        self._is_half = False  # whether the one before is the other half of a pair
+        self._parity = Parity.ODD
+
+    def completed(self, pair: CredentialPair) -> CredentialPair:
+        """The pair that a store shows, with the account that it showed before, where that is of use."""
+        account = pair.odd or pair.even
+        if not (pair.is_single and account and self._keeps and not account.ends_sessions):
+            self._forget()
+            return pair
+        if self._current is None:
+            self._parity = Parity.ODD if pair.odd else Parity.EVEN
+        elif account.username != self._current.username:
+            self._before = self._current
+            self._is_half = account.username in self._names
+            self._parity = self._parity.other
+        self._current = account
+        self._names[account.username] = None
+        while len(self._names) > _NAMES_MAX:
+            del self._names[next(iter(self._names))]
+        accounts = {str(self._parity): account, str(self._parity.other): self._before if self._is_half else None}
+        return replace(
+            pair,
+            odd=accounts["odd"],
+            even=accounts["even"],
+            active=self._parity,
+            is_single=not self._is_half,
+            last_resort=None if self._is_half else self._before,
+        )
