@@ -25,7 +25,8 @@ from ..rotation.stores.file import FileStore
 from ..sources import as_source
 from .check_facts import look
 from .check_findings import Facts, Finding, Level, Schedule, findings, period_of
-from .ops_input import dsn_without_password, exactly_one, from_aws, imported, run
+from .check_vault import looking
+from .ops_input import VAULT_HELP, dsn_without_password, exactly_one, from_aws, imported, run, vault_place
 
 EXIT_CODES = {Level.OK: 0, Level.NOTE: 0, Level.WARNING: 3, Level.PROBLEM: 4}
 _STYLES = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
@@ -36,6 +37,10 @@ def check(
     file: Annotated[Path | None, typer.Option(help="The pair as a JSON file.")] = None,
     source: Annotated[str | None, typer.Option(help="module:callable, an async callable or a source.")] = None,
     secret: Annotated[str | None, typer.Option(help="The pair in AWS Secrets Manager: name or ARN.")] = None,
+    vault: Annotated[str | None, typer.Option(help=VAULT_HELP)] = None,
+    vault_roles: Annotated[tuple[str, str] | None, typer.Option(help="Two static roles of Vault: odd, even.")] = None,
+    vault_dynamic: Annotated[str | None, typer.Option(help="A dynamic role of Vault.")] = None,
+    vault_mount: Annotated[str, typer.Option(help="The database engine of these roles.")] = "database",
     region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
     endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint of AWS Secrets Manager.")] = None,
     max_lifetime: Annotated[float, typer.Option(min=0, help="The pools' longest max_lifetime, seconds.")] = 1800,
@@ -50,11 +55,14 @@ def check(
 
     Exit codes: 0 all is well; 2 it could not be checked; 3 there are warnings; 4 there are problems.
     """
-    exactly_one(file=file, source=source, secret=secret)
+    exactly_one(
+        file=file, source=source, secret=secret, vault=vault, vault_roles=vault_roles, vault_dynamic=vault_dynamic
+    )
     dsn = dsn_without_password(dsn, "--dsn", user_allowed=False)
     rules = Rules(max_lifetime, refresh_interval)
 
-    async def main() -> int:
+    async def main(stack: contextlib.AsyncExitStack) -> int:
+        more: tuple[Finding, ...] = ()
         times: Mapping[Parity, datetime | None] = {}
         schedule: Schedule | None = None
         if file is not None:
@@ -62,6 +70,10 @@ def check(
             pair, times = stored.pair, {parity: stored.changed_at(parity) for parity in Parity}
         elif secret is not None:
             pair, times, schedule = await _from_aws(secret, region, endpoint_url)
+        elif vault is not None or vault_roles is not None or vault_dynamic is not None:
+            kv = vault_place(vault) if vault is not None else None
+            looked = await stack.enter_async_context(looking(kv, vault_roles, vault_dynamic, vault_mount, rules))
+            pair, times, more = looked.pair, looked.times, looked.findings
         else:
             pair = await _from_source(source or "")
         accounts = {parity: await look(dsn, account) for parity in Parity if (account := pair[parity])}
@@ -69,11 +81,15 @@ def check(
         if problems and len(problems) == len(accounts):
             raise AiopqrError(f"could not be checked: the applications' path is down: {problems[0]}")
         facts = Facts(pair, accounts, sslmode_of(dsn), rules, max_size, times, schedule)
-        found = list(findings(facts))
+        found = [*findings(facts), *more]
         _print_json(found) if as_json else _print_table(found)
         return EXIT_CODES[max(finding.level for finding in found)]
 
-    run(main(), "check")
+    async def stacked() -> int:
+        async with contextlib.AsyncExitStack() as stack:
+            return await main(stack)
+
+    run(stacked(), "check")
 
 
 async def _from_source(place: str) -> CredentialPair:

@@ -68,7 +68,8 @@ UNION ALL SELECT 'ownership of ' || format('%I.%I', nspname, relname)
 _DEFAULT_PRIVILEGES = """
 SELECT format('%s on new %s in %s', acl, defaclobjtype,
               CASE WHEN defaclnamespace = 0 THEN 'any schema' ELSE defaclnamespace::regnamespace::text END)
-FROM pg_default_acl, unnest(defaclacl::text[]) acl WHERE defaclrole = current_user::regrole
+FROM pg_default_acl, unnest(defaclacl::text[]) acl
+WHERE defaclrole = (SELECT oid FROM pg_roles WHERE rolname = current_user)
 """
 
 

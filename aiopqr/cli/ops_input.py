@@ -24,7 +24,12 @@ from ..credentials import Secret
 from ..errors import AiopqrError, ConfigurationError, MissingExtra, RotationError, describe
 from ..rotation.database import AdminConnect, admin_by_dsn
 from ..rotation.stores.file import FileStore
+from ..rotation.stores.vault import VaultStore
 
+VAULT_HELP = (
+    "The pair in a KV engine (version 2) of Vault or OpenBao: MOUNT/PATH, or MOUNT//PATH where the mount has a slash. "
+    "VAULT_ADDR, VAULT_TOKEN, VAULT_NAMESPACE and VAULT_CACERT count."
+)
 ADMIN_PASSWORD = "AIOPQR_ADMIN_PASSWORD"
 ADMIN_PASSWORD_WAYS = f"use {ADMIN_PASSWORD}, PGPASSWORD, the password file (PGPASSFILE) or --password-stdin"
 
@@ -93,20 +98,33 @@ def moment(text: str | None, option: str) -> datetime | None:
 
 @contextlib.asynccontextmanager
 async def open_store(
-    file: Path | None, secret: str | None, region: str | None, endpoint_url: str | None
+    file: Path | None, secret: str | None, vault: str | None, region: str | None, endpoint_url: str | None
 ) -> AsyncIterator[Any]:
     """The :class:`SecretStore` that the options name; it has ``create()`` too."""
     if file is not None:
         yield FileStore(file)
+        return
+    if vault is not None:
+        mount, path = vault_place(vault)
+        async with VaultStore(path, mount=mount) as store:
+            yield store
         return
     store_type = from_aws("aiopqr.rotation.stores.aws", "SecretsManagerStore")
     async with store_type(secret, region_name=region, endpoint_url=endpoint_url) as store:
         yield store
 
 
+def vault_place(place: str) -> tuple[str, str]:
+    """The mount and the path of ``--vault``."""
+    mount, _, path = place.strip("/").partition("//" if "//" in place.strip("/") else "/")
+    if not mount or not path:
+        raise UsageError(f"--vault must be MOUNT/PATH, such as secret/orders, not {place!r}")
+    return mount, path
+
+
 def exactly_one(**options: object) -> None:
     """Raise unless just one of the options is given."""
-    names = [f"--{name}" for name in options]
+    names = [f"--{name.replace('_', '-')}" for name in options]
     if sum(value is not None for value in options.values()) != 1:
         raise UsageError(f"give exactly one of {', '.join(names)}")
 

@@ -20,7 +20,16 @@ from ..rotation.passwords import PasswordRule
 from ..rotation.plan import Action, Plan
 from ..rotation.rotator import Rotation, Rotator, Step
 from ..rotation.stores.store import SecretStore
-from .ops_input import admin_connect, admin_password, dsn_without_password, exactly_one, moment, open_store, run
+from .ops_input import (
+    VAULT_HELP,
+    admin_connect,
+    admin_password,
+    dsn_without_password,
+    exactly_one,
+    moment,
+    open_store,
+    run,
+)
 
 DONE, FAILED, NOT_TRIED, REFUSED, FINISHED, UNDONE, LEFT_TO_DO = 0, 1, 2, 3, 4, 5, 6
 
@@ -45,6 +54,7 @@ def rotate(
     ],
     file: Annotated[Path | None, typer.Option(help="The pair as a JSON file.")] = None,
     secret: Annotated[str | None, typer.Option(help="The pair in AWS Secrets Manager: name or ARN.")] = None,
+    vault: Annotated[str | None, typer.Option(help=VAULT_HELP)] = None,
     region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
     endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint of AWS Secrets Manager.")] = None,
     account: Annotated[Parity | None, typer.Option(help="Default: the one not changed last.")] = None,
@@ -94,7 +104,7 @@ def rotate(
     no new one; 5 failed and undone, all is as it was before; 6 done, or finished as with 4, and something is left to do
     by hand: old sessions could not be ended; 130 interrupted: run it again.
     """
-    exactly_one(file=file, secret=secret)
+    exactly_one(file=file, secret=secret, vault=vault)
     given = {
         Gate.TOO_SOON: force_too_soon,
         Gate.OTHER_REFUSED: force_other_refused,
@@ -127,7 +137,7 @@ def rotate(
         )
 
     async def main() -> int:
-        async with open_store(file, secret, region, endpoint_url) as store:
+        async with open_store(file, secret, vault, region, endpoint_url) as store:
             forced = [gate for gate, is_forced in given.items() if is_forced]
             return await perform(rotator(store), telling, account, forced, dry_run=dry_run)
 

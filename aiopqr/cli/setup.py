@@ -33,6 +33,9 @@ def setup(
         Path | None, typer.Option(help="Where new passwords go, as a JSON file that pools and `rotate` read.")
     ] = None,
     secret: Annotated[str | None, typer.Option(help="Where they go, as a new secret of AWS Secrets Manager.")] = None,
+    vault: Annotated[
+        str | None, typer.Option(help="Where they go, as a new secret of a KV engine of Vault: MOUNT/PATH.")
+    ] = None,
     region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
     endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint of AWS Secrets Manager.")] = None,
     password_stdin: Annotated[
@@ -55,15 +58,15 @@ def setup(
     names = odd or f"{owner}_odd", even or f"{owner}_even"
     if len({owner, *names}) != 3:
         raise typer.BadParameter("the owner, --odd and --even must be three roles")
-    if file and secret:
-        raise typer.BadParameter("give one of --file, --secret, or neither")
+    if sum(place is not None for place in (file, secret, vault)) > 1:
+        raise typer.BadParameter("give one of --file, --secret and --vault, or none")
     connect = admin_connect(admin, password)
 
     async def main() -> int:
         async with contextlib.AsyncExitStack() as stack:
             store = None
-            if file or secret:
-                store = await stack.enter_async_context(open_store(file, secret, region, endpoint_url))
+            if file or secret or vault:
+                store = await stack.enter_async_context(open_store(file, secret, vault, region, endpoint_url))
             done = await perform(Database(connect, admin), owner, names, store, dry_run=dry_run)
         done.tell(as_json=as_json, dry_run=dry_run)
         return NEEDS_ATTENTION if done.attention else DONE
@@ -202,7 +205,7 @@ def _comment(
 ) -> None:
     if without:
         whom = ", ".join(repr(name) for name in without)
-        outcome.attention.append(f"give {whom} a password (with --file or --secret, new accounts have one)")
+        outcome.attention.append(f"give {whom} a password (with --file, --secret or --vault, new accounts have one)")
     if all(name in found for name in names):
         owner = next(role for name, role in found.items() if name not in names)
         if not dry:

@@ -279,7 +279,7 @@ def _new_client(*, verify: bool | str, cert: tuple[str, str] | None, **options: 
         import hvac
         import requests
     except ImportError:
-        raise MissingExtra("VaultSource", "vault") from None
+        raise MissingExtra("Vault", "vault") from None
 
     class Session(requests.Session):
         def get_redirect_target(self, resp: requests.Response) -> str | None:

@@ -81,6 +81,12 @@ class LeaseReader:
         odd, even = (self._leases[parity].credential for parity in Parity)
         return CredentialPair(odd, even, refresh_in=refresh_in)
 
+    def max_ttl(self, client: VaultClient) -> float:
+        """For how many seconds from now a lease can be had at most, which is what a lease of ours then has."""
+        lease = next(iter(self._leases.values()))
+        body = {"lease_id": lease.id, "increment": 10 * 365 * 86400}
+        return float(client.ask("POST", "sys/leases/renew", body)["lease_duration"])
+
     def close(self, client: VaultClient) -> None:
         """Revoke all leases, as far as Vault answers."""
         leases, self._leases, self._old = [*self._leases.values(), *self._old], {}, []

@@ -1,0 +1,182 @@
+"""What ``aiopqr check`` finds in Vault: rights, the times of rotations, the length of leases."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ..credentials import CredentialPair, Parity
+from ..errors import SourceError
+from ..rotation.errors import StoreError
+from ..rotation.gates import Rules
+from ..rotation.stores.vault import VaultStore
+from ..sources.trouble import Trouble
+from ..sources.vault.client import VaultClient
+from ..sources.vault.errors import VaultError
+from ..sources.vault.kv import KvReader
+from ..sources.vault.leases import LeaseReader
+from ..sources.vault.source import Reader
+from ..sources.vault.static_roles import StaticRolesReader
+from .check_findings import Finding, Level
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What was found in Vault."""
+
+    pair: CredentialPair
+    times: Mapping[Parity, datetime | None] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoleTimes:
+    """When Vault changes a static role's password: every ``period`` seconds (None: by a schedule that it keeps)."""
+
+    path: str
+    changed_at: datetime
+    next_at: datetime
+    period: float | None
+
+
+@contextlib.asynccontextmanager
+async def looking(
+    kv: tuple[str, str] | None, roles: tuple[str, str] | None, dynamic: str | None, mount: str, rules: Rules
+) -> AsyncIterator[Looked]:
+    """Read the pair as an application would. Leases are revoked when the block ends."""
+    client, reader, paths = VaultClient(), _reader(kv, roles, dynamic, mount), _paths(kv, roles, dynamic, mount)
+
+    def work() -> Looked:
+        client.attend()
+        lacking = list(_rights(client, paths))
+        try:
+            pair = reader.read(client)
+        except VaultError as exc:
+            if exc.trouble is not Trouble.DENIED:
+                raise
+            raise SourceError("; ".join([str(exc), *(finding.advice for finding in lacking)])) from None
+        found, times = lacking or [Finding(Level.OK, "Vault policy", "all rights are there")], {}
+        if roles and pair.missing is None:
+            asked = [_times(client, f"{mount}/static-creds/{name}") for name in roles]
+            times = {parity: one.changed_at for parity, one in zip(Parity, asked, strict=True)}
+            found += spacing(asked, rules, datetime.now(UTC))
+        elif isinstance(reader, LeaseReader):
+            found += lease(reader.max_ttl(client), rules)
+        return Looked(pair, times, tuple(found))
+
+    def close() -> None:
+        try:
+            reader.close(client)
+        finally:
+            client.close()
+
+    try:
+        looked = await client.run(work)
+        if kv is not None:
+            async with VaultStore(kv[1], mount=kv[0]) as store:
+                with contextlib.suppress(StoreError):  # another layout than the pair's keeps no times
+                    stored = await store.read()
+                    looked = Looked(
+                        looked.pair, {parity: stored.changed_at(parity) for parity in Parity}, looked.findings
+                    )
+        yield looked
+    finally:
+        await client.run(close)
+
+
+def _reader(kv: tuple[str, str] | None, roles: tuple[str, str] | None, dynamic: str | None, mount: str) -> Reader:
+    if kv is not None:
+        return KvReader(kv[1], kv[0])
+    return StaticRolesReader(*roles, mount) if roles else LeaseReader(dynamic or "", mount)
+
+
+def _paths(
+    kv: tuple[str, str] | None, roles: tuple[str, str] | None, dynamic: str | None, mount: str
+) -> dict[str, str]:
+    """The rights that an application needs: a capability for each path."""
+    if kv is not None:
+        return {f"{kv[0]}/{kind}/{kv[1]}": "read" for kind in ("data", "metadata")}
+    if roles:
+        return {f"{mount}/static-creds/{role}": "read" for role in roles}
+    return {f"{mount}/creds/{dynamic}": "read", "sys/leases/renew": "update", "sys/leases/revoke": "update"}
+
+
+def _rights(client: VaultClient, paths: Mapping[str, str]) -> Iterator[Finding]:
+    """What the token's policies lack."""
+    try:
+        told: Mapping[str, Any] = client.ask("POST", "sys/capabilities-self", {"paths": list(paths)})["data"]
+    except VaultError as exc:
+        if exc.trouble is not Trouble.DENIED:
+            raise
+        text = "not known: the token may not ask for its own rights (the policy `default` allows it)"
+        yield Finding(Level.NOTE, "Vault policy", text, "see that it has: " + ", ".join(map(_line, paths.items())))
+        return
+    for path, capability in paths.items():
+        if not {capability, "root"} & set(told.get(path) or ()):
+            text = f"the token lacks {capability} on {path}"
+            yield Finding(Level.PROBLEM, "Vault policy", text, f"add {_line((path, capability))}")
+
+
+def _line(right: tuple[str, str]) -> str:
+    return f'path "{right[0]}" {{ capabilities = ["{right[1]}"] }}'
+
+
+def _times(client: VaultClient, path: str) -> RoleTimes:
+    answer = client.ask("GET", path)["data"]
+    period = answer.get("rotation_period")
+    return RoleTimes(
+        path.replace("/static-creds/", "/rotate-role/"),
+        datetime.fromisoformat(answer["last_vault_rotation"]),
+        datetime.now(UTC) + timedelta(seconds=max(float(answer["ttl"]), 0.0)),
+        float(period) if period else None,
+    )
+
+
+def spacing(roles: list[RoleTimes], rules: Rules, now: datetime) -> Iterator[Finding]:
+    """Whether Vault gives pools the time to learn one role's password before it changes the other's."""
+    name, needed = "Vault rotation", rules.spacing
+    for role in roles:
+        if role.period is not None and role.period < rules.max_lifetime:
+            text = f"{role.path}: the period of {role.period:.0f} s is below max_lifetime ({rules.max_lifetime:.0f} s)"
+            yield Finding(Level.WARNING, name, text, "lengthen rotation_period, or shorten max_lifetime")
+    one, other = roles
+    apart = abs((one.next_at - other.next_at).total_seconds())
+    if one.period is None or one.period != other.period:
+        text = f"the next changes are {apart:.0f} s apart, and the two periods differ"
+        level, advice = Level.WARNING, "give both one rotation_period, so that they stay apart"
+        if one.period is None or other.period is None:
+            level, advice = Level.NOTE, "see that the two schedules never come closer than that"
+    else:
+        apart = min(apart, abs(one.period - apart))
+        text = f"the two roles are changed {apart:.0f} s apart"
+        level, advice = Level.OK, ""
+    if apart < needed:
+        text += (
+            f", less than lifetime + refresh interval + margin ({needed:.0f} s): pools could hold two dead passwords"
+        )
+        level, advice = Level.PROBLEM, _advice(one, other, needed, now)
+    yield Finding(level, name, text, advice)
+
+
+def _advice(one: RoleTimes, other: RoleTimes, needed: float, now: datetime) -> str:
+    if one.period is None or one.period != other.period:
+        return f"give both one rotation_period, of {2 * needed:.0f} s or more, half a period apart"
+    if one.period < 2 * needed:
+        return f"they cannot be apart: set rotation_period to {2 * needed:.0f} s or more"
+    half = timedelta(seconds=one.period / 2)
+    at = one.next_at - half if one.next_at - half > now else one.next_at + half
+    moment = f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"run `vault write -f {other.path}` at {moment}: its period then starts anew"
+
+
+def lease(seconds: float, rules: Rules) -> Iterator[Finding]:
+    """Whether a lease lasts long enough."""
+    name = "Vault lease"
+    if seconds < rules.max_lifetime:
+        text = f"a lease ends after {seconds:.0f} s at most, before max_lifetime ({rules.max_lifetime:.0f} s)"
+        yield Finding(Level.WARNING, name, text, "connections are replaced that often: lengthen the role's max_ttl")
+    else:
+        yield Finding(Level.OK, name, f"a lease can be renewed up to {seconds:.0f} s")

@@ -1,0 +1,124 @@
+"""A pair in a KV engine (version 2) of Vault or OpenBao as a secret store: its check-and-set excludes other rotators.
+
+The stage, the change times and all other keys lie in the one document, as in a file. A role that rotates needs
+``create``, ``read`` and ``update`` on ``secret/data/PATH``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Self, TypeVar, Unpack
+
+from ...credentials import Credential, CredentialPair, parse_time
+from ...errors import InvalidSecret
+from ...sources.trouble import Trouble
+from ...sources.vault.client import VaultClient, VaultOptions
+from ...sources.vault.errors import VaultError
+from ..errors import StoreConflict, StoreError
+from .document import abandoned, new_document, promoted, read_document, staged
+from .store import StoredSecret
+
+_T = TypeVar("_T")
+
+
+class VaultStore:
+    """A pair in one secret of a KV engine, changed by a rotator.
+
+    ``path``, ``mount`` and the options are those of :meth:`aiopqr.sources.VaultSource.kv`, which reads it. Use it as an
+    async context manager, or call :meth:`aclose`. A change that was cancelled still ends, in a thread.
+    """
+
+    def __init__(self, path: str, *, mount: str = "secret", **options: Unpack[VaultOptions]) -> None:
+        self._path = path.strip("/")
+        self._mount = mount.strip("/")
+        self._client = VaultClient(**options)
+
+    def __repr__(self) -> str:
+        return f"VaultStore({self._path!r}, mount={self._mount!r})"
+
+    async def read(self) -> StoredSecret:
+        """See :meth:`SecretStore.read`."""
+        return await self._in_thread(lambda: self._stored(*self._load()))
+
+    async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
+        """See :meth:`SecretStore.stage`."""
+        now = datetime.now(UTC)
+        return await self._change(secret, lambda entries: staged(entries, secret, credential, now))
+
+    async def promote(self, secret: StoredSecret, *, changed_at: datetime) -> StoredSecret:
+        """See :meth:`SecretStore.promote`."""
+        return await self._change(secret, lambda entries: promoted(entries, secret, changed_at))
+
+    async def abandon(self, secret: StoredSecret) -> StoredSecret:
+        """See :meth:`SecretStore.abandon`."""
+        return await self._change(secret, lambda entries: abandoned(entries, secret))
+
+    async def create(self, pair: CredentialPair, *, changed_at: datetime) -> StoredSecret:
+        """Make the secret, of accounts that were both given their passwords at ``changed_at``.
+
+        Raises :class:`StoreConflict` if there is one at that path, even if its newest version is deleted.
+        """
+        return await self._in_thread(lambda: self._write(new_document(pair, changed_at), 0))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.run(self._client.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def _change(
+        self, secret: StoredSecret, change: Callable[[Mapping[str, Any]], dict[str, Any]]
+    ) -> StoredSecret:
+        def work() -> StoredSecret:
+            entries, metadata = self._load()
+            if _revision(metadata) != secret.revision:
+                raise StoreConflict(f"{self} has changed since it was read")
+            return self._write(change(entries), metadata["version"])
+
+        return await self._in_thread(work)
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        def attended() -> _T:
+            self._client.attend()
+            return work()
+
+        try:
+            return await self._client.run(attended)
+        except VaultError as exc:
+            problem = str(exc)
+        except InvalidSecret as exc:
+            problem = f"{self}: {exc}"
+        raise StoreError(problem)
+
+    # These block, in the client's thread.
+
+    def _load(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        data = self._client.ask("GET", f"{self._mount}/data/{self._path}")["data"]
+        return data["data"], data["metadata"]
+
+    def _write(self, entries: Mapping[str, Any], version: int) -> StoredSecret:
+        """Write a new version, unless the secret has another than ``version`` (0: unless there is one)."""
+        path = f"{self._mount}/data/{self._path}"
+        conflict = False
+        try:
+            metadata = self._client.ask("POST", path, {"data": entries, "options": {"cas": version}})["data"]
+        except VaultError as exc:
+            if exc.trouble is not Trouble.CONFLICT:
+                raise
+            conflict = True
+        if conflict:
+            raise StoreConflict(f"{self} has changed since it was read" if version else f"{self} exists")
+        return self._stored(entries, metadata)
+
+    def _stored(self, entries: Mapping[str, Any], metadata: Mapping[str, Any]) -> StoredSecret:
+        return read_document(entries, _revision(metadata), unknown=parse_time(metadata["created_time"]))
+
+
+def _revision(metadata: Mapping[str, Any]) -> str:
+    """The version's number does not do: a secret that was removed and written anew begins at 1 again."""
+    return f"{metadata['version']} {metadata['created_time']}"
