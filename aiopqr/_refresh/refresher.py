@@ -10,7 +10,7 @@ import asyncio
 import time
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol, Self
 
@@ -141,6 +141,11 @@ class Refresher:
                     raise error
         self._here()
         return self
+
+    def check_connect(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Let the source refuse arguments of a connect that cannot work with its credentials."""
+        if check := getattr(self._source, "check_connect", None):
+            check(args, kwargs)
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Tell ``subscriber`` of each newer pair and each event, as long as it lives."""

@@ -1,7 +1,9 @@
 """Where credentials come from. A source is anything with an async ``fetch()`` that returns a :class:`CredentialPair`.
 
 It may have ``interval`` (seconds between the fetches that nobody asks for; 60 without it) and ``aclose()``, which the
-refresher that uses it calls when it closes; a source that is asked again after that simply opens again.
+refresher that uses it calls when it closes; a source that is asked again after that simply opens again. It may also
+have ``check_connect(args, kwargs)``, which raises :class:`ConfigurationError` for arguments of ``asyncpg.connect`` that
+cannot work with its credentials.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from ..credentials import CredentialPair
 from ..errors import ConfigurationError
 from .file import FileSource
 from .function import CallableSource, FixedSource
+from .tokens import EntraSource, GoogleSource, TokenSource
 
 if TYPE_CHECKING:
+    from .aws.iam import RdsIamSource
     from .aws.source import SecretsManagerSource
     from .vault.source import VaultSource
 
@@ -22,9 +26,13 @@ __all__ = [
     "CallableSource",
     "CredentialSource",
     "Credentials",
+    "EntraSource",
     "FileSource",
     "FixedSource",
+    "GoogleSource",
+    "RdsIamSource",
     "SecretsManagerSource",
+    "TokenSource",
     "VaultSource",
     "as_source",
 ]
@@ -63,6 +71,10 @@ if not TYPE_CHECKING:  # a type checker would take every misspelt name for one t
             from .aws.source import SecretsManagerSource
 
             return SecretsManagerSource
+        if name == "RdsIamSource":
+            from .aws.iam import RdsIamSource
+
+            return RdsIamSource
         if name == "VaultSource":
             from .vault.source import VaultSource
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -97,6 +98,7 @@ class SecretsManagerClient:
         self._options = {"region_name": region_name, "endpoint_url": endpoint_url}
         self._role_arn = role_arn
         self._config = config
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None  # the process and loop of what follows
         self._lock = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._stack: contextlib.AsyncExitStack | None = None
@@ -105,11 +107,13 @@ class SecretsManagerClient:
     @contextlib.asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
         """Keep others, and :meth:`aclose`, from the client until the block ends."""
+        self._come_home()
         async with self._lock:
             yield
 
     async def request(self, operation: str, secret_id: str, **parameters: Any) -> dict[str, Any]:
         """One request about a secret. Raises :class:`SecretsManagerError`, with none of botocore's frames."""
+        self._come_home()
         try:
             with _unlogged():
                 async with self._opening:
@@ -127,10 +131,18 @@ class SecretsManagerClient:
 
     async def aclose(self) -> None:
         """Close the client. The next request opens another."""
+        self._come_home()
         async with self._lock:
             stack, self._stack, self._client = self._stack, None, None
             if stack is not None:
                 await stack.aclose()
+
+    def _come_home(self) -> None:
+        """Drop a client whose event loop is gone, or whose process this one is a fork of: it cannot even be closed."""
+        home = os.getpid(), asyncio.get_running_loop()
+        if self._home != home:
+            self._home, self._stack, self._client = home, None, None
+            self._lock, self._opening = asyncio.Lock(), asyncio.Lock()
 
     async def _open(self) -> None:
         try:

@@ -1,0 +1,91 @@
+"""RDS IAM authentication: the password is a URL that this machine signs, good for fifteen minutes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from ...credentials import CredentialPair, Endpoint
+from ...errors import ConfigurationError, MissingExtra, SourceError
+from ..tokens import TokenSource
+
+_GOOD_FOR = 900
+_ENCRYPTED = ("require", "verify-ca", "verify-full")
+
+
+class RdsIamSource(TokenSource):
+    """The account ``username`` of an RDS or Aurora instance, which logs in with a signed token.
+
+    A token is good for one ``host`` and ``port``: those of the instance, also where the connection leads through a
+    tunnel. The pool connects there, unless its own arguments name a host. ``session`` is an ``aioboto3.Session`` (or
+    aiobotocore's); its credentials sign, and its region counts unless ``region_name`` is given. Nothing is sent to AWS.
+
+    RDS demands TLS, and the token is sent in clear inside it: give ``sslmode=verify-full`` and RDS's root certificates.
+    """
+
+    def __init__(
+        self, username: str, host: str, port: int = 5432, *, region_name: str | None = None, session: Any = None
+    ) -> None:
+        if not isinstance(host, str) or not host or "," in host:
+            raise ConfigurationError("host must be the one instance that the token is for; several need a source each")
+        super().__init__(username, self._sign)
+        self._endpoint = Endpoint(host, port)
+        self._region = region_name
+        self._session = session
+
+    def __repr__(self) -> str:
+        return f"RdsIamSource({self._username!r}, {self._endpoint.host!r})"
+
+    async def fetch(self) -> CredentialPair:
+        pair = await super().fetch()
+        assert pair.odd is not None
+        return CredentialPair.single(pair.odd, endpoint=self._endpoint)
+
+    def check_connect(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse what cannot work. The connector calls this with the arguments that it was given."""
+        dsn = args[0] if args else kwargs.get("dsn")
+        parts = urlsplit(dsn) if isinstance(dsn, str) else urlsplit("")
+        query = dict(parse_qsl(parts.query))
+        host = kwargs.get("host") or parts.netloc or query.get("host") or ""
+        if "," in host if isinstance(host, str) else len(host) > 1:
+            raise ConfigurationError("an RDS IAM token is good for one host: several need a source and a pool each")
+        ssl = kwargs.get("ssl")
+        mode = query.get("sslmode") or os.environ.get("PGSSLMODE") if ssl is None else ssl
+        if mode is None or mode is False or (isinstance(mode, str) and mode not in _ENCRYPTED):
+            raise ConfigurationError(
+                "RDS IAM needs TLS, in which the token is sent in clear: give sslmode=verify-full (with sslrootcert=), "
+                "or ssl=, an SSLContext"
+            )
+
+    async def _sign(self) -> tuple[str, datetime]:
+        try:
+            from aiobotocore.session import get_session
+            from aiobotocore.signers import AioRequestSigner
+            from botocore.model import ServiceId
+        except ImportError:
+            raise MissingExtra("RDS IAM", "aws") from None
+        if self._session is None:
+            self._session = get_session()
+        session = getattr(self._session, "_session", self._session)  # aioboto3's holds aiobotocore's
+        region = self._region or session.get_config_variable("region")
+        if not region:
+            raise SourceError("RDS IAM: no region is given: region_name= or AWS_DEFAULT_REGION")
+        credentials = await session.get_credentials()
+        if credentials is None:
+            raise SourceError("RDS IAM: no AWS credentials to sign with: check the session or the role")
+        host, port = self._endpoint.host, self._endpoint.port
+        events = session.get_component("event_emitter")
+        signer = AioRequestSigner(ServiceId("RDS"), region, "rds-db", "v4", credentials, events)
+        url = f"https://{host}:{port}/?Action=connect&DBUser={quote(self._username, safe='')}"
+        signed_at = datetime.now(UTC)
+        signed = await signer.generate_presigned_url(
+            {"method": "GET", "url": url, "body": {}, "headers": {}, "context": {}},
+            operation_name="connect",
+            region_name=region,
+            expires_in=_GOOD_FOR,
+            signing_name="rds-db",
+        )
+        return signed.removeprefix("https://"), signed_at + timedelta(seconds=_GOOD_FOR)

@@ -1,0 +1,92 @@
+"""Passwords that are tokens, good for some minutes: from any async callable, from Entra ID, and from Google Cloud.
+
+The database checks a token at the login only, so connections outlive it. The refresher fetches the next one when two
+thirds of a token's time have passed, for all pools that share it. A token is sent in clear inside the connection, so
+make TLS a must: ``sslmode=verify-full``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from .._threads import in_thread
+from ..credentials import Credential, CredentialPair
+from ..errors import ConfigurationError, MissingExtra, SourceError
+
+ENTRA_SCOPE = "https://ossrdbms-aad.database.windows.net/.default"
+GOOGLE_SCOPE = "https://www.googleapis.com/auth/sqlservice.login"
+
+
+class TokenSource:
+    """The account ``username``, whose password is the token that ``fetch`` returns.
+
+    ``fetch`` is an async function without arguments that returns the token and the time at which it expires, as an
+    aware datetime: ``("eyJ0…", datetime(…, tzinfo=UTC))``. What it raises is reported, and the token in use stays.
+    """
+
+    interval = 0.0  # when a token expires is known
+
+    def __init__(self, username: str, fetch: Callable[[], Awaitable[tuple[str, datetime]]]) -> None:
+        if not isinstance(username, str) or not username:
+            raise ConfigurationError("username must be the name of the database account")
+        self._username = username
+        self._fetch = fetch
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._username!r})"
+
+    async def fetch(self) -> CredentialPair:
+        """The account with a fresh token."""
+        answer = self._fetch()
+        if not inspect.isawaitable(answer):
+            raise ConfigurationError("the callable of a TokenSource must be an async function")
+        found: Any = await answer
+        if isinstance(found, tuple) and len(found) == 2:
+            token, expires_at = found
+            if isinstance(token, str) and isinstance(expires_at, datetime):
+                return CredentialPair.single(Credential(self._username, token, expires_at))
+        del found, answer  # raised without the frames that may hold a token
+        raise SourceError("the callable of a TokenSource must return a token and when it expires, as an aware datetime")
+
+
+class EntraSource(TokenSource):
+    """An Entra ID (Azure AD) identity: ``credential`` is anything with ``azure.identity.aio``'s async ``get_token``.
+
+    ``username`` is the Postgres role of the identity; ``scope`` is that of Azure Database for PostgreSQL.
+    """
+
+    def __init__(self, username: str, credential: Any, *, scope: str = ENTRA_SCOPE) -> None:
+        async def fetch() -> tuple[str, datetime]:
+            answer = await credential.get_token(scope)
+            return answer.token, datetime.fromtimestamp(answer.expires_on, UTC)
+
+        super().__init__(username, fetch)
+
+
+class GoogleSource(TokenSource):
+    """A Cloud SQL IAM account: ``credentials`` are google-auth's (default: those of the environment).
+
+    ``username`` is the Postgres role: a user's e-mail address, or a service account's without
+    ``.gserviceaccount.com``. google-auth blocks, so it runs in a thread of aiopqr's own.
+    """
+
+    def __init__(self, username: str, credentials: Any = None) -> None:
+        self._credentials = credentials
+        super().__init__(username, self._refreshed)
+
+    async def _refreshed(self) -> tuple[str, datetime]:
+        return await in_thread(self._refresh)
+
+    def _refresh(self) -> tuple[str, datetime]:
+        try:
+            import google.auth
+            from google.auth.transport.requests import Request
+        except ImportError:
+            raise MissingExtra("Cloud SQL IAM", "google") from None
+        if self._credentials is None:
+            self._credentials, _ = google.auth.default(scopes=[GOOGLE_SCOPE])
+        self._credentials.refresh(Request())
+        return self._credentials.token, self._credentials.expiry.replace(tzinfo=UTC)  # which is naive, and UTC
