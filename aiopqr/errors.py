@@ -64,6 +64,14 @@ class ConnectTimeout(AiopqrError, TimeoutError):
     """A connection could not be made within its ``timeout``; the last failure is the cause."""
 
 
+class UntrustedServer(AiopqrError, asyncpg.InterfaceError):
+    """The server asked for what ``require_auth`` or ``channel_binding`` does not allow. It got no password.
+
+    The text says what it asked for and how to allow it. Whoever answers may not be your server: no other account is
+    tried.
+    """
+
+
 class PoolError(AiopqrError):
     """The base of what goes wrong with the pool itself."""
 

@@ -80,6 +80,8 @@ class Connector:
             await self.refresher.start()
         if self._state is None:  # another task may have started it meanwhile
             self._state = ConnectorState(self.name, self.events, self.refresher, self._driver_connect, self._keys)
+            if self._keys is not None:
+                self._keys.keep_only(self.refresher.pair.credentials())
         return self
 
     async def connect(self, *args: Any, **kwargs: Any) -> Any:
@@ -163,11 +165,9 @@ class Connector:
 
     def replace(self, pair: CredentialPair) -> None:
         if self._state:
-            before = self._state.alternator.pair
             self._state.alternator.replace(pair)
-            for credential in before.credentials():
-                if self._keys and credential not in pair.credentials():
-                    self._keys.forget(credential)
+            if self._keys is not None:
+                self._keys.keep_only(pair.credentials())
 
     def is_refused(self) -> bool:
         """Whether every account of the pair is refused."""

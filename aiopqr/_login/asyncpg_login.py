@@ -1,12 +1,12 @@
-"""A login that does not derive its SCRAM keys anew: asyncpg's connect, with the password proved here.
+"""A login with asyncpg's connect in which we, not asyncpg, prove the password.
 
-asyncpg 0.32 runs PBKDF2 on the event loop for every connection, half of a connect's CPU, although the keys depend on
-nothing but password, salt and iterations. Here a small protocol (`handshake`) stands between the transport and
-asyncpg's own until the server has said yes. It gets there through the `loop=` that asyncpg's connect takes, and patches
-nothing. asyncpg itself is given a placeholder, so that no password can be found in a connection.
+asyncpg derives the SCRAM keys on the event loop for every connection, gives any server the password in clear that asks
+for it, and knows no channel binding. Here a protocol of our own (`handshake`) stands between the transport and
+asyncpg's until the login is over. It gets there through the ``loop=`` that asyncpg's connect takes; nothing of asyncpg
+is patched. asyncpg itself is given a placeholder, so that no password can be found in a connection.
 
-It stands apart because it alone knows asyncpg's insides, and because everything works without it: whatever is not as
-expected goes to plain asyncpg.
+A self-test finds out at the first login of a process whether asyncpg is as expected. If it is not, asyncpg logs in by
+itself, and a login that was to be stricter than asyncpg fails.
 """
 
 from __future__ import annotations
@@ -14,22 +14,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from types import coroutine
 from typing import Any
 
 import asyncpg
-from asyncpg.protocol import Protocol as AsyncpgProtocol
+from asyncpg.protocol.protocol import BaseProtocol as AsyncpgProtocol  # what agents wrap stands one package above
 
 from ..credentials import Secret
-from ..errors import without_frames
+from ..errors import ConfigurationError, without_frames
 from .handshake import Claim, Handshake
 from .keys import KeyCache
+from .names import addresses
 from .self_test import run_self_test
+from .trust import Trust
 
 logger = logging.getLogger("aiopqr")
 
 _PLACEHOLDER = "aiopqr answers for asyncpg"
-_works: bool | None = None  # whether asyncpg is as expected: tried at the first login of the process
+_OWN_CONNECT = "require_auth= and channel_binding= cannot be enforced with a connect= of your own"
+_works: bool | None = None  # whether asyncpg is as expected: found out at the first login of the process
 
 
 async def login(
@@ -37,38 +41,43 @@ async def login(
     *args: Any,
     user: str,
     password: Secret,
-    cache: KeyCache | None,
+    cache: KeyCache | None = None,
+    trust: Trust | None = None,
+    asked: Callable[[str], None] | None = None,
     loop: asyncio.AbstractEventLoop | None = None,
     ip: str | None = None,
+    timeout: float | None = 60.0,
     **kwargs: Any,
 ) -> Any:
-    """Connect as `connect(*args, user=user, password=..., loop=..., **kwargs)` does, and raise what it raises.
+    """Connect as ``connect(*args, user=user, password=..., loop=..., timeout=..., **kwargs)`` does.
 
-    With a `cache`, and when `connect` is `asyncpg.connect`, the password is proved here and the connection never has
-    it. A server that asks for more than `scram.MAX_ITERATIONS`, or skips its own proof, is then refused with an
-    `asyncpg.InterfaceError`. Any other `connect` is called with a callable `password`, which works during the call.
-    `ip` is the address to connect to, of several that the host's name has; the name is what its certificate must hold.
+    If ``connect`` is asyncpg's own, the password is proved here and the connection never has it. A server that asks for
+    more than ``trust`` allows gets nothing, and :class:`UntrustedServer` is raised. One that asks for more than
+    ``scram.MAX_ITERATIONS``, or skips its own proof, is refused with an ``asyncpg.InterfaceError``. ``cache`` keeps
+    keys and TLS contexts for the next login; without it, nothing is kept. ``asked`` is called with what the server
+    asked for. ``ip`` is the address to connect to, of several that the host's name has; the certificate is checked
+    against the name. ``timeout`` is in seconds and covers all of it.
 
-    Cancellation closes what was opened; a derivation that runs is finished in its thread and kept for the next login.
+    Any other ``connect`` is called with a callable ``password``, which works during the call. It cannot be made to obey
+    an explicit ``trust``, which raises :class:`ConfigurationError`.
+
+    Cancellation closes what was opened. A derivation that has begun is finished in its thread, for the next login.
     """
     loop = loop or asyncio.get_running_loop()
-    if cache is None or connect is not asyncpg.connect:
-        return await _plain(connect, *args, user=user, password=password, loop=loop, **kwargs)
-    known = dict(zip(("dsn",), args, strict=False), user=user, password=_PLACEHOLDER, **kwargs)
-    context = await cache.contexts.shared(known, loop)
-    if context is not None:
-        kwargs["ssl"] = context
+    trust = trust or Trust()
+    if connect not in (asyncpg.connect, asyncpg.connection.connect):
+        if trust.explicit:
+            raise ConfigurationError(_OWN_CONNECT)
+        return await _plain(connect, *args, user=user, password=password, loop=loop, timeout=timeout, **kwargs)
+    cache = KeyCache() if cache is None else cache
+    one = _Login(connect, args, kwargs, Claim(user, password, None, trust), cache, loop, ip)
     try:
-        if _suits(password) and await _asyncpg_works():
-            try:
-                answers: dict[str, Any] = {"user": user, "password": password, "cache": cache, "loop": loop, "ip": ip}
-                return await _answered(connect, *args, **answers, **kwargs)
-            except _NotAsked:
-                pass
-        return await _plain(connect, *args, user=user, password=password, loop=loop, **kwargs)
-    except ssl.SSLError:
-        cache.contexts.forget()
-        raise
+        async with asyncio.timeout(timeout):
+            return await one.run()
+    finally:
+        one.claim.drop()
+        if asked is not None and one.claim.asked:
+            asked(one.claim.asked)
 
 
 async def _plain(connect: Callable[..., Awaitable[Any]], *args: Any, password: Secret, **kwargs: Any) -> Any:
@@ -82,64 +91,10 @@ async def _plain(connect: Callable[..., Awaitable[Any]], *args: Any, password: S
         lent.take_back()
 
 
-class _NotAsked(Exception):
-    """asyncpg was refused with the placeholder, since the handshake never got in between."""
-
-
-async def _answered(
-    connect: Callable[..., Awaitable[Any]],
-    *args: Any,
-    user: str,
-    password: Secret,
-    cache: KeyCache,
-    loop: asyncio.AbstractEventLoop,
-    ip: str | None = None,
-    **kwargs: Any,
-) -> Any:
-    claim = Claim(user, password, lambda secret, challenge: cache.keys(secret, challenge, loop))
-    try:
-        con = await connect(*args, user=user, password=_PLACEHOLDER, loop=_LoginLoop(loop, claim, ip), **kwargs)
-    except Exception as exc:
-        if claim.failure is not None:
-            raise claim.failure from None
-        if isinstance(exc, asyncpg.PostgresError) and not claim.handled:
-            raise _NotAsked from None
-        raise
-    finally:
-        claim.drop()
-    try:
-        _return_to(loop, con)
-    except AttributeError:  # only ever in the self-test
-        con.terminate()
-        raise
-    return con
-
-
-def _suits(password: Secret) -> bool:
-    # asyncpg and libpq differ on what SASLprep makes of some non-ASCII passwords, and so may Python's Unicode tables
-    # and the server's. Whether a login succeeds must not depend on this option, so asyncpg prepares those itself.
-    return password.reveal().isascii()
-
-
-async def _asyncpg_works() -> bool:
-    global _works
-    if _works is None:
-        try:
-            await run_self_test(_answered)
-        except Exception as exc:
-            _works = False
-            logger.warning(
-                "asyncpg %s is not as expected (%r): each login derives its SCRAM keys anew", asyncpg.__version__, exc
-            )
-        else:
-            _works = True
-    return _works
-
-
 class _Lent:
     """A password for one login. asyncpg keeps a callable password in the connection, so this one forgets.
 
-    It is called once for each host.
+    asyncpg calls it once for each host.
     """
 
     __slots__ = ("_password",)
@@ -156,7 +111,130 @@ class _Lent:
         self._password = None
 
 
-# All that is assumed of asyncpg's insides stands from here on, and is tried by the self-test.
+class _Login:
+    """One login by asyncpg's own connect."""
+
+    def __init__(
+        self,
+        connect: Callable[..., Awaitable[Any]],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        claim: Claim,
+        cache: KeyCache,
+        loop: asyncio.AbstractEventLoop,
+        ip: str | None,
+    ) -> None:
+        self.claim = claim
+        self._connect = connect
+        self._args = args
+        self._kwargs = {**kwargs, "user": claim.user, "timeout": None}
+        self._cache = cache
+        self._loop = loop
+        self._ip = ip
+
+    async def run(self) -> Any:
+        password, trust = self.claim.password, self.claim.trust
+        assert password is not None
+        works = await _asyncpg_works()
+        if works:
+            try:
+                return await self._with_current_files()
+            except _NotAsked:
+                works = False
+            finally:
+                self._warn_of_cleartext()
+        if trust.explicit:
+            raise ConfigurationError(
+                f"require_auth= and channel_binding= cannot be enforced: asyncpg {asyncpg.__version__} is not as "
+                "expected, or something in this process replaces parts of it"
+            )
+        return await _plain(self._connect, *self._args, password=password, loop=self._loop, **self._kwargs)
+
+    async def _with_current_files(self) -> Any:
+        """Log in with the TLS context that is there; if TLS fails, at once again with a new one.
+
+        The files may have been replaced. The server's refusal of a client certificate arrives as a lost connection.
+        """
+        contexts = self._cache.contexts
+        arguments = {**dict(zip(("dsn",), self._args, strict=False)), **self._kwargs, "password": _PLACEHOLDER}
+        context = await contexts.shared(arguments, self._loop)
+        if context is None:
+            return await self._once(self._kwargs)
+        try:
+            con = await self._once({**self._kwargs, "ssl": context})
+        except (ssl.SSLError, OSError, asyncpg.PostgresConnectionError):
+            if self.claim.answered or not self._view.began_tls:
+                raise
+            contexts.forget()
+            if contexts.worked is not context:
+                raise
+            con = None
+        if con is None:
+            context = await contexts.shared(arguments, self._loop) or context
+            con = await self._once({**self._kwargs, "ssl": context})
+        contexts.worked = context
+        return con
+
+    async def _once(self, kwargs: Mapping[str, Any]) -> Any:
+        self._view = _LoginLoop(self._loop, self.claim, self._ip)
+        self.claim.keys = lambda secret, challenge: self._cache.keys(secret, challenge, self._loop)
+        return await answered(self._connect, *self._args, claim=self.claim, view=self._view, **kwargs)
+
+    def _warn_of_cleartext(self) -> None:
+        if self.claim.unverified and not self._cache.has_warned:
+            self._cache.has_warned = True
+            logger.warning(
+                "The server asked for the password of %r in clear and got it, through TLS, but nobody has checked that "
+                "the certificate is that of the host: use sslmode=verify-full with sslrootcert=",
+                self.claim.user,
+            )
+
+
+class _NotAsked(Exception):
+    """asyncpg was refused with the placeholder, since the handshake never got in between."""
+
+
+async def answered(
+    connect: Callable[..., Awaitable[Any]], *args: Any, claim: Claim, view: _LoginLoop, **kwargs: Any
+) -> Any:
+    """Call asyncpg's connect with a view of the loop, and answer the server for it."""
+    try:
+        con = await _watched(connect(*args, password=_PLACEHOLDER, loop=view, **kwargs), view.step_in)
+    except Exception as exc:
+        if claim.failure is not None:
+            raise claim.failure from None
+        if isinstance(exc, asyncpg.PostgresError) and not claim.handled:
+            raise _NotAsked from None
+        raise
+    finally:
+        claim.keys = None
+    try:
+        _return_to(view.real, con)
+    except AttributeError:  # only ever in the self-test
+        con.terminate()
+        raise
+    return con
+
+
+async def _asyncpg_works() -> bool:
+    global _works
+    if _works is None:
+        try:
+            await run_self_test(answered, _LoginLoop)
+        except Exception as exc:
+            _works = False
+            logger.warning(
+                "asyncpg %s is not as expected (%r), so it logs in by itself: each login derives its SCRAM keys anew, "
+                "on the event loop, and gives any server the password in clear that asks for it",
+                asyncpg.__version__,
+                exc,
+            )
+        else:
+            _works = True
+    return _works
+
+
+# All that is assumed of asyncpg's insides follows here, and is tried by the self-test.
 
 
 def _return_to(loop: asyncio.AbstractEventLoop, con: Any) -> None:
@@ -166,62 +244,95 @@ def _return_to(loop: asyncio.AbstractEventLoop, con: Any) -> None:
     con._stmt_cache._loop = loop
 
 
+@coroutine
+def _watched(connecting: Awaitable[Any], after_each_step: Callable[[], None]) -> Generator[Any, Any, Any]:
+    """Await something, and call a function whenever it suspends, before the event loop goes on.
+
+    This is how the handshake gets into a connection that was encrypted by STARTTLS. There asyncpg upgrades the
+    transport, makes its protocol, sends the startup message and sets the protocol in one go, and then waits for the
+    login: when it suspends, there is a protocol to stand in front of, and nothing can have been read yet. To step in on
+    the loop's next turn would be too late on uvloop, which polls first; and to pause reading until then loses the
+    refusal of a server that closes at once, since uvloop drops what it has buffered.
+
+    What `yield from` does is spelled out, because that offers no place for a call between two steps.
+    """
+    steps = connecting.__await__()
+    resume: Callable[[Any], Any] = steps.send
+    value: Any = None
+    while True:
+        try:
+            waited_for = resume(value)
+        except StopIteration as end:
+            return end.value
+        after_each_step()
+        try:
+            value = yield waited_for
+            resume = steps.send
+        except BaseException as exc:  # a cancellation, which is asyncpg's to handle
+            value = exc
+            resume = steps.throw
+
+
 class _LoginLoop:
     """The event loop as asyncpg sees it during one login: a handshake stands before each of its protocols."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, claim: Claim, ip: str | None) -> None:
-        self._loop = loop
+    def __init__(self, real: asyncio.AbstractEventLoop, claim: Claim, ip: str | None = None) -> None:
+        self.real = real
+        self.began_tls = False
         self._claim = claim
         self._ip = ip
-        self._upgrading: asyncio.Transport | None = None
-        self.call_later, self.time = loop.call_later, loop.time  # what a query's timeout costs stays the same
+        self._upgraded: asyncio.Transport | None = None  # a transport for which asyncpg will make its protocol later
+        # asyncpg keeps the view for these, so what a query's timeout costs stays the same.
+        self.call_later, self.time, self.create_future = real.call_later, real.time, real.create_future
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
+        return getattr(self.real, name)
 
-    @property
-    def create_future(self) -> Callable[[], asyncio.Future[Any]]:
-        # After an SSLRequest asyncpg makes its protocol, which takes this method, and gives it the transport in the
-        # same turn of the loop. On the next turn the handshake gets in between; until then nothing may be read, and
-        # that must be said: uvloop polls before it runs what was called soon.
-        if self._upgrading is not None and not self._upgrading.is_closing():
-            self._upgrading.pause_reading()
-            self._loop.call_soon(self._step_in, self._upgrading)
-        return self._loop.create_future
+    async def create_connection(self, factory: Callable[[], Any], host: str, port: int, **kwargs: Any) -> Any:
+        if kwargs.get("ssl"):
+            self.began_tls = True
+            kwargs["server_hostname"] = host
+        build, failures = self._in_front(factory), list[OSError]()
+        for address in [self._ip] if self._ip else await addresses(host, port, self.real):
+            try:
+                return self._entered(await self.real.create_connection(build, address, port, **kwargs))
+            except OSError as exc:
+                failures.append(exc)
+        if len({str(failure) for failure in failures}) == 1:
+            raise failures[0]
+        raise OSError(f"Multiple exceptions: {', '.join(map(str, failures))}")  # as asyncio has it
 
-    async def create_connection(self, factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
-        if self._ip is not None and args:
-            if kwargs.get("ssl"):
-                kwargs.setdefault("server_hostname", args[0])
-            args = (self._ip, *args[1:])
-        return await self._connect(self._loop.create_connection, factory, *args, **kwargs)
-
-    async def create_unix_connection(self, factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
-        return await self._connect(self._loop.create_unix_connection, factory, *args, **kwargs)
+    async def create_unix_connection(self, factory: Callable[[], Any], path: str) -> Any:
+        return self._entered(await self.real.create_unix_connection(self._in_front(factory), path))
 
     async def start_tls(self, *args: Any, **kwargs: Any) -> Any:
-        self._upgrading = await self._loop.start_tls(*args, **kwargs)
-        return self._upgrading
+        self.began_tls = True
+        self._upgraded = await self.real.start_tls(*args, **kwargs)
+        return self._upgraded
 
-    async def _connect(
-        self, create: Callable[..., Awaitable[Any]], factory: Callable[[], Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        self._upgrading = None
-
+    def _in_front(self, factory: Callable[[], Any]) -> Callable[[], Any]:
         def build() -> Any:
             protocol = factory()
             return Handshake(self._claim, protocol) if isinstance(protocol, AsyncpgProtocol) else protocol
 
-        transport, protocol = await create(build, *args, **kwargs)
-        if isinstance(protocol, Handshake):
-            return transport, protocol.inner
-        self._upgrading = transport
-        return transport, protocol
+        return build
 
-    def _step_in(self, transport: asyncio.Transport) -> None:
-        self._upgrading = None
+    def _entered(self, made: tuple[asyncio.Transport, Any]) -> tuple[asyncio.Transport, Any]:
+        transport, protocol = made
+        if isinstance(protocol, Handshake):
+            self._upgraded = None
+            return transport, protocol.inner
+        self._upgraded = (
+            transport  # asyncpg's own for the SSLRequest; the server may also decline, and nothing is upgraded
+        )
+        return made
+
+    def step_in(self) -> None:
+        """Put a handshake before asyncpg's protocol, once that is there."""
+        transport = self._upgraded
+        if transport is None or transport.is_closing():
+            return
         protocol = transport.get_protocol()
-        if isinstance(protocol, AsyncpgProtocol) and self._claim.password is not None:
+        if isinstance(protocol, AsyncpgProtocol):
+            self._upgraded = None
             transport.set_protocol(Handshake(self._claim, protocol, transport))
-        if not transport.is_closing():
-            transport.resume_reading()

@@ -1,37 +1,59 @@
-"""A server's authentication requests, answered in place of asyncpg: one protocol that stands between the transport and
-asyncpg's own until the server has said yes, or no, or something that is asyncpg's to answer.
+"""A protocol that answers the server's authentication requests in place of asyncpg's, until the login is over.
 
-It stands apart from `login` because it needs nothing of asyncpg but its three exceptions: it is fed bytes and writes
-bytes, so that a hostile server is a list of bytes in a test.
+It stands between the transport and asyncpg's own protocol, from the first byte that the server sends to the one that
+says that it is ready for queries, or that it is not. Only it knows the password. It asks `trust` before it answers
+anything, and it accepts no message that is longer than an honest server's. asyncpg's protocol gets to see the rest:
+notices, settings, errors, and what only asyncpg can answer (GSSAPI).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
+import socket
+import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import asyncpg
 
 from ..credentials import Secret
-from .scram import MECHANISM, Challenge, Exchange, Keys, ScramError, TooManyIterations, WrongSignature
+from ..errors import UntrustedServer
+from . import proved
+from .certificate import end_point
+from .scram import Challenge, Exchange, Keys, ScramError, TooManyIterations, WrongSignature
+from .trust import SCRAM, Channel, Method, Trust
 
-_LONGEST = 65536  # bytes of a message before AuthenticationOk; libpq allows 2,000 for a request, 30,000 for an error
-_OK, _CLEARTEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
+logger = logging.getLogger("aiopqr")
+
+_LONGEST = 65536  # bytes of a message before the login is over; libpq allows 2,000 for a request, 30,000 for an error
+_OK, _CLEARTEXT, _MD5, _GSS, _SSPI, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 7, 9, 10, 11, 12
+_METHODS = {
+    _OK: Method.NONE,
+    _CLEARTEXT: Method.PASSWORD,
+    _MD5: Method.MD5,
+    _GSS: Method.GSS,
+    _SSPI: Method.SSPI,
+    _SASL: Method.SCRAM,
+}
 # No such request exists: asyncpg ends the login with an InterfaceError, and login() raises the true one in its place.
 _UNKNOWN_REQUEST = b"R\x00\x00\x00\x08\x7f\xff\xff\xff"
 
 
 @dataclass(slots=True)
 class Claim:
-    """Who logs in, and what came of it. Emptied when the login is over."""
+    """Who logs in, what the server may ask for, and what came of it. Emptied when the login is over."""
 
     user: str
     password: Secret | None
     keys: Callable[[Secret, Challenge], Keys | asyncio.Future[Keys]] | None
-    handled: bool = False
+    trust: Trust = field(default_factory=Trust)
+    handled: bool = False  # a handshake has stood before asyncpg's protocol
+    answered: bool = False  # the server has sent something to it
+    asked: str = ""  # what the server asked for, in words
+    unverified: bool = False  # the password was sent in clear to a server that anybody could be
     failure: Exception | None = None
 
     def drop(self) -> None:
@@ -40,7 +62,7 @@ class Claim:
 
 
 class Handshake(asyncio.Protocol):
-    """Answers the server's authentication requests in place of asyncpg's protocol, to which it then gives way."""
+    """Answers for asyncpg's protocol, `inner`, and then gives way to it."""
 
     def __init__(self, claim: Claim, inner: Any, transport: asyncio.Transport | None = None) -> None:
         claim.handled = True
@@ -49,7 +71,9 @@ class Handshake(asyncio.Protocol):
         self._transport = transport
         self._buffer = bytearray()
         self._exchange: Exchange | None = None
+        self._sent: Method | None = None  # an answer that the server is to accept or refuse
         self._deriving: asyncio.Future[Keys] | None = None
+        self._accepted = False
         self._over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -67,77 +91,107 @@ class Handshake(asyncio.Protocol):
         self.inner.resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        self._claim.answered = True
         if not self._over:
             self._buffer += data
             self._advance()
 
     def _advance(self) -> None:
-        """Take the messages that are complete, up to one that asyncpg's protocol is to have."""
-        while not self._over and self._buffer:
-            if self._buffer[:1] == b"E":
-                return self._give_way()
-            if self._deriving is not None or len(self._buffer) < 5:
+        """Take the messages that are complete, up to one that ends the login or is asyncpg's to answer."""
+        while not self._over and len(self._buffer) >= 5:
+            kind = self._buffer[:1]
+            if self._deriving is not None and kind != b"E":
                 break
             end = 1 + int.from_bytes(self._buffer[1:5], "big")
             if not 5 <= end <= _LONGEST:
-                return self._malformed("a message of impossible length")
+                return self._impossible(kind == b"E")
             if len(self._buffer) < end:
                 break
-            message = bytes(self._buffer[:end])
-            if message[:1] in b"Nv":  # NoticeResponse, NegotiateProtocolVersion
-                del self._buffer[:end]
-                self.inner.data_received(message)
-            elif message[:1] == b"R" and end >= 9:
-                self._requested(int.from_bytes(message[5:9], "big"), message[9:], end)
-            elif self._exchange is None:
+            if kind == b"E" or (kind == b"Z" and self._accepted):
                 return self._give_way()
+            message = bytes(self._buffer[:end])
+            if kind in b"Nv" or (self._accepted and kind != b"R"):
+                self._pass_on(message)
+            elif kind == b"R" and end >= 9 and not self._accepted:
+                self._requested(int.from_bytes(message[5:9], "big"), message[9:], message)
             else:
                 return self._malformed("a message that is no part of it")
-        if len(self._buffer) > _LONGEST:
+        if not self._over and len(self._buffer) > _LONGEST:
             self._malformed("more than was asked for")
         return None
 
-    def _requested(self, request: int, body: bytes, end: int) -> None:
+    def _requested(self, request: int, body: bytes, message: bytes) -> None:
         """Answer one authentication request, or leave it to asyncpg."""
-        exchange = self._exchange
-        password = self._claim.password
+        password, exchange = self._claim.password, self._exchange
         if password is None:  # the login was given up; asyncpg closes the transport
             return self._finish()
         try:
-            if exchange is None and request == _SASL and MECHANISM.encode() in body.split(b"\0"):
-                self._exchange = exchange = Exchange()
-                first = exchange.first
-                self._send(MECHANISM.encode() + b"\0" + len(first).to_bytes(4, "big") + first)
-            elif exchange is None:
-                if request == _CLEARTEXT:
-                    del self._buffer[:end]
-                    self._send(password.reveal().encode() + b"\0")
-                elif request == _MD5:
-                    del self._buffer[:end]
-                    self._send(_md5(self._claim.user, password, body))
-                return self._give_way()
-            elif request == _SASL_CONTINUE:
-                self._prove(exchange.challenged(body), password)
-            elif request == _SASL_FINAL:
-                exchange.verify(body)
-            elif request == _OK and exchange.verified:
-                return self._give_way()
+            if exchange is None and self._sent is None:
+                if not self._begin(request, body, password):
+                    return self._give_way()
             elif request == _OK:
-                raise WrongSignature
+                if exchange is not None and not exchange.verified:
+                    raise WrongSignature
+                if exchange is not None:
+                    proved.remember(password)
+            elif exchange is not None and request == _SASL_CONTINUE:
+                self._prove(exchange.challenged(body), password)
+            elif exchange is not None and request == _SASL_FINAL:
+                exchange.verify(body)
             else:
-                raise ScramError("the server asks for something else in the middle of SCRAM")
+                raise ScramError("the server asks for something else in the middle of it")
         except WrongSignature:
             return self._refuse(
-                asyncpg.InterfaceError(
-                    f"could not verify server signature for SCRAM authentication: {MECHANISM.lower()}"
-                )
+                asyncpg.InterfaceError(f"could not verify server signature for SCRAM authentication: {SCRAM.lower()}")
             )
         except TooManyIterations as exc:
             return self._refuse(asyncpg.InterfaceError(f"SCRAM authentication refused: {exc}"))
+        except _Distrust as exc:
+            return self._refuse(UntrustedServer(f"the server got no password of {self._claim.user!r}: {exc}"))
         except (ScramError, ValueError) as exc:
             return self._malformed(exc)
-        del self._buffer[:end]
+        if request == _OK:
+            self._accepted = True
+            return self._pass_on(message)
+        del self._buffer[: len(message)]
         return None
+
+    def _begin(self, request: int, body: bytes, password: Secret) -> bool:
+        """Answer the server's first request. False for one that only asyncpg can answer, or refuse."""
+        trust, channel, method = self._claim.trust, self._channel(), _METHODS.get(request)
+        if method is None:
+            return False
+        self._claim.asked = f"{method} over {channel}"
+        if objection := trust.objection(method, channel):
+            raise _Distrust(objection)
+        if method is Method.PASSWORD:
+            if proved.is_known(password):
+                raise _Distrust("it asked in clear for a password that a server has proved to know without it (SCRAM)")
+            self._claim.unverified = channel is Channel.TLS and not self._verified()
+            self._send(password.reveal().encode() + b"\0")
+        elif method is Method.MD5:
+            self._send(_md5(self._claim.user, password, body))
+        elif method is Method.SCRAM:
+            return self._begin_scram({name.decode("ascii", "replace") for name in body.split(b"\0") if name}, channel)
+        elif method in (Method.GSS, Method.SSPI):
+            return False
+        self._sent = method
+        return True
+
+    def _begin_scram(self, offered: set[str], channel: Channel) -> bool:
+        trust = self._claim.trust
+        if not any(name.startswith(SCRAM) for name in offered):
+            return False
+        binding = self._certificate_hash() if channel is Channel.TLS else None
+        try:
+            mechanism, flag = trust.mechanism(offered, channel, binding, self._verified())
+        except ValueError as exc:
+            raise _Distrust(str(exc)) from None
+        self._claim.asked = f"{mechanism.lower()} over {channel}"
+        self._exchange = Exchange(flag=flag, binding=binding or b"")
+        first = self._exchange.first
+        self._send(mechanism.encode() + b"\0" + len(first).to_bytes(4, "big") + first)
+        return True
 
     def _prove(self, challenge: Challenge, password: Secret) -> None:
         assert self._claim.keys is not None
@@ -166,14 +220,48 @@ class Handshake(asyncio.Protocol):
         assert self._transport is not None
         self._transport.write(b"p" + (4 + len(body)).to_bytes(4, "big") + body)
 
+    def _channel(self) -> Channel:
+        assert self._transport is not None
+        if self._tls() is not None:
+            return Channel.TLS
+        sock = self._transport.get_extra_info("socket")
+        is_unix = sock is not None and sock.family == getattr(socket, "AF_UNIX", None)
+        return Channel.UNIX if is_unix else Channel.TCP
+
+    def _tls(self) -> ssl.SSLObject | None:
+        assert self._transport is not None
+        return cast("ssl.SSLObject | None", self._transport.get_extra_info("ssl_object"))
+
+    def _verified(self) -> bool:
+        """Whether TLS has made sure that the certificate is that of the host."""
+        tls = self._tls()
+        return tls is not None and tls.context.check_hostname and tls.context.verify_mode is ssl.CERT_REQUIRED
+
+    def _certificate_hash(self) -> bytes | None:
+        tls = self._tls()
+        certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+        return end_point(certificate) if certificate else None
+
+    def _pass_on(self, message: bytes) -> None:
+        del self._buffer[: len(message)]
+        self.inner.data_received(message)
+
     def _give_way(self) -> None:
         """Hand the transport to asyncpg's protocol, with what it has not seen."""
         assert self._transport is not None
         unseen = bytes(self._buffer)
         self._finish()
         self._transport.set_protocol(self.inner)
-        if unseen:
-            self.inner.data_received(unseen)
+        self.inner.data_received(unseen)
+
+    def _impossible(self, is_error: bool) -> None:
+        if not is_error:
+            return self._malformed("a message of impossible length")
+        # A server that cannot start a process for the connection says so without a length, as long ago (libpq knows it
+        # too). A hostile one announces gigabytes.
+        return self._refuse(
+            asyncpg.ConnectionDoesNotExistError("the server ended the login with an error that cannot be read")
+        )
 
     def _malformed(self, why: object) -> None:
         self._refuse(asyncpg.InternalClientError(f"unexpected error while performing authentication: {why}"))
@@ -191,6 +279,10 @@ class Handshake(asyncio.Protocol):
         if self._deriving is not None:
             self._deriving.remove_done_callback(self._derived)
             self._deriving = None
+
+
+class _Distrust(Exception):
+    """Why the server gets no answer."""
 
 
 def _md5(user: str, password: Secret, salt: bytes) -> bytes:

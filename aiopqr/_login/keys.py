@@ -1,25 +1,29 @@
-"""The SCRAM keys of the passwords in use, derived once for all logins of one owner."""
+"""The SCRAM keys of the passwords in use, derived once for all logins of one connector."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterable
 
+from .. import _threads
 from ..credentials import Credential, Secret
 from .scram import Challenge, Keys, derive
 from .tls import TlsContexts
 
 
 class KeyCache:
-    """SCRAM keys by password, salt and iterations; the least recently used go first. Shows nothing of what it holds.
+    """SCRAM keys by password, salt and iterations. It never shows what it holds.
 
-    A derivation runs in the loop's default executor, once however many logins wait for it. `contexts` holds the other
-    thing that logins of one owner have in common.
+    A derivation runs in a thread of our own, once for all logins that wait for it. At most ``limit`` keys are kept; the
+    least recently used go first. ``contexts`` holds the other thing that logins of one connector share.
     """
 
     def __init__(self, *, limit: int = 32) -> None:
         self.contexts = TlsContexts()
+        self.has_warned = False  # of a password sent in clear to a server that anybody could be
         self._limit = limit
+        self._in_use: frozenset[Secret] | None = None
         self._entries: OrderedDict[tuple[Secret, Challenge], Keys | asyncio.Future[Keys]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -28,21 +32,24 @@ class KeyCache:
     def keys(
         self, password: Secret, challenge: Challenge, loop: asyncio.AbstractEventLoop
     ) -> Keys | asyncio.Future[Keys]:
-        """The keys, or a future of them that others may wait for too: never cancel it."""
+        """The keys, or a future of them. Others may wait for the same future: never cancel it."""
         key = password, challenge
         entry = self._entries.get(key)
         if entry is None or (isinstance(entry, asyncio.Future) and entry.get_loop() is not loop):
-            entry = loop.run_in_executor(None, _derive, password, challenge)
-            self._entries[key] = entry
+            entry = _threads.shared.submit(_derive, password, challenge)
             entry.add_done_callback(lambda future: self._settle(key, future))
+            if self._in_use is not None and password not in self._in_use:
+                return entry  # a login that began before the password was replaced
+            self._entries[key] = entry
             while len(self._entries) > self._limit:
                 self._entries.popitem(last=False)
         self._entries.move_to_end(key)
         return entry
 
-    def forget(self, credential: Credential) -> None:
-        """Drop the keys of a credential that is no longer in use."""
-        for key in [key for key in self._entries if key[0] == credential.password]:
+    def keep_only(self, credentials: Iterable[Credential]) -> None:
+        """Forget the keys of all other passwords, and keep none of theirs from now on."""
+        self._in_use = frozenset(credential.password for credential in credentials)
+        for key in [key for key in self._entries if key[0] not in self._in_use]:
             del self._entries[key]
 
     def _settle(self, key: tuple[Secret, Challenge], future: asyncio.Future[Keys]) -> None:

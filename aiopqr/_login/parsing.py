@@ -15,7 +15,8 @@ from asyncpg import connect_utils
 
 # asyncpg takes the user's name for a database that is not named. No database has this name, so it shows which it was.
 _NOBODY = "\0"
-_FILES = {"sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY", "sslcrl": "PGSSLCRL"}
+# The files that a TLS context is read from, by the key in a DSN or a service file, and the environment's variable.
+TLS_FILES = {"sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY", "sslcrl": "PGSSLCRL"}
 _no_files = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # as `ssl=`, it keeps asyncpg from reading certificates
 
 
@@ -65,7 +66,8 @@ def read_target(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target | No
     return Target(addresses, None if database == _NOBODY else database, attribute, not defaults)
 
 
-def _service(query: Mapping[str, str], kwargs: Mapping[str, Any]) -> Mapping[str, str]:
+def service_section(query: Mapping[str, str], kwargs: Mapping[str, Any]) -> Mapping[str, str]:
+    """What the service file says of the service that is named. Reads the file."""
     name = kwargs.get("service") or query.get("service")
     path = kwargs.get("servicefile") or os.environ.get("PGSERVICEFILE") or os.path.expanduser("~/.pg_service.conf")
     sections = configparser.ConfigParser()
@@ -77,8 +79,8 @@ def missing_file(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None
     """Which of the TLS files that the DSN, the service file or the environment names does not exist, in words."""
     dsn = args[0] if args else kwargs.get("dsn")
     query = dict(parse_qsl(urlsplit(dsn).query)) if isinstance(dsn, str) else {}
-    service = _service(query, kwargs) if query.get("service") or kwargs.get("service") else {}
-    for key, variable in _FILES.items():
+    service = service_section(query, kwargs) if query.get("service") or kwargs.get("service") else {}
+    for key, variable in TLS_FILES.items():
         named = ((key, query.get(key)), (f"{key} in the service file", service.get(key)))
         for name, path in (*named, (variable, os.environ.get(variable))):
             if path and not os.path.exists(path):

@@ -1,9 +1,8 @@
-"""SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it: the mathematics, the verifier that a
-server stores, and the client's half of one exchange.
+"""SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it: the mathematics, the verifier that a server stores, and
+the client's half of one exchange, with or without channel binding (SCRAM-SHA-256-PLUS).
 
-It stands apart because it is pure: bytes in, bytes out, no socket and no event loop. So it can be
-held against the RFC's vectors, fuzzed, and used both by the login and by a rotation, which computes
-the verifier here so that no server, proxy or statement log ever sees a password.
+All of it is pure: bytes in, bytes out. The login uses it, and so does a rotation, which computes the verifier here so
+that no server, proxy or statement log ever sees a password.
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ from dataclasses import dataclass, field
 MECHANISM = "SCRAM-SHA-256"
 DEFAULT_ITERATIONS = 4096  # PostgreSQL's scram_iterations
 
-#: The most iterations a server may ask for. A million is 0.3 s of one core and above every published
-#: recommendation; without a limit a hostile server could have a client compute for hours.
-#: There is no lower limit: `scram_iterations = 1` is a setting PostgreSQL allows, and libpq and
-#: asyncpg both log in with it.
+#: The most iterations that a server may ask for. A million takes 0.3 s of one core and is more than anybody recommends;
+#: without a limit, a hostile server could keep a client computing for hours. There is no lower limit: PostgreSQL allows
+#: `scram_iterations = 1`, and libpq and asyncpg both log in with it.
 MAX_ITERATIONS = 1_000_000
 
 _SERVER_FIRST = re.compile(
@@ -61,7 +59,7 @@ class WrongSignature(ScramError):
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What a password, a salt and an iteration count come to. As good as the password: never shown."""
+    """What is derived from a password, a salt and an iteration count. As good as the password: never shown."""
 
     client: bytes = field(repr=False)
     stored: bytes = field(repr=False)
@@ -135,16 +133,20 @@ def verifier(password: str, *, iterations: int = DEFAULT_ITERATIONS, salt: bytes
 class Exchange:
     """The client's half of one exchange, in order: `first`, `challenged()`, `final()`, `verify()`.
 
-    Each step raises ScramError, and says what was wrong without quoting what was sent.
+    ``flag`` tells the server about channel binding: "n" if this side does not bind, "y" if it would but the server
+    seems unable, "p" if it binds to ``binding``, the hash of the server's certificate. Each step raises ScramError,
+    which says what was wrong without quoting what was sent.
     """
 
-    __slots__ = ("_auth_message", "_bare", "_keys", "_nonce", "_server_first", "_server_nonce", "verified")
+    __slots__ = ("_auth_message", "_bare", "_bound", "_header", "_keys", "_nonce", "_server_first", "_server_nonce",
+                 "verified")  # fmt: skip
 
-    def __init__(self, nonce: str | None = None) -> None:
+    def __init__(self, nonce: str | None = None, *, flag: str = "n", binding: bytes = b"") -> None:
         self._nonce = (nonce or _b64(secrets.token_bytes(18))).encode("ascii")
-        # PostgreSQL has the username from the startup message and ignores this one; libpq leaves
-        # it empty too.
+        # PostgreSQL has the username from the startup message and ignores this one; libpq leaves it empty too.
         self._bare = b"n=,r=" + self._nonce
+        self._header = b"p=tls-server-end-point,," if flag == "p" else flag.encode() + b",,"
+        self._bound = base64.b64encode(self._header + (binding if flag == "p" else b""))
         self._server_first = b""
         self._server_nonce = b""
         self._auth_message = b""
@@ -153,8 +155,8 @@ class Exchange:
 
     @property
     def first(self) -> bytes:
-        """The client's first message. "n" says: no channel binding on this side."""
-        return b"n,," + self._bare
+        """The client's first message."""
+        return self._header + self._bare
 
     def challenged(self, server_first: bytes) -> Challenge:
         """Check the server's first message and take from it what the keys are derived with."""
@@ -179,7 +181,7 @@ class Exchange:
         if not self._server_first or self._keys is not None:
             raise ScramError("the proof was asked for out of order")
         self._keys = keys
-        without_proof = b"c=biws,r=" + self._server_nonce  # biws is "n,," in base64
+        without_proof = b"c=" + self._bound + b",r=" + self._server_nonce
         self._auth_message = b",".join((self._bare, self._server_first, without_proof))
         signature = hmac.digest(keys.stored, self._auth_message, "sha256")
         proof = (int.from_bytes(keys.client, "big") ^ int.from_bytes(signature, "big")).to_bytes(len(signature), "big")

@@ -1,48 +1,114 @@
 """One TLS context for many logins, where asyncpg makes one for each.
 
-Reading a bundle of authorities takes 20 to 30 ms, on the event loop, before every connect: ten times all the rest. It
-stands apart because it is about files and time, and has nothing to do with passwords.
+Reading a bundle of authorities takes 20 to 30 ms on the event loop, ten times as long as all the rest of a connect.
+Here asyncpg's own code reads it in a thread, once, and again when one of the files has changed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import configparser
 import inspect
+import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from asyncpg import connect_utils
 
-# What a context depends on. The files that these lead to may change, hence the age limit.
+from .. import _threads
+from .parsing import TLS_FILES, service_section
+
+# The arguments that a context depends on.
 _DECISIVE = ("dsn", "host", "port", "ssl", "direct_tls", "service", "servicefile")
+_DEFAULTS = {"sslrootcert": "root.crt", "sslcert": "postgresql.crt", "sslkey": "postgresql.key", "sslcrl": "root.crl"}
+_PATIENCE = 1.0  # seconds that a login waits for files that do not answer, when there is a context to go on with
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A context, None where asyncpg is to make its own, and what its files looked like just before."""
+
+    context: ssl.SSLContext | None
+    files: tuple[object, ...]
 
 
 class TlsContexts:
-    """The context of the latest arguments, for up to `max_age` seconds; made by asyncpg's own code, in a thread."""
+    """The context for the latest arguments. Its files are looked at again at most once in ``check_every`` seconds."""
 
-    def __init__(self, *, max_age: float = 60.0) -> None:
-        self._max_age = max_age
-        self._latest: tuple[list[Any], float, asyncio.Future[ssl.SSLContext | None]] | None = None
+    def __init__(self, *, check_every: float = 1.0) -> None:
+        self.worked: ssl.SSLContext | None = None  # the one with which a login has succeeded
+        self._check_every = check_every
+        self._asked: list[Any] = []
+        self._made: _Made | None = None
+        self._making: asyncio.Future[_Made] | None = None
+        self._made_at = 0.0
 
     async def shared(self, arguments: Mapping[str, Any], loop: asyncio.AbstractEventLoop) -> ssl.SSLContext | None:
-        """What to pass as `ssl=` in place of what these arguments for `asyncpg.connect` ask for; None: nothing."""
+        """The context to pass as ``ssl=`` in place of what these arguments for asyncpg ask for; None for no change.
+
+        Waits for the files as long as there is no context for these arguments, and for at most a second otherwise.
+        Cancellation stops the waiting; the next login uses what comes of the work.
+        """
         given = arguments.get("ssl")
         if given is False or isinstance(given, ssl.SSLContext):
             return None
         asked, now = [loop, *map(arguments.get, _DECISIVE)], loop.time()
-        if self._latest is None or self._latest[0] != asked or self._latest[1] <= now:
-            self._latest = asked, now + self._max_age, loop.run_in_executor(None, _make, dict(arguments))
-        making = self._latest[2]
-        return making.result() if making.done() else await asyncio.shield(making)
+        if self._asked != asked:
+            self.forget()
+            self._asked = asked
+        if self._making is None or (self._making.done() and now >= self._made_at + self._check_every):
+            self._made_at = now
+            self._making = _threads.shared.submit(_current, dict(arguments), self._made)
+        making = self._making
+        if not making.done():
+            patience = None if self._made is None else max(self._made_at + _PATIENCE - now, 0.0)
+            await asyncio.wait({making}, timeout=patience)
+        if making.done():
+            self._made = making.result()
+        assert self._made is not None
+        return self._made.context
 
     def forget(self) -> None:
-        """Make the next one anew, as after a handshake that failed: its files may have been replaced."""
-        self._latest = None
+        """Make the next one anew: a login has failed, and its files may have been replaced."""
+        self._asked, self._made, self._making = [], None, None
+
+
+def _current(arguments: Mapping[str, Any], before: _Made | None) -> _Made:
+    """The context of before, unless one of its files has changed."""
+    files = tuple(_look(path) for path in _paths(arguments))
+    return before if before is not None and before.files == files else _Made(_make(arguments), files)
+
+
+def _look(path: Path) -> object:
+    try:
+        seen = path.stat()
+    except OSError:
+        return path
+    return path, seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_size
+
+
+def _paths(arguments: Mapping[str, Any]) -> Iterator[Path]:
+    """Every file that asyncpg may read for a context."""
+    home = Path(os.path.expanduser("~"))
+    try:
+        query = dict(parse_qsl(urlsplit(arguments.get("dsn") or "").query))
+        service = service_section(query, arguments)
+    except (ValueError, configparser.Error, OSError):
+        query, service = {}, {}
+    yield Path(arguments.get("servicefile") or os.environ.get("PGSERVICEFILE") or home / ".pg_service.conf")
+    for key, variable in TLS_FILES.items():
+        named = query.get(key) or service.get(key) or os.environ.get(variable)
+        yield Path(named or home / ".postgresql" / _DEFAULTS[key])
+    if arguments.get("ssl") is True:
+        yield from (Path(path) for path in ssl.get_default_verify_paths()[:2] if path)
 
 
 def _make(arguments: Mapping[str, Any]) -> ssl.SSLContext | None:
-    """The context that asyncpg would make, if it would insist on TLS. `prefer` and `allow` are not a context alone."""
+    """The context that asyncpg would make, if it would insist on TLS. `prefer` and `allow` are more than a context."""
     try:
         parse = connect_utils._parse_connect_dsn_and_args  # type: ignore[attr-defined]
         _, params = parse(**{name: arguments.get(name) for name in inspect.signature(parse).parameters})

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from aiopqr._login import proved
 from aiopqr.testing import EmbeddedPostgres, NotSupported, PostgresServer, server_of
 from aiopqr.testing.server import run_apart
 
@@ -82,6 +83,12 @@ async def prepare(postgres: PostgresServer, kind: str) -> None:
         lines = [line for line in lines if not line.startswith("hostssl")]
     await postgres.set_hba(lines)
     await postgres.execute(ACCOUNTS)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_proved() -> None:
+    """All accounts have the same password, and one that was proved by SCRAM is not sent in clear."""
+    proved._digests.clear()
 
 
 @pytest.fixture(scope="session")

@@ -15,14 +15,20 @@ from aiopqr._login import asyncpg_login as module
 from aiopqr._login import keys, scram, self_test
 from aiopqr._login.asyncpg_login import login
 from aiopqr._login.keys import KeyCache
+from aiopqr._login.trust import Trust
 from aiopqr.credentials import Credential, Secret
+from aiopqr.errors import ConfigurationError
 
 CHALLENGE = scram.Challenge(b"salt", 1)
 
 
+def run_self_test() -> Any:
+    return self_test.run_self_test(module.answered, module._LoginLoop)
+
+
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_the_self_test_succeeds_with_the_installed_asyncpg(runner: Any) -> None:
-    runner(self_test.run_self_test(module._answered))
+    runner(run_self_test())
 
 
 def test_asyncpg_stores_the_loop_where_it_is_put_back() -> None:
@@ -44,48 +50,17 @@ async def test_only_the_protocol_keeps_the_view_and_the_view_nothing(monkeypatch
         assert holders == [con._protocol]
 
     monkeypatch.setattr(module, "_return_to", look)
-    await self_test.run_self_test(module._answered)
+    await run_self_test()
     assert len(views) == 2
-    assert all(view._claim.password is view._claim.keys is view._upgrading is None for view in views)
-
-
-class Quick(self_test._Transport):
-    """Reads before the loop runs what was called soon, as uvloop may."""
-
-    paused = False
-    held = b""
-
-    def write(self, data: Any) -> None:
-        self.held += self._script.send(bytes(data))
-        self._loop.call_soon(self.deliver)
-
-    def deliver(self) -> None:
-        if self.held and not self.paused:
-            data, self.held = self.held, b""
-            self._protocol.data_received(data)
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._protocol = protocol
-        self.deliver()
-
-    def pause_reading(self) -> None:
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        self.paused = False
-        self.deliver()
-
-
-async def test_nothing_is_read_before_the_handshake_stands_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_test, "_Transport", Quick)
-    await self_test.run_self_test(module._answered)
+    assert all(view._claim.keys is view._upgraded is None for view in views)
 
 
 BROKEN = {
     "another protocol": ("AsyncpgProtocol", int),
     "the loop is stored elsewhere": ("_return_to", lambda loop, con: None),
     "a connection with other attributes": ("_return_to", lambda loop, con: setattr(con, "_event_loop", loop)),
-    "no create_future": ("_LoginLoop.create_future", asyncio.Future),
+    "nothing steps in": ("_LoginLoop.step_in", lambda self: None),
+    "no way past the agents": ("connect_utils.__connect_addr", None),
 }
 
 
@@ -94,7 +69,8 @@ async def test_an_unexpected_asyncpg_turns_it_off_with_one_warning(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     where, what = BROKEN[name]
-    monkeypatch.setattr(f"aiopqr._login.asyncpg_login.{where}", what)
+    place = self_test if where.startswith("connect_utils") else module
+    monkeypatch.setattr(f"{place.__name__}.{where}", what)
     monkeypatch.setattr(module, "_works", None)
     assert not await module._asyncpg_works()
     assert not await module._asyncpg_works()
@@ -119,26 +95,36 @@ class Spy:
         return self.seen
 
 
-async def test_asyncpg_sees_no_password_that_is_answered_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cache", [KeyCache(), None], ids=["cache", "no cache"])
+@pytest.mark.parametrize("password", ["hunter2", "hünter2"])
+async def test_asyncpg_sees_no_password(password: str, cache: KeyCache | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_works", True)
     monkeypatch.setattr(asyncpg, "connect", spy := Spy())
-    assert await spy.enter("hunter2", KeyCache()) == module._PLACEHOLDER
+    assert await spy.enter(password, cache) == module._PLACEHOLDER
 
 
-@pytest.mark.parametrize(
-    ("password", "cached", "works"),
-    [("hunter2", False, True), ("hünter2", True, True), ("hunter2", True, False)],
-    ids=["no cache", "not ASCII", "not working"],
-)
-async def test_asyncpg_logs_in_by_itself_otherwise(
-    password: str, cached: bool, works: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_works", works)
+async def test_an_asyncpg_that_is_not_as_expected_logs_in_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_works", False)
     monkeypatch.setattr(asyncpg, "connect", spy := Spy())
-    assert await spy.enter(password, KeyCache() if cached else None) == password
+    assert await spy.enter("hunter2", KeyCache()) == "hunter2"
     assert "hunter2" not in repr(spy.password)
     with pytest.raises(asyncpg.InterfaceError, match="over"):
         spy.password()
+
+
+STRICT = [Trust.parse("scram-sha-256"), Trust.parse("!none"), Trust.parse(channel_binding="require")]
+
+
+@pytest.mark.parametrize("trust", STRICT, ids=["allowed", "forbidden", "bound"])
+@pytest.mark.parametrize("own", [True, False], ids=["connect of the user's own", "unexpected asyncpg"])
+async def test_what_cannot_be_enforced_is_an_error(trust: Trust, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_works", False)
+    spy = Spy()
+    if not own:
+        monkeypatch.setattr(asyncpg, "connect", spy)
+    with pytest.raises(ConfigurationError, match="cannot be enforced"):
+        await login(spy, user="u", password=Secret("hunter2"), trust=trust)
+    assert spy.password is None
 
 
 async def test_a_users_own_connect_always_gets_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,13 +158,23 @@ async def test_keys_belong_to_password_salt_and_iterations(password: str, challe
     assert await derived(cache, password, challenge) == scram.derive(password, challenge.salt, challenge.iterations)
 
 
-async def test_only_the_forgotten_credential_is_derived_again() -> None:
+async def test_only_passwords_in_use_are_kept() -> None:
     cache, loop = KeyCache(), asyncio.get_running_loop()
     for password in ("odd", "even"):
         await derived(cache, password)
-    cache.forget(Credential("app_odd", "odd"))
+    cache.keep_only([Credential("app_even", "even"), Credential("app_odd", "newer")])
     assert isinstance(cache.keys(Secret("even"), CHALLENGE, loop), scram.Keys)
-    await derived(cache, "odd")
+    await derived(cache, "odd")  # by a login that began before it was replaced
+    await derived(cache, "newer")
+    assert len(cache) == 2
+
+
+async def test_a_password_that_leaves_while_its_keys_are_derived_is_not_kept() -> None:
+    cache = KeyCache()
+    entry = cache.keys(Secret("odd"), CHALLENGE, asyncio.get_running_loop())
+    cache.keep_only([Credential("app_even", "even")])
+    assert await entry == scram.derive("odd", b"salt", 1)  # type: ignore[misc]
+    assert len(cache) == 0
 
 
 async def test_a_failed_derivation_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,8 +196,6 @@ async def test_a_server_with_ever_new_salts_fills_no_memory() -> None:
 def test_a_derivation_left_by_a_dead_loop_is_begun_again() -> None:
     cache = KeyCache()
     dead = asyncio.new_event_loop()
-    cache.keys(Secret("x"), CHALLENGE, dead)
-    dead.run_until_complete(dead.shutdown_default_executor())
     cache._entries[Secret("x"), CHALLENGE] = dead.create_future()
     dead.close()
 

@@ -66,10 +66,11 @@ class Peer:
         if ask:
             self.send(SASL)
         body = await self.read()
-        mechanism, _, rest = body.partition(b"\0")
-        assert mechanism == b"SCRAM-SHA-256"
+        self.mechanism, _, rest = body.partition(b"\0")
+        assert self.mechanism in (b"SCRAM-SHA-256", b"SCRAM-SHA-256-PLUS")
         assert int.from_bytes(rest[:4], "big") == len(rest) - 4
-        self.bare = rest[4:].removeprefix(b"n,,")
+        self.flag, _, self.bare = rest[4:].partition(b",,")
+        assert self.flag == (b"n" if self.mechanism == b"SCRAM-SHA-256" else b"p=tls-server-end-point")
         self.nonce = self.bare.partition(b"r=")[2]
 
     def server_first(self, iterations: object = 4096, nonce: bytes | None = None, salt: bytes = SALT) -> bytes:
@@ -111,7 +112,7 @@ async def serving(
             if not hang_up:
                 while await reader.read(1000):
                     pass
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
             pass
         except Exception as exc:
             failures.append(exc)
@@ -149,8 +150,19 @@ async def refusal(behaviour: Behaviour, *, hang_up: bool = False) -> Exception:
 async def settled() -> bool:
     """The server's handlers have seen the end of their connections."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
-    await asyncio.wait(others, timeout=5)
+    if others:
+        await asyncio.wait(others, timeout=5)
     return all(task.done() for task in others)
+
+
+@pytest.fixture(scope="module")
+def authority() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's context, and a client's that trusts it."""
+    authority = trustme.CA()
+    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    authority.configure_trust(ours)
+    return theirs, ours
 
 
 async def test_an_honest_server_is_entered() -> None:
@@ -158,11 +170,8 @@ async def test_an_honest_server_is_entered() -> None:
         (await enter(address)).terminate()
 
 
-async def test_tls_without_asking_first_is_entered() -> None:
-    authority = trustme.CA()
-    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
-    authority.configure_trust(ours)
+async def test_tls_without_asking_first_is_entered(authority: Any) -> None:
+    theirs, ours = authority
     cache = KeyCache()
     async with serving(Peer.honest, tls=theirs) as address:
         con = await enter({**address, "ssl": ours, "direct_tls": True}, cache)
@@ -173,12 +182,9 @@ async def test_tls_without_asking_first_is_entered() -> None:
 
 
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_a_server_too_quick_after_starttls_never_speaks_to_asyncpg(runner: Any) -> None:
+def test_a_server_too_quick_after_starttls_never_speaks_to_asyncpg(runner: Any, authority: Any) -> None:
     """It asks before it was spoken to: asyncpg, if it were to read that, would answer with the placeholder."""
-    authority = trustme.CA()
-    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
-    authority.configure_trust(ours)
+    theirs, ours = authority
 
     async def eager(peer: Peer) -> None:
         await peer.startup()  # SSLRequest
@@ -285,9 +291,11 @@ async def test_asyncpg_itself_refuses_a_wrong_signature_with_the_same_words() ->
 
 
 @pytest.mark.parametrize("iterations", [scram.MAX_ITERATIONS + 1, 10_000_000, 2**31 - 1])
+@pytest.mark.parametrize("password", [PASSWORD, "pässwörd"])
 async def test_ten_million_iterations_are_refused_before_any_is_computed(
-    iterations: int, monkeypatch: pytest.MonkeyPatch
+    iterations: int, password: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(globals(), "PASSWORD", password)
     monkeypatch.setattr(keys, "derive", None)  # would raise TypeError
 
     async def greedy(peer: Peer) -> None:
@@ -416,9 +424,60 @@ async def test_an_end_at_any_step_is_asyncpgs_lost_connection(step: int, rest: b
 
 
 async def test_mechanisms_that_are_not_ours_are_asyncpgs_to_refuse() -> None:
-    error = await refusal(at_the_step(0, request(10, b"SCRAM-SHA-256-PLUS\0OAUTHBEARER\0\0")))
+    error = await refusal(at_the_step(0, request(10, b"OAUTHBEARER\0\0")))
     assert type(error) is asyncpg.InterfaceError
     assert "unsupported SASL" in str(error)
+
+
+ENDLESS = {
+    "two gigabytes announced": b"E\x7f\xff\xff\xff" + bytes(200_000),
+    "more than any honest error": b"E\x00\x01\x00\x00" + bytes(200_000),
+    "no length, as before protocol 3": b"Ecould not fork new process for connection: Cannot allocate memory\n\0",
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_an_error_of_impossible_length_is_a_lost_connection(name: str) -> None:
+    error = await refusal(at_the_step(0, ENDLESS[name]))
+    assert type(error) is asyncpg.ConnectionDoesNotExistError
+
+
+@pytest.mark.parametrize("kind", [b"S", b"K", b"N"])
+async def test_a_message_of_two_gigabytes_is_refused_until_the_login_is_over(kind: bytes) -> None:
+    for accepted in (b"", READY[:9]):
+        error = await refusal(at_the_step(0, accepted, kind + b"\x7f\xff\xff\xff"))
+        assert type(error) is asyncpg.InternalClientError
+
+
+async def test_a_server_that_is_ready_without_having_let_anybody_in_is_refused() -> None:
+    assert type(await refusal(at_the_step(0, READY[9:]))) is asyncpg.InternalClientError
+
+
+async def test_a_server_that_asks_again_after_letting_in_is_refused() -> None:
+    assert type(await refusal(at_the_step(0, READY[:9], request(3), READY[9:]))) is asyncpg.InternalClientError
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_no_refusal_through_tls_is_lost(runner: Any, authority: Any) -> None:
+    """Also when the server hangs up at once. uvloop drops what it has buffered while reading is paused."""
+    theirs, ours = authority
+
+    async def full(peer: Peer) -> None:
+        await peer.startup()  # SSLRequest
+        peer.send(b"S")
+        await peer.writer.drain()
+        await peer.writer.start_tls(theirs)
+        await peer.startup()
+        peer.send(message(b"E", b"SFATAL\0VFATAL\0C53300\0Mtoo many clients\0\0"))
+
+    async def main() -> None:
+        async with serving(full, hang_up=True) as address:
+            for _ in range(100):
+                with pytest.raises(asyncpg.TooManyConnectionsError):
+                    await enter({**address, "ssl": ours})
+            assert await settled()
+
+    runner(main())
 
 
 class Gate:
@@ -469,7 +528,6 @@ async def test_a_login_cancelled_while_deriving_leaves_nothing(monkeypatch: pyte
             await task
         await asyncio.wait_for(gone.wait(), 5)
         gate.release.set()
-        await asyncio.get_running_loop().run_in_executor(None, int)
     async with serving(Peer.honest) as address:
         (await enter(address, cache)).terminate()
     assert gate.count == 1  # what the cancelled login began served the next one
@@ -495,7 +553,7 @@ async def test_keys_forgotten_while_being_derived_stay_forgotten(monkeypatch: py
     async with serving(Peer.honest) as address:
         task = asyncio.create_task(enter(address, cache))
         await gate.started.wait()
-        cache.forget(Credential("someone", PASSWORD))
+        cache.keep_only([Credential("someone", "another")])
         gate.release.set()
         (await task).terminate()
     assert len(cache) == 0

@@ -18,13 +18,14 @@ from aiopqr._login import asyncpg_login as module
 from aiopqr._login import keys, scram
 from aiopqr._login.asyncpg_login import login
 from aiopqr._login.keys import KeyCache
+from aiopqr._login.trust import Trust
 from aiopqr.credentials import Credential, Secret
 
 PASSWORD = "correct horse battery"
 
 
 async def enter(server: Any, user: str, cache: KeyCache | None, password: str = PASSWORD, **kwargs: Any) -> Any:
-    options = {**server.address, "ssl": "disable", "timeout": 20.0, **kwargs}
+    options = {**server.address, "ssl": "disable", "timeout": 20.0, "trust": Trust(in_clear_over_tcp=True), **kwargs}
     return await login(asyncpg.connect, user=user, password=Secret(password), cache=cache, **options)
 
 
@@ -90,14 +91,14 @@ async def test_a_refused_password_is_right_after_it_was_changed(server: Any) -> 
             await enter(server, "changing", cache, "one")
         assert await user_of(await enter(server, "changing", cache, "two")) == "changing"
         held = len(cache)
-        cache.forget(Credential("changing", "one"))
+        cache.keep_only([Credential("changing", "two")])
         assert len(cache) < held
     finally:
         server.run("drop role changing")
 
 
-# Words that a careless client gets wrong. The last ones are prepared by asyncpg, since they are not ASCII.
-PASSWORDS = ["a,b=c", "'\"\\$@:/?#%&", " ", "\x01\x7f", "x" * 900, "pässwörd", "Ⅸ", "密码", "a\u00a0b"]
+# Words that a careless client gets wrong. asyncpg fails with the last one, libpq does not.
+PASSWORDS = ["a,b=c", "'\"\\$@:/?#%&", " ", "\x01\x7f", "x" * 900, "pässwörd", "Ⅸ", "密码", "a\u00a0b", "a\u200bb"]
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
@@ -210,7 +211,10 @@ async def test_no_password_is_reachable_from_a_connection(tls_server: Any, user:
         await con.close()
 
 
-async def test_the_plain_path_leaves_no_password_in_the_parameters(server: Any) -> None:
+async def test_the_plain_path_leaves_no_password_in_the_parameters(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_works", False)
     con = await enter(server, "by_scram", None)
     assert PASSWORD not in repr(con._params)
     with pytest.raises(asyncpg.InterfaceError):

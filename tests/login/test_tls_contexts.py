@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import ssl
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from aiopqr._login.tls import TlsContexts
 from aiopqr.credentials import Secret
 
 from .conftest import PASSWORD
+from .test_hostile_servers import Peer, serving, settled
 
 
 @pytest.fixture
@@ -52,17 +54,93 @@ async def test_a_users_own_context_is_left_alone() -> None:
     assert await TlsContexts().shared({"host": "db", "ssl": own}, asyncio.get_running_loop()) is None
 
 
-async def test_a_context_is_made_anew_when_it_is_old_or_forgotten(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, loop = TlsContexts(max_age=60.0), asyncio.get_running_loop()
+async def test_a_context_is_made_anew_when_a_file_has_changed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, loop = TlsContexts(check_every=0.0), asyncio.get_running_loop()
     first = await made.shared(verify_full(root), loop)
-    made.forget()
+    assert await made.shared(verify_full(root), loop) is first
+    trustme.CA().cert_pem.write_to_path(str(root))
     second = await made.shared(verify_full(root), loop)
     assert second is not first
+    assert await made.shared(verify_full(root), loop) is second
+    link, there = root.with_name("link.pem"), root.rename(root.with_name("there.pem"))  # as Kubernetes swaps a secret
+    link.symlink_to(there)
+    link.rename(root)
+    assert await made.shared(verify_full(root), loop) is second
+    trustme.CA().cert_pem.write_to_path(str(root.with_name("other.pem")))
+    link.symlink_to(root.with_name("other.pem"))
+    link.rename(root)
+    assert await made.shared(verify_full(root), loop) not in (first, second)
+    made.forget()
+    assert await made.shared(verify_full(root), loop) not in (first, second)
+
+
+async def test_files_are_looked_at_once_in_a_while(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, loop = TlsContexts(check_every=1000.0), asyncio.get_running_loop()
+    first = await made.shared(verify_full(root), loop)
+    trustme.CA().cert_pem.write_to_path(str(root))
+    assert await made.shared(verify_full(root), loop) is first
     now = loop.time()
-    monkeypatch.setattr(loop, "time", lambda: now + 61.0)
-    third = await made.shared(verify_full(root), loop)
+    monkeypatch.setattr(loop, "time", lambda: now + 1001.0)
+    second = await made.shared(verify_full(root), loop)
     monkeypatch.undo()
-    assert third is not second
+    assert second is not first
+
+
+@pytest.mark.parametrize("named", ["dsn", "environment", "service"])
+async def test_every_place_that_names_a_file_counts(
+    named: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dsn = "postgresql://db/postgres?sslmode=verify-full"
+    if named == "dsn":
+        dsn += f"&sslrootcert={root}"
+    elif named == "environment":
+        monkeypatch.setenv("PGSSLROOTCERT", str(root))
+    else:
+        (tmp_path / "services").write_text(f"[mine]\nhost=db\nsslrootcert={root}\n")
+        monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+        dsn += "&service=mine"
+    made, loop = TlsContexts(check_every=0.0), asyncio.get_running_loop()
+    first = await made.shared({"dsn": dsn}, loop)
+    assert first is not None
+    assert await made.shared({"dsn": dsn}, loop) is first
+    trustme.CA().cert_pem.write_to_path(str(root))
+    assert await made.shared({"dsn": dsn}, loop) is not first
+
+
+async def test_files_that_hang_keep_the_timeout_and_stop_no_login_that_has_a_context(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    hung, calls = threading.Event(), 0
+    current = module._current
+
+    def hanging(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        assert hung.wait(20)
+        return current(*args)
+
+    made, loop = TlsContexts(check_every=0.0), asyncio.get_running_loop()
+    monkeypatch.setattr(module, "_current", hanging)
+    try:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await made.shared(verify_full(root), loop)
+        with pytest.raises(TimeoutError):
+            await login(
+                asyncpg.connect, **verify_full(root), user="u", password=Secret("p"), cache=KeyCache(), timeout=0.1
+            )
+        hung.set()
+        first = await made.shared(verify_full(root), loop)
+        hung.clear()
+        trustme.CA().cert_pem.write_to_path(str(root))
+        for _ in range(3):
+            assert await made.shared(verify_full(root), loop) is first
+        assert calls == 3  # one look in flight, however many wait
+    finally:
+        hung.set()
+    await asyncio.wait({made._making})
+    assert await made.shared(verify_full(root), loop) is not first
 
 
 async def test_a_waiter_that_is_cancelled_takes_the_context_from_nobody(root: Path) -> None:
@@ -101,3 +179,56 @@ async def test_a_replaced_authority_is_trusted_after_one_failure(tls_server: Any
     assert other._params.ssl is con._params.ssl
     for each in (con, other):
         await each.close()
+
+
+def server_context(authority: trustme.CA, clients: trustme.CA | None = None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    if clients:
+        context.verify_mode = ssl.CERT_REQUIRED
+        clients.configure_trust(context)
+    return context
+
+
+@pytest.mark.parametrize("replaced", ["authority", "client certificate"])
+async def test_replaced_files_cost_no_error(replaced: str, tmp_path: Path) -> None:
+    """Not even before the files are looked at again. The refusal of a client's certificate is a lost connection."""
+    authority, other = trustme.CA(), trustme.CA()
+    contexts = [server_context(authority), server_context(other)]
+    if replaced == "client certificate":
+        contexts = [server_context(authority, authority), server_context(authority, other)]
+    tls, root, client = contexts[0], tmp_path / "root.pem", tmp_path / "client.pem"
+    authority.cert_pem.write_to_path(str(root))
+    authority.issue_cert("client").private_key_and_cert_chain_pem.write_to_path(str(client))
+    client.chmod(0o600)
+
+    async def behave(peer: Peer) -> None:
+        await peer.startup()  # SSLRequest
+        peer.send(b"S")
+        await peer.writer.drain()
+        await peer.writer.start_tls(tls)
+        await peer.honest()
+
+    cache = KeyCache()
+    cache.contexts = TlsContexts(check_every=1000.0)
+    async with serving(behave) as address:
+        dsn = f"postgresql://127.0.0.1:{address['port']}/d?sslmode=verify-full&sslrootcert={root}"
+        dsn += f"&sslcert={client}&sslkey={client}"
+
+        async def enter() -> None:
+            con = await login(asyncpg.connect, dsn, user="someone", password=Secret(PASSWORD), cache=cache)
+            con.terminate()
+
+        await enter()
+        tls = contexts[1]
+        with pytest.raises((ssl.SSLError, OSError, asyncpg.PostgresConnectionError)):
+            await enter()  # the files are still the old ones
+        tls = contexts[0]
+        await enter()
+        tls = contexts[1]
+        if replaced == "authority":
+            other.cert_pem.write_to_path(str(root))
+        else:
+            other.issue_cert("client").private_key_and_cert_chain_pem.write_to_path(str(client))
+        await enter()
+        assert await settled()

@@ -1,0 +1,41 @@
+"""Host names, looked up in threads of our own: asyncio uses the default executor, which anybody can fill."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from typing import Any
+
+from .. import _threads
+
+_SHARED_FOR = 1.0  # seconds for which others join a lookup; after that it may hang, and a new one is tried
+
+_lookups: dict[tuple[asyncio.AbstractEventLoop, str, int], tuple[float, asyncio.Future[Any]]] = {}
+
+
+async def addresses(host: str, port: int, loop: asyncio.AbstractEventLoop) -> list[str]:
+    """The addresses of a host, in the system's order. Raises ``socket.gaierror``."""
+    try:
+        ipaddress.ip_address(host)
+        return [host]
+    except ValueError:
+        pass
+    key = loop, host, port
+    begun, lookup = _lookups.get(key, (0.0, None))
+    if lookup is None or loop.time() >= begun + _SHARED_FOR:
+        for left in [key for key in list(_lookups) if key[0].is_closed()]:
+            _lookups.pop(left, None)
+        lookup = _threads.shared.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        _lookups[key] = loop.time(), lookup
+        lookup.add_done_callback(lambda done: _forget(key, done))
+    await asyncio.wait({lookup})
+    found = lookup.result()
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _forget(key: tuple[asyncio.AbstractEventLoop, str, int], lookup: asyncio.Future[Any]) -> None:
+    if not lookup.cancelled():
+        lookup.exception()  # whoever asked may have gone
+    if key in _lookups and _lookups[key][1] is lookup:
+        del _lookups[key]

@@ -1,0 +1,169 @@
+"""What a login lets the server ask for: libpq's ``require_auth`` and ``channel_binding``, with a stricter default.
+
+libpq and asyncpg give any server the password in clear if it asks. Whoever answers in the server's place, on plain TCP
+or with a certificate that nobody checks, has then got it. By default the password is sent in clear only over TLS or a
+Unix socket. No rule here depends on what asyncpg does; `handshake` asks before it answers.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from ..errors import ConfigurationError
+
+
+class Method(enum.StrEnum):
+    """How a server may have a client prove who it is, by libpq's names."""
+
+    PASSWORD = "password"
+    MD5 = "md5"
+    GSS = "gss"
+    SSPI = "sspi"
+    SCRAM = "scram-sha-256"
+    OAUTH = "oauth"
+    NONE = "none"
+
+
+class Binding(enum.StrEnum):
+    """Whether the password's proof is bound to the server's certificate."""
+
+    DISABLE = "disable"
+    PREFER = "prefer"
+    REQUIRE = "require"
+
+
+class Channel(enum.StrEnum):
+    """What a login goes through. TCP to this machine is TCP: any local user may listen on a port."""
+
+    TCP = "plain TCP"
+    TLS = "TLS"
+    UNIX = "a Unix socket"
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What the server may ask for. Without arguments, all but the password in clear over plain TCP."""
+
+    methods: frozenset[Method] = frozenset(Method)
+    in_clear_over_tcp: bool = False
+    binding: Binding = Binding.PREFER
+    explicit: bool = False  # somebody relies on it: what cannot be enforced is then an error
+
+    @classmethod
+    def parse(cls, require_auth: str | None = None, channel_binding: str | None = None) -> Trust:
+        """Read the two options as libpq does. None and the empty text mean the default.
+
+        Raises :class:`ConfigurationError` for a value that libpq would refuse as well.
+        """
+        try:
+            binding = Binding(channel_binding or Binding.PREFER)
+        except ValueError:
+            names = ", ".join(Binding)
+            raise ConfigurationError(f"channel_binding must be one of {names}, not {channel_binding!r}") from None
+        if not require_auth:
+            return cls(binding=binding, explicit=binding is Binding.REQUIRE)
+        if not isinstance(require_auth, str):
+            raise ConfigurationError(f"require_auth must be text, not {type(require_auth).__name__}")
+        named = [name.strip() for name in require_auth.split(",")]
+        negated = [name.startswith("!") for name in named]
+        if any(negated) and not all(negated):
+            raise ConfigurationError("require_auth must name what is allowed, or negate (!) every method, but not both")
+        try:
+            methods = [Method(name.removeprefix("!")) for name in named]
+        except ValueError:
+            names = ", ".join(Method)
+            raise ConfigurationError(f"require_auth must name methods of {names}, not {require_auth!r}") from None
+        if len(set(methods)) < len(methods):
+            raise ConfigurationError(f"require_auth names a method twice: {require_auth!r}")
+        unfinished = {Method.GSS, Method.SSPI}
+        if any(negated):
+            forbidden = {*methods, *(unfinished if Method.NONE in methods else ())}
+            return cls(frozenset(Method) - forbidden, binding=binding, explicit=True)
+        if unfinished & set(methods) and Method.NONE not in methods:
+            raise ConfigurationError(
+                "require_auth cannot insist on gss or sspi: asyncpg does not tell whether their exchange was completed"
+            )
+        return cls(frozenset(methods), Method.PASSWORD in methods, binding, explicit=True)
+
+    def objection(self, method: Method, channel: Channel) -> str | None:
+        """Why the server may not have this, or None if it may."""
+        asked = "no authentication" if method is Method.NONE else f"{method} authentication"
+        if self.binding is Binding.REQUIRE and method is not Method.SCRAM:
+            return f"it asked for {asked}, and channel_binding=require allows only SCRAM-SHA-256-PLUS"
+        if method not in self.methods:
+            allowed = ", ".join(sorted(self.methods))
+            return f"it asked for {asked}, and require_auth allows only {allowed}"
+        if method is Method.PASSWORD and channel is Channel.TCP and not self.in_clear_over_tcp:
+            return (
+                "it asked for the password in clear over plain TCP. Use TLS (sslmode=verify-full), or allow it with "
+                "require_auth=password if nobody else can be on the way"
+            )
+        return None
+
+    def mechanism(self, offered: set[str], channel: Channel, binding: bytes | None, verified: bool) -> tuple[str, str]:
+        """The SCRAM mechanism to use of those that a server offers, and the flag that tells the server why.
+
+        ``binding`` is the hash of the server's certificate, None if there is none; ``verified`` says that the
+        certificate is known to be that of the host. The flag is "p" with channel binding, "y" if only the server seems
+        unable, so that one whose offer was tampered with refuses, and "n" if it is this side that does not bind.
+
+        Raises ValueError with the reason why no login may be made.
+        """
+        plus, plain = SCRAM_PLUS in offered, SCRAM in offered
+        possible = channel is Channel.TLS and binding is not None and self.binding is not Binding.DISABLE
+        if plus and possible:
+            return SCRAM_PLUS, "p"
+        if self.binding is Binding.REQUIRE:
+            if channel is not Channel.TLS:
+                raise ValueError(f"channel_binding=require needs TLS, and the connection is {channel}")
+            if not plus:
+                raise ValueError("channel_binding=require, and it offers no SCRAM-SHA-256-PLUS")
+            raise ValueError("channel_binding=require, and its certificate's signature names no hash to bind to")
+        if not plain:
+            raise ValueError("it offers only SCRAM-SHA-256-PLUS, which this login cannot use")
+        if plus and channel is Channel.TLS and self.binding is Binding.PREFER and not verified:
+            raise ValueError(
+                "its certificate's signature names no hash to bind to, and nobody has checked the certificate: use "
+                "sslmode=verify-full, or channel_binding=disable"
+            )
+        return SCRAM, "y" if possible else "n"
+
+
+SCRAM = "SCRAM-SHA-256"
+SCRAM_PLUS = "SCRAM-SHA-256-PLUS"
+_KEYS = ("require_auth", "channel_binding")
+
+
+def take_trust(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], environment: Mapping[str, str]
+) -> tuple[tuple[Any, ...], dict[str, Any], Trust]:
+    """Read both options from the arguments of a connect, and return the arguments without them.
+
+    Keyword arguments count first, then the DSN, then PGREQUIREAUTH and PGCHANNELBINDING. They are removed from the DSN,
+    since asyncpg sends the server what it does not know. Raises :class:`ConfigurationError`.
+    """
+    rest = dict(kwargs)
+    given = {key: rest.pop(key, None) for key in _KEYS}
+    dsn = args[0] if args else rest.get("dsn")
+    if isinstance(dsn, str) and "?" in dsn:
+        base, _, query = dsn.partition("?")
+        kept = []
+        for part in query.split("&"):
+            (key, value), *_ = parse_qsl(part, keep_blank_values=True) or [("", "")]
+            if key not in _KEYS:
+                kept.append(part)
+            elif kwargs.get(key) is None:
+                given[key] = value
+        dsn = f"{base}?{'&'.join(kept)}" if kept else base
+        if args:
+            args = (dsn, *args[1:])
+        else:
+            rest["dsn"] = dsn
+    for key, variable in zip(_KEYS, ("PGREQUIREAUTH", "PGCHANNELBINDING"), strict=True):
+        if given[key] is None:
+            given[key] = environment.get(variable)
+    return args, rest, Trust.parse(given["require_auth"], given["channel_binding"])
