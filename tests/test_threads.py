@@ -146,12 +146,14 @@ async def test_a_failed_call_leaves_no_cycle() -> None:
     gc.collect()
     gc.disable()
     try:
-        future = _threads.shared.submit(lambda: 1 / 0)
+        threads = Threads(1, "cycle")
+        future = threads.submit(lambda: 1 / 0)
         with contextlib.suppress(ZeroDivisionError):
             await future
         gone = weakref.ref(future)
         del future
-        await asyncio.sleep(0)
+        while threads._idle < threads._started:
+            await asyncio.sleep(0)
         assert gone() is None
     finally:
         gc.enable()
