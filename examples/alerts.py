@@ -54,7 +54,7 @@ class Alerts:
                 self._tell("refresh_failed", event.name, "warning", error=event.error, failures=event.failures)
                 if event.failures == 1:  # the store was well in between, with nothing new to tell
                     self._resolve("pair_too_old", event.name)
-                if event.pair_age > self._max_pair_age:
+                if event.pair_age is not None and event.pair_age > self._max_pair_age:
                     self._fire("pair_too_old", event.name, "warning", pair_age=event.pair_age)
             case events.ReplacementDelayed():
                 self._tell("replacement_delayed", event.name, "warning", error=event.error, overdue=event.overdue)
