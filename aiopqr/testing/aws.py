@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from ..sources.aws.client import core_of, default_session
 from .container import container_of
 from .errors import NotAvailable, ServerError
 
@@ -65,7 +66,7 @@ class SecretsManager(ABC):
     async def client(self) -> AsyncIterator[Any]:
         """A plain client, to do what an operator or AWS itself would."""
         options = self.options
-        async with options.pop("session").client("secretsmanager", **options) as client:
+        async with core_of(options.pop("session")).create_client("secretsmanager", **options) as client:
             yield client
 
     async def create_secret(self, value: Mapping[str, Any] | str | bytes, name: str | None = None) -> str:
@@ -79,9 +80,10 @@ class SecretsManager(ABC):
 
 @functools.cache  # it keeps the service models, which take long to read
 def _session() -> Any:
-    import aioboto3
-
-    return aioboto3.Session(aws_access_key_id="testing", aws_secret_access_key="testing", region_name=REGION)
+    session = default_session()
+    core_of(session).set_credentials("testing", "testing")
+    core_of(session).set_config_variable("region", REGION)
+    return session
 
 
 class EmbeddedSecretsManager(SecretsManager):

@@ -283,7 +283,9 @@ def without_cleaning_up(work: Any) -> Any:
 
 
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run, without_cleaning_up])
-@pytest.mark.filterwarnings("ignore:.*unclosed", "ignore:coroutine .* was never awaited")  # what a loop that is just closed leaves
+@pytest.mark.filterwarnings(
+    "ignore:.*unclosed", "ignore:coroutine .* was never awaited"
+)  # what a loop that is just closed leaves
 def test_one_loop_after_the_other_hears_of_rotations(
     runner: Any, postgres: RotatingPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -326,6 +328,7 @@ async def test_dispose_ends_the_connectors_of_other_loops_too(postgres: Rotating
 def test_the_next_loop_begins_anew_after_a_dispose_that_closes_nothing(postgres: RotatingPostgres) -> None:
     engine = create_async_engine(url(postgres), credentials=postgres.source)
     asyncio.run(user(engine))
+    gc.collect()
     run_apart(postgres.rotate("odd"))
 
     async def anew() -> None:
@@ -336,7 +339,6 @@ def test_the_next_loop_begins_anew_after_a_dispose_that_closes_nothing(postgres:
     asyncio.run(anew())
     assert postgres.failed_logins() == 0
     run_apart(postgres.terminate())
-    del engine
     gc.collect()
 
 

@@ -1,7 +1,6 @@
 """One client of AWS Secrets Manager: opened when it is first used, its errors told apart, and nothing of it in a log.
 
-It stands apart because a source and a rotator's store use it alike. Everything here imports aioboto3 when it is called,
-not before.
+Sources and a rotator's store share it. Everything here imports aioboto3 or aiobotocore when it is called, not before.
 """
 
 from __future__ import annotations
@@ -80,9 +79,11 @@ _CODES = {
 class SecretsManagerClient:
     """A client of one session, region and role, opened by the first request, usable again after :meth:`aclose`.
 
-    The options are aioboto3's: ``session`` (an ``aioboto3.Session``), ``region_name``, ``endpoint_url`` and ``config``
-    (an ``AioConfig``; what it leaves out gets short timeouts and three attempts). ``role_arn`` is assumed with the
-    session's credentials, and again before they expire.
+    ``session`` is an ``aioboto3.Session`` or an aiobotocore session, of any version, ``region_name`` and
+    ``endpoint_url`` are those of its ``client()``, and ``config`` is an ``AioConfig`` (what it leaves out gets short
+    timeouts and three attempts). ``role_arn`` is assumed with the session's credentials, and again before they expire.
+
+    A client may be used on several event loops, and in a forked process: each gets connections of its own.
     """
 
     def __init__(
@@ -98,29 +99,24 @@ class SecretsManagerClient:
         self._options = {"region_name": region_name, "endpoint_url": endpoint_url}
         self._role_arn = role_arn
         self._config = config
-        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None  # the process and loop of what follows
-        self._lock = asyncio.Lock()
-        self._opening = asyncio.Lock()
-        self._stack: contextlib.AsyncExitStack | None = None
-        self._client: Any = None
+        self._opened: dict[asyncio.AbstractEventLoop, _Opened] = {}
 
     @contextlib.asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
         """Keep others, and :meth:`aclose`, from the client until the block ends."""
-        self._come_home()
-        async with self._lock:
+        async with (await self._here()).lock:
             yield
 
     async def request(self, operation: str, secret_id: str, **parameters: Any) -> dict[str, Any]:
         """One request about a secret. Raises :class:`SecretsManagerError`, with none of botocore's frames."""
-        self._come_home()
         try:
             with _unlogged():
-                async with self._opening:
-                    if self._client is None:
-                        await self._open()
+                here = await self._here()
+                async with here.opening:
+                    if here.client is None:
+                        await self._open(here)
                 parameters["Name" if operation == "create_secret" else "SecretId"] = secret_id
-                answer: dict[str, Any] = await getattr(self._client, operation)(**parameters)
+                answer: dict[str, Any] = await getattr(here.client, operation)(**parameters)
                 return answer
         except MissingExtra:
             raise
@@ -131,58 +127,100 @@ class SecretsManagerClient:
 
     async def aclose(self) -> None:
         """Close the client. The next request opens another."""
-        self._come_home()
-        async with self._lock:
-            stack, self._stack, self._client = self._stack, None, None
-            if stack is not None:
-                await stack.aclose()
+        here = await self._here()
+        async with here.lock:
+            await here.close()
 
-    def _come_home(self) -> None:
-        """Drop a client whose event loop is gone, or whose process this one is a fork of: it cannot even be closed."""
-        home = os.getpid(), asyncio.get_running_loop()
-        if self._home != home:
-            self._home, self._stack, self._client = home, None, None
-            self._lock, self._opening = asyncio.Lock(), asyncio.Lock()
+    async def _here(self) -> _Opened:
+        """What is open for the running loop. What belongs to a loop or a process that is gone is dropped."""
+        for loop, opened in tuple(self._opened.items()):
+            if loop.is_closed() or opened.pid != os.getpid():
+                self._opened.pop(loop, None)
+                await opened.drop()
+        return self._opened.setdefault(asyncio.get_running_loop(), _Opened())
 
-    async def _open(self) -> None:
+    async def _open(self, here: _Opened) -> None:
         try:
-            import aioboto3
             from aiobotocore.config import AioConfig
         except ImportError:
             raise MissingExtra("AWS Secrets Manager", "aws") from None
         for name in ("botocore.parsers", "botocore.endpoint"):
             logging.getLogger(name).addFilter(_MUTE)  # adding it twice adds it once
         if self._session is None:
-            self._session = aioboto3.Session()
-        session = await self._in_role(self._session) if self._role_arn else self._session
+            self._session = default_session()
+        session = core_of(self._session)
+        if self._role_arn:
+            session = await self._in_role(session)
         config = AioConfig(**_DEFAULTS)
         if self._config is not None:
             config = config.merge(self._config)
         async with contextlib.AsyncExitStack() as stack:
-            client = session.client("secretsmanager", config=config, **self._options)
-            self._client = await stack.enter_async_context(client)
-            self._stack = stack.pop_all()
+            client = session.create_client("secretsmanager", config=config, **self._options)
+            here.client = await stack.enter_async_context(client)
+            here.stack = stack.pop_all()
 
     async def _in_role(self, session: Any) -> Any:
         """A session like this one whose credentials are the role's, fetched when needed."""
-        import aioboto3
         from aiobotocore.credentials import AioAssumeRoleCredentialFetcher, AioDeferredRefreshableCredentials
         from aiobotocore.session import get_session
         from botocore.exceptions import NoCredentialsError
 
-        own = session._session
-        credentials = await own.get_credentials()
+        credentials = await session.get_credentials()
         if credentials is None:
             raise NoCredentialsError
-        region = self._options["region_name"] or session.region_name
+        region = self._options["region_name"] or session.get_config_variable("region")
 
         def sts(service: str, **options: Any) -> Any:
-            return own.create_client(service, region_name=region, **options)
+            return session.create_client(service, region_name=region, **options)
 
         fetcher = AioAssumeRoleCredentialFetcher(sts, credentials, self._role_arn)
         assumed = get_session()
         assumed._credentials = AioDeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
-        return aioboto3.Session(botocore_session=assumed, region_name=region)
+        assumed.set_config_variable("region", region)
+        return assumed
+
+
+class _Opened:
+    """A client that is open on one event loop of one process."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = asyncio.Lock()
+        self.opening = asyncio.Lock()
+        self.stack: contextlib.AsyncExitStack | None = None
+        self.client: Any = None
+
+    async def close(self) -> None:
+        stack, self.stack, self.client = self.stack, None, None
+        if stack is not None:
+            await stack.aclose()
+
+    async def drop(self) -> None:
+        """Let it go quietly, where it can no longer be closed as it should."""
+        if self.pid != os.getpid():
+            _OF_THE_PARENT.append(self)  # closing, or collecting, its sockets would disturb the parent
+            return
+        with contextlib.suppress(Exception):
+            await self.close()
+
+
+_OF_THE_PARENT: list[_Opened] = []
+
+
+def default_session() -> Any:
+    """A session of aioboto3, or of aiobotocore where that is all there is."""
+    try:
+        import aioboto3
+    except ImportError:
+        from aiobotocore.session import get_session
+
+        return get_session()
+    return aioboto3.Session()
+
+
+def core_of(session: Any) -> Any:
+    """The session of aiobotocore that one of aioboto3 wraps, or the one of aiobotocore that was given."""
+    return getattr(session, "_session", session)
 
 
 def _translated(exc: Exception, operation: str, secret_id: str) -> SecretsManagerError:

@@ -283,7 +283,7 @@ async def test_a_label_left_on_the_current_version_hinders_nobody(
 
 @pytest.mark.parametrize(
     ("pending", "words"),
-    [("not JSON", "not valid JSON"), ('{"username": "a", "password": "b"}', "odd and even are missing")],
+    [("not JSON", "not valid JSON"), ('{"username": "a", "password": "b"}', "names other accounts")],
 )
 async def test_an_awspending_of_something_else_is_left_to_a_person(
     aws_secret: AwsSecret, store: SecretsManagerStore, pending: str, words: str
@@ -345,7 +345,7 @@ async def test_what_aws_says_of_a_value_that_it_refuses_is_not_passed_on(
         answer = {"Error": {"Code": "ValidationException", "Message": f"Value {sent['SecretString']!r} is too long"}}
         raise ClientError(answer, "PutSecretValue")
 
-    monkeypatch.setattr(store._client._client, "put_secret_value", refuse)
+    monkeypatch.setattr((await store._client._here()).client, "put_secret_value", refuse)
     with pytest.raises(StoreError, match=r"put_secret_value.*ValidationException") as caught:
         await store.stage(secret, Credential("app_odd", "hunter2"))
     assert "hunter2" not in str(caught.value)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
+import os
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,6 +24,7 @@ from aiopqr.sources.aws.client import SecretsManagerClient
 from aiopqr.sources.aws.source import SecretsManagerError
 from aiopqr.sources.trouble import Trouble
 from aiopqr.testing.aws import SecretsManager
+from aiopqr.testing.server import run_apart
 
 
 class Requests(Counter[str]):
@@ -271,7 +275,8 @@ async def test_a_role_is_assumed(aws_secret: AwsSecret, monkeypatch: pytest.Monk
     async with fetching(reader) as fetch:
         assert (await fetch()).odd == Credential("app_odd", "odd-1")
         # moto names the role that a request was signed by
-        used = await reader._client._client._request_signer._credentials.get_frozen_credentials()
+        opened = await reader._client._here()
+        used = await opened.client._request_signer._credentials.get_frozen_credentials()
     assert used.access_key != "testing"
 
 
@@ -354,9 +359,9 @@ async def test_sources_shared_by_refreshers_open_one_client(
     opened = Counter[str]()
     original = SecretsManagerClient._open
 
-    async def open_(client: SecretsManagerClient) -> None:
+    async def open_(client: SecretsManagerClient, here: Any) -> None:
         opened["client"] += 1
-        await original(client)
+        await original(client, here)
 
     monkeypatch.setattr(SecretsManagerClient, "_open", open_)
     shared = source(aws_secret)
@@ -384,8 +389,58 @@ def test_a_layout_that_does_not_exist_is_refused() -> None:
         SecretsManagerSource("x", "y", layout="pair")
 
 
-async def test_without_aioboto3_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_serves_one_event_loop_after_the_other(service: SecretsManager) -> None:
+    name = run_apart(service.create_secret(PAIR))
+    shared = SecretsManagerSource(name, start_spread=0.0, **service.options)
+    for _ in range(3):
+        assert asyncio.run(shared.fetch()).odd == Credential("app_odd", "odd-1")
+    gc.collect()  # nothing of the loops that are gone complains
+    asyncio.run(shared.aclose())
+
+
+def test_a_forked_child_opens_a_client_of_its_own(service: SecretsManager) -> None:
+    name = run_apart(service.create_secret(PAIR))
+    shared = SecretsManagerSource(name, start_spread=0.0, **service.options)
+
+    async def parent() -> int:
+        await shared.fetch()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a fork of a process with threads
+            pid = os.fork()
+        if pid == 0:
+            asyncio._set_running_loop(None)
+            try:
+                asyncio.run(shared.fetch())
+                gc.collect()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+        await shared.fetch()
+        await shared.aclose()
+        return status
+
+    assert asyncio.run(parent()) == 0
+
+
+@pytest.mark.parametrize("role", [None, "arn:aws:iam::123456789012:role/reader"])
+async def test_a_session_of_aiobotocore_serves_without_aioboto3(
+    aws_secret: AwsSecret, monkeypatch: pytest.MonkeyPatch, role: str | None
+) -> None:
+    from aiobotocore.session import get_session
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", aws_secret.service.endpoint_url)
     monkeypatch.setitem(sys.modules, "aioboto3", None)
+    session = get_session()
+    session.set_credentials("testing", "testing")
+    session.set_config_variable("region", "eu-central-1")
+    async with fetching(source(aws_secret, session=session, role_arn=role)) as fetch:
+        assert (await fetch()).odd == Credential("app_odd", "odd-1")
+
+
+async def test_without_aioboto3_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("aioboto3", "aiobotocore", "aiobotocore.config"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtra, match=r"aiopqr\[aws\]"):
         await SecretsManagerSource("x", start_spread=0.0).fetch()
 
