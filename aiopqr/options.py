@@ -1,9 +1,9 @@
-"""Options checked when they are given, so that a mistake is told by its name and not by a pool that behaves oddly."""
+"""Checks of options when they are given, so that the error names the option, instead of a pool that behaves oddly."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -36,14 +36,19 @@ def whole_number_or_none(name: str, value: int | None) -> int | None:
     return value
 
 
-def check_connect_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def check_connect_arguments(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], *, connect: Callable[..., Any] | None = None
+) -> None:
     """Refuse what aiopqr itself supplies: a user or a password, as an argument or within the DSN.
 
-    The text never shows the DSN, which may hold a password.
+    What else is given to a user's own ``connect`` is not ours to judge. The text never shows the DSN, which may hold a
+    password.
     """
     for key in ("user", "password"):
         if kwargs.get(key) is not None:
-            raise ConfigurationError(f"{key}= cannot be given beside credentials=, which supply it")
+            raise ConfigurationError(f"{key}= cannot be given together with credentials=, which supply it")
+    if connect is not None:
+        return
     if len(args) > 1:
         raise ConfigurationError("only the DSN may be given by position")
     dsn = args[0] if args else kwargs.get("dsn")
@@ -60,18 +65,3 @@ def check_connect_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         raise ConfigurationError("dsn cannot be parsed: it must look like postgresql://host:port/database")
     if "@" in unquote(parts.netloc) or query & {"user", "password"}:
         raise ConfigurationError("dsn must name no user and no password: credentials= supply them")
-
-
-def hosts(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
-    """The hosts that the arguments name themselves; none where they leave it to the environment or the secret."""
-    host = kwargs.get("host")
-    if isinstance(host, str):
-        return host.split(",")
-    if host:
-        return [str(name) for name in host]
-    dsn = args[0] if args else kwargs.get("dsn")
-    if not dsn:
-        return []
-    parts = urlsplit(dsn)
-    named = [value for key, value in parse_qsl(parts.query) if key == "host"] or [parts.netloc]
-    return [unquote(name) for name in ",".join(named).split(",") if name]

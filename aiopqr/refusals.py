@@ -65,6 +65,8 @@ _BY_ROUTINE: dict[str, dict[str, Verdict]] = {
 }
 # Whole classes: connection exceptions, and insufficient resources other than 53300.
 _BY_CLASS = {"08": Verdict.OUTAGE, "53": Verdict.OUTAGE}
+# In these classes (connection, resources, operator, system, internal) a proxy speaks about itself, not an account.
+_PROXY_CLASSES = frozenset({"08", "53", "57", "58", "XX"})
 
 _BY_TEXT = _table(
     (r"no pg_hba\.conf entry|pg_hba\.conf rejects", Verdict.FATAL),
@@ -110,16 +112,38 @@ _OUTAGE_ERRNOS = frozenset(
 )
 
 
-def classify(exc: BaseException, *, unix_socket: bool = False) -> Verdict:
-    """What ``exc``, raised by a connect, means. ``unix_socket`` says that the server was sought at a socket's path,
-    where a missing file is a server that is down."""
+def classify(exc: BaseException, *, unix_socket: bool = False, has_worked: bool = False) -> Verdict:
+    """What ``exc``, raised by a connect, means.
+
+    ``unix_socket`` says that the server was sought at a socket's path, where a missing file is a server that is down.
+    ``has_worked`` says that the same connect has succeeded before: then a name that does not resolve, hosts of which
+    none has the wanted role, and what an unknown proxy says about itself are not mistakes, but will pass.
+    """
     verdict = _classify_server(exc) if isinstance(exc, asyncpg.PostgresError) else _classify_client(exc, unix_socket)
+    if verdict is Verdict.FATAL and has_worked and _may_pass(exc):
+        return Verdict.OUTAGE
     if verdict is Verdict.FATAL and isinstance(exc.__cause__, asyncpg.PostgresError):
         # sslmode=prefer and allow log in twice, and raise what the second, other kind of connection met; pg_hba.conf
         # may well reject that kind, while the account was refused on the first.
         cause = classify(exc.__cause__)
         return cause if cause.blames_account else verdict
     return verdict
+
+
+def tries_next_host(exc: BaseException) -> bool:
+    """Whether asyncpg would go on with the next of several hosts."""
+    return isinstance(exc, OSError | asyncpg.CannotConnectNowError | asyncpg.TargetServerAttributeNotMatched)
+
+
+def _may_pass(exc: BaseException) -> bool:
+    match exc:
+        case asyncpg.PostgresError():
+            # A server always says which of its routines raised an error, so this is a proxy's own.
+            return not exc.server_source_function and (exc.sqlstate or "")[:2] in _PROXY_CLASSES
+        case socket.gaierror() | asyncpg.TargetServerAttributeNotMatched():
+            return True
+        case _:
+            return False
 
 
 def _classify_server(exc: asyncpg.PostgresError) -> Verdict:

@@ -46,7 +46,11 @@ LAYERS: list[str] = [
     "_login.self_test",
     "_login.asyncpg_login",
     "_connect.alternation",
+    "_connect.arguments",
+    "_connect.outage",
+    "_connect.logins",
     "_connect.state",
+    "_connect.race",
     "_connect.attempts",
     "_connect.connector",
     "_pool._asyncpg",
@@ -92,6 +96,7 @@ PURE = {
     "_login.trust",
     "_login.proved",
     "_connect.alternation",
+    "_connect.outage",
     "_pool.connection",
 }
 LAYER_OF = {name: number for number, name in enumerate(LAYERS)}

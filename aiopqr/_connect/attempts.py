@@ -1,177 +1,195 @@
 """One connect in progress.
 
-It is rounds of at most two logins: the account whose turn it is, and the other one if that was refused. While
-the server is down, one connect at a time knocks and the others queue behind it, so that a server that comes back is not
-met by a herd.
+It goes in rounds: the account whose turn it is, and the other one if that was refused. While the server is down,
+connects take turns. Within a turn, logins race: at one host after the other, and beside a login that is silent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
-
-import asyncpg
 
 from .._refresh import Attempt
 from ..clock import TICK
 from ..credentials import Parity
-from ..errors import ConnectTimeout, CredentialsExpired, CredentialsRefused, describe, without_frames
+from ..errors import AiopqrError, ConnectTimeout, CredentialsExpired, CredentialsRefused, describe
 from ..events import FellBack
-from ..refusals import Verdict, classify
 from .alternation import Wait
-from .state import LOGIN_FIRST, Arguments, ConnectorState
+from .arguments import Arguments
+from .logins import Connected
+from .race import Down, Race, Refused
+from .state import ConnectorState
 
 
 class Connect:
-    """One connect in progress. ``timeout`` is in seconds and covers all of it; None waits for ever."""
+    """One connect in progress. ``timeout`` is in seconds and covers all of it; None sets no limit."""
 
     def __init__(self, state: ConnectorState, arguments: Arguments, timeout: float | None) -> None:
         self._state = state
         self._arguments = arguments
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
-        self._deadline = None if timeout is None else self._started + timeout
-        self._refusals: dict[str, BaseException] = {}
+        self._deadline = math.inf if timeout is None else self._started + timeout
         self._last: BaseException | None = None
         self._tries = 0
 
-    async def run(self, on_begin: Callable[[], None]) -> tuple[Any, Attempt]:
+    async def run(self, on_begin: Callable[[], None]) -> Connected:
         """The connection, and the attempt that made it. ``on_begin`` is called as each round begins."""
-        alternator = self._state.alternator
         try:
             while True:
-                first = alternator.begin(self._loop.time())
+                first = self._state.alternator.begin(self._loop.time())
                 if isinstance(first, Wait):
                     await self._wait_for_newer(first.until)
                     continue
                 on_begin()
-                if con := await self._try(first):
-                    return con, first
-                if alternator.is_superseded(first):
-                    continue
-                if second := alternator.fallback(first, self._loop.time()):
-                    self._state.counts.fallbacks += 1
-                    if con := await self._try(second):
-                        self._tell_fallback(first, second)
-                        return con, second
+                if connected := await self._round(self._not_silent(first)):
+                    return connected
         except _TimeIsUp:
+            # One that waited for its turn may have met nothing itself.
+            cause = self._last or self._state.last_failure
             self._state.counts.failed += 1
-        # One that queued behind another's knocking may have met nothing itself.
-        self._last = self._last or self._state.last_failure
-        raise self._failure() from self._last
+            raise self._failure(cause) from cause
+        except Exception:
+            self._state.counts.failed += 1
+            raise
+        except BaseException:
+            # Whoever gives up while logins fail has lost a connect to it.
+            self._state.counts.failed += self._last is not None or self._state.outage.since is not None
+            raise
 
-    async def _try(self, attempt: Attempt) -> Any:
-        """A connection, or None if the account was refused. Waits out an outage, with the same account."""
+    async def _round(self, first: Attempt) -> Connected | None:
+        """Log in with one account, and with the other one if that is refused."""
+        alternator = self._state.alternator
+        if connected := await self._try(first):
+            return connected
+        if alternator.is_superseded(first):
+            return None
+        second = alternator.fallback(first, self._loop.time())
+        if second is None:
+            return None
+        self._state.counts.fallbacks += 1
+        connected = await self._try(second)
+        if connected and connected.attempt.parity != first.parity:
+            taken = connected.attempt
+            self._state.events.emit(
+                FellBack(
+                    name=self._state.name,
+                    refused=first.parity,
+                    parity=taken.parity,
+                    username=taken.credential.username,
+                )
+            )
+        return connected
+
+    def _not_silent(self, first: Attempt) -> Attempt:
+        """The other account, if the server is slow to answer this one alone (to refuse it, under ``auth_delay``)."""
+        now = self._loop.time()
+        silent = self._state.logins.silent(now - self._state.pace.silence)
+        if first.probe or first.credential not in silent:
+            return first
+        second = self._state.alternator.fallback(first, now)
+        return second if second and second.credential not in silent else first
+
+    async def _try(self, attempt: Attempt) -> Connected | None:
+        """A connection, or None if the account was refused, or is not worth trying any more. Waits out an outage."""
         state = self._state
         try:
-            if state.down_since is None:
-                con, verdict = await self._log_in(attempt)
-                if not verdict or not verdict.passes:
-                    return con
-            async with asyncio.timeout_at(self._deadline):
-                await state.knocking.acquire()
-            try:
-                while True:
-                    if state.down_since is not None:
-                        await self._back_off()
-                    # Much may have become known while this one queued and slept.
+            if state.outage.since is None:
+                outcome = await self._race(attempt)
+                if not isinstance(outcome, Down):
+                    return _connected(outcome)
+            while True:
+                async with _Turn(state, self._deadline):
+                    # Much may have become known while this one waited.
                     if not state.alternator.is_worthwhile(attempt, self._loop.time()):
                         state.abandoned(attempt, self._loop.time())
                         return None
-                    con, verdict = await self._log_in(attempt)
-                    if not verdict or not verdict.passes:
-                        return con
-            finally:
-                state.knocking.release()
+                    outcome = await self._race(attempt)
+                    if not isinstance(outcome, Down):
+                        return _connected(outcome)
         except BaseException as exc:
             state.abandoned(attempt, self._loop.time())
             if isinstance(exc, TimeoutError) and self._is_late():
                 raise _TimeIsUp from None
             raise
 
-    async def _log_in(self, attempt: Attempt) -> tuple[Any, Verdict | None]:
-        """A connection; or None, and what the failure means. A fatal one is raised."""
-        state, begun = self._state, self._loop.time()
-        patience = LOGIN_FIRST * 2 ** min(self._tries, 10)
-        timeout = patience if self._deadline is None else min(self._remaining(), patience)
-        self._tries += 1
-        attempt = replace(attempt, begun=begun)  # it may have waited out an outage, and is judged by when it was made
+    async def _race(self, attempt: Attempt) -> Connected | Refused | Down:
+        race = Race(self._state, self._arguments, attempt, self._deadline)
         try:
-            con = await state.log_in(attempt, self._arguments, timeout)
-        except Exception as exc:
-            now = self._loop.time()
-            verdict = classify(exc, unix_socket=self._arguments.unix_socket)
-            without_frames(exc)
-            # A login that was cut off by the deadline tells less than what was met before it.
-            if self._last is None or not (isinstance(exc, TimeoutError) and self._is_late()):
-                self._last = state.last_failure = exc
-            if isinstance(exc, asyncpg.PostgresError) and not verdict.passes:
-                state.answered(now)
-            if verdict.blames_account:
-                self._refusals[attempt.credential.username] = exc
-                state.refused(attempt, verdict, exc, now)
-            elif verdict.passes:
-                state.down(exc, now)
-            else:
-                state.counts.failed += 1
-                raise
-            return None, verdict
-        now = self._loop.time()
-        state.counts.accounts[attempt.parity].opened += 1
-        state.counts.connect_time.record(now - begun)
-        state.accepted(attempt, now)
-        return con, None
+            outcome = await race.run()
+        finally:
+            self._tries += race.tries
+            self._last = race.last or self._last
+        if isinstance(outcome, Down):
+            self._state.unavailable(outcome.error, self._loop.time())
+        return outcome
 
     async def _wait_for_newer(self, until: float) -> None:
         """Wait for newer credentials, or until a login is worth making all the same."""
         if self._state.alternator.is_refused(self._loop.time()):
             self._state.request_newer()
-        limit = until if self._deadline is None else min(until, self._deadline)
         try:
-            async with asyncio.timeout_at(limit):
+            async with asyncio.timeout_at(_finite(min(until, self._deadline))):
                 await self._state.refresher.wait_changed()
         except TimeoutError:
             if self._is_late():
                 raise _TimeIsUp from None
 
-    async def _back_off(self) -> None:
-        # From the last knock, not from now: connects with little time would never knock otherwise.
-        pause = max(self._state.knock_at - self._loop.time(), 0.0)
-        await asyncio.sleep(pause if self._deadline is None else min(pause, self._remaining()))
-
-    def _remaining(self) -> float:
-        assert self._deadline is not None
-        remaining = self._deadline - self._loop.time()
-        if remaining <= TICK:
-            raise _TimeIsUp
-        return remaining
-
     def _is_late(self) -> bool:
-        return self._deadline is not None and self._deadline - self._loop.time() <= TICK
+        return self._deadline - self._loop.time() <= TICK
 
-    def _tell_fallback(self, refused: Attempt, taken: Attempt) -> None:
-        state = self._state
-        names: dict[str, Any] = {"parity": taken.parity, "username": taken.credential.username}
-        state.events.emit(FellBack(name=state.name, refused=refused.parity, **names))
-
-    def _failure(self) -> Exception:
+    def _failure(self, cause: BaseException | None) -> AiopqrError:
         state = self._state
         waited = f"{self._loop.time() - self._started:.1f} s"
+        advice = "" if state.has_worked else "; run `aiopqr check` to find out why"
         if state.alternator.has_expired(self._loop.time()):
-            return CredentialsExpired(state.expired(waited), self._refusals)
+            return CredentialsExpired(state.expired(waited), state.refusals())
         if state.alternator.is_refused(self._loop.time()):
             pair = state.alternator.pair
             names = " and ".join(f"{parity} ({c.username})" for parity in Parity if (c := pair[parity]))
             return CredentialsRefused(
-                f"{state.name}: {names} refused; the pair is {state.refresher.pair_age:.0f} s old, and nothing newer "
-                f"came within {waited}",
-                self._refusals,
+                f"{state.name}: the server refused {names}. The credentials were last fetched "
+                f"{state.refresher.pair_age:.0f} s ago, and no newer ones came within {waited}{advice}",
+                state.refusals(),
             )
-        last = describe(self._last) if self._last else "none was worth making"
-        return ConnectTimeout(f"{state.name}: no connection within {waited}, {self._tries} logins tried; last: {last}")
+        last = describe(cause) if cause else "none was worth making"
+        return ConnectTimeout(
+            f"{state.name}: no connection within {waited}, {self._tries} logins tried; last: {last}{advice}"
+        )
+
+
+class _Turn:
+    """A turn to log in during an outage: begins when no other is under way, or the others have been silent."""
+
+    def __init__(self, state: ConnectorState, deadline: float) -> None:
+        self._state = state
+        self._deadline = deadline
+
+    async def __aenter__(self) -> None:
+        state, loop = self._state, asyncio.get_running_loop()
+        async with asyncio.timeout_at(_finite(self._deadline)), state.turns:
+            while (begins := state.outage.next_turn(state.pace.silence)) > loop.time():
+                try:
+                    async with asyncio.timeout_at(begins):
+                        await state.turn_ended.wait()
+                except TimeoutError:
+                    if self._deadline <= loop.time() + TICK:
+                        raise
+            state.outage.begin_turn(loop.time())
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._state.outage.end_turn()
+        self._state.wake_turns()
 
 
 class _TimeIsUp(Exception):
-    pass
+    """The connect's time is up."""
+
+
+def _connected(outcome: Connected | Refused) -> Connected | None:
+    return outcome if isinstance(outcome, Connected) else None
+
+
+def _finite(when: float) -> float | None:
+    return None if when == math.inf else when

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
@@ -13,15 +12,16 @@ import asyncpg
 
 from .._login import KeyCache
 from .._refresh import Attempt, Refresher
-from ..clock import cancel
 from ..credentials import CredentialPair, Parity
 from ..errors import ConfigurationError, PoolClosing
 from ..events import Emitter, Event, Listener
 from ..options import check_connect_arguments, positive
 from ..sources import Credentials
 from ..stats import AccountStats, ConnectorStats, Histogram
+from .arguments import Arguments
 from .attempts import Connect
-from .state import Arguments, ConnectorState
+from .logins import Logins
+from .state import ConnectorState
 
 CONNECT_TIMEOUT = 60.0  # asyncpg's own default
 
@@ -53,9 +53,10 @@ class Connector:
     ) -> None:
         self._args = () if dsn is None else (dsn,)
         self._kwargs = connect_kwargs
-        check_connect_arguments(self._args, connect_kwargs)
+        check_connect_arguments(self._args, connect_kwargs, connect=connect)
         self.name = name
         self.events = Emitter(listeners)
+        self._own_connect = connect
         self._driver_connect = connect or asyncpg.connect
         self._keys = KeyCache() if scram_cache else None
         self._owns_refresher = not isinstance(credentials, Refresher)
@@ -67,7 +68,7 @@ class Connector:
             self.refresher = Refresher(credentials, interval=refresh_interval, timeout=fetch_timeout, name=name)
         self._state: ConnectorState | None = None
         self._attempts: weakref.WeakKeyDictionary[Any, Attempt] = weakref.WeakKeyDictionary()
-        self._probes: set[asyncio.Task[None]] = set()
+        self._logins = Logins(name)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -79,7 +80,8 @@ class Connector:
             self.refresher.subscribe(self)
             await self.refresher.start()
         if self._state is None:  # another task may have started it meanwhile
-            self._state = ConnectorState(self.name, self.events, self.refresher, self._driver_connect, self._keys)
+            connect = self._driver_connect
+            self._state = ConnectorState(self.name, self.events, self.refresher, connect, self._keys, self._logins)
             if self._keys is not None:
                 self._keys.keep_only(self.refresher.pair.credentials())
         return self
@@ -92,7 +94,7 @@ class Connector:
         any other error of the driver at once. Cancelling it leaves nothing behind.
         """
         if args or kwargs:
-            check_connect_arguments(args, kwargs)
+            check_connect_arguments(args, kwargs, connect=self._own_connect)
         if self._closed:
             raise PoolClosing(f"{self.name}: the connector is closed")
         self.refresher.revive()
@@ -102,11 +104,12 @@ class Connector:
         timeout = kwargs.pop("timeout", CONNECT_TIMEOUT)
         if timeout is not None:
             timeout = positive("timeout", timeout)
-        arguments = Arguments(args or self._args, self._with_endpoint(args or self._args, kwargs))
-        con, attempt = await Connect(self._started, arguments, timeout).run(lambda: self._probe(arguments))
-        if isinstance(con, asyncpg.Connection):  # a user's connect= may return anything, which is the pool's to refuse
-            self._attempts[con] = attempt
-        return con
+        read = Arguments.for_own_connect if self._own_connect else Arguments.for_asyncpg
+        arguments = read(args or self._args, kwargs, self.refresher.pair.endpoint)
+        made = await Connect(self._started, arguments, timeout).run(lambda: self._probe(arguments))
+        if isinstance(made.con, asyncpg.Connection):  # a user's connect= may return anything
+            self._attempts[_unwrapped(made.con)] = made.attempt
+        return made.con
 
     async def refresh(self) -> None:
         """Fetch now: see :meth:`Refresher.refresh`."""
@@ -124,11 +127,11 @@ class Connector:
 
     def attempt_of(self, con: Any) -> Attempt | None:
         """The login that made this connection."""
-        return self._attempts.get(con)
+        return self._attempts.get(_unwrapped(con))
 
     def is_superseded(self, con: Any) -> bool:
         """Whether the connection was made with a password that is no longer the newest."""
-        attempt = self._attempts.get(con)
+        attempt = self.attempt_of(con)
         return attempt is not None and self._started.alternator.is_superseded(attempt)
 
     def stats(self) -> ConnectorStats:
@@ -137,10 +140,8 @@ class Connector:
 
     async def close(self) -> None:
         """End the background work, and close the refresher if it is the connector's own. A second call does nothing."""
-        probes = tuple(self._probes)
         self._stop()
-        if probes:
-            await asyncio.wait(probes)
+        await self._logins.wait_ended()
         if self._owns_refresher:
             await self.refresher.close()
 
@@ -165,9 +166,7 @@ class Connector:
 
     def replace(self, pair: CredentialPair) -> None:
         if self._state:
-            self._state.alternator.replace(pair)
-            if self._keys is not None:
-                self._keys.keep_only(pair.credentials())
+            self._state.replace(pair)
 
     def is_refused(self) -> bool:
         """Whether every account of the pair is refused."""
@@ -219,22 +218,18 @@ class Connector:
 
     def _stop(self) -> None:
         self._closed = True
-        cancel(self._probes)
+        self._logins.cancel()
 
     def _probe(self, arguments: Arguments) -> None:
         """While accounts work, find out in the background whether a refused one does again."""
         state = self._started
         now = asyncio.get_running_loop().time()
         if not state.alternator.is_refused(now) and (attempt := state.alternator.probe(now)):
-            task = asyncio.create_task(state.probe(attempt, arguments), name=f"aiopqr-{self.name}-probe")
-            self._probes.add(task)
-            task.add_done_callback(self._probes.discard)
+            state.probe(attempt, arguments)
 
-    def _with_endpoint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """A secret may say where its database is. That counts where nothing else does."""
-        endpoint = self.refresher.pair.endpoint
-        elsewhere = any(args) or any(kwargs.get(key) for key in ("dsn", "host", "service"))
-        if endpoint is None or elsewhere or os.environ.get("PGHOST") or os.environ.get("PGSERVICE"):
-            return kwargs
-        defaults = {"host": endpoint.host, "port": endpoint.port, "database": endpoint.database}
-        return {**{key: value for key, value in defaults.items() if value is not None}, **kwargs}
+
+def _unwrapped(con: Any) -> Any:
+    """The connection itself: agents such as ddtrace put a proxy (of wrapt) around it."""
+    while (inner := getattr(con, "__wrapped__", None)) is not None:
+        con = inner
+    return con

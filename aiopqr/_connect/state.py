@@ -1,20 +1,20 @@
-"""What all connects of a connector know together: it makes their logins, and keeps what came of them."""
+"""What all connects of a connector share: it makes their logins, and remembers what came of them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
 
-from .._login import KeyCache, login
+from .._login import Address, KeyCache, login
 from .._refresh import Attempt, Need, Refresher
-from ..clock import TICK
-from ..errors import describe
+from ..credentials import CredentialPair
+from ..errors import describe, without_frames
 from ..events import (
     AccountQuarantined,
     AccountRecovered,
@@ -24,36 +24,18 @@ from ..events import (
     ServerRecovered,
     ServerUnavailable,
 )
-from ..options import hosts
 from ..refusals import Verdict, classify
 from ..stats import ConnectorCounts
 from .alternation import Alternator
+from .arguments import Arguments, resolved
+from .logins import Connected, Failed, Kind, Login, Logins, Outcome
+from .outage import Hosts, Outage, Pace
 
 logger = logging.getLogger("aiopqr")
 
-# A login may hang in a network that swallows. The first of a connect gets this long, each further one twice as long.
-LOGIN_FIRST = 5.0
-BACKOFF_FIRST = 0.05
-BACKOFF_MAX = 1.0
-
-
-class Arguments:
-    """What the driver's connect is called with, but for account, password and timeout."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.args = args
-        self.kwargs = kwargs
-
-    @property
-    def unix_socket(self) -> bool:
-        """Whether the server is sought at a socket's path, too."""
-        named = hosts(self.args, self.kwargs)
-        # Without a host, asyncpg looks for a socket first.
-        return not named or any(host.startswith("/") for host in named)
-
 
 class ConnectorState:
-    """Makes the logins of one connector, and keeps what came of them: counts, events, an outage, a refusal."""
+    """Makes the logins of one connector, and remembers what came of them: counts, events, an outage, a refusal."""
 
     def __init__(
         self,
@@ -62,6 +44,7 @@ class ConnectorState:
         refresher: Refresher,
         connect: Callable[..., Awaitable[Any]],
         keys: KeyCache | None,
+        logins: Logins,
     ) -> None:
         self.name = name
         self.events = events
@@ -69,48 +52,99 @@ class ConnectorState:
         self.alternator = Alternator(refresher.pair, refresher.quarantine, refresher.announcement, refresher.expiry)
         self.counts = ConnectorCounts()
         self.keys = keys
-        self.knocking = asyncio.Lock()
-        self.knocks = 0
-        self.knock_at = -math.inf  # the earliest time for the next knock, whoever makes it
-        self.down_since: float | None = None
+        self.logins = logins
+        self.outage = Outage()
+        self.pace = Pace()
+        self.hosts = Hosts()
+        self.turns = asyncio.Lock()  # held by the first of those who wait for their turn, until it begins
+        self.turn_ended = asyncio.Event()
+        self.has_worked = False  # whether any login has succeeded yet
         self.last_failure: BaseException | None = None
+        self._refusals: dict[str, BaseException] = {}  # the last of each account, by username
         self._connect = connect
         self._warned = False
 
-    async def log_in(self, attempt: Attempt, arguments: Arguments, timeout: float | None) -> Any:
-        """One login, or the driver's error."""
-        credential = attempt.credential
-        return await login(
-            self._connect,
-            *arguments.args,
-            user=credential.username,
-            password=credential.password,
-            cache=self.keys,
-            timeout=timeout,
-            **arguments.kwargs,
-        )
+    def begin(
+        self, kind: Kind, attempt: Attempt, address: Address | None, arguments: Arguments, timeout: float
+    ) -> Login:
+        """Start a login. Its outcome is judged here, whoever waits for it. An infinite ``timeout`` sets no limit."""
+        now = asyncio.get_running_loop().time()
+        # The attempt may have waited out an outage, and is judged by when it was made.
+        started = Login(replace(attempt, begun=now), address, kind, now)
+        limit = None if timeout == math.inf else timeout
+        return self.logins.begin(started, self._perform(started, arguments, limit))
 
-    async def probe(self, attempt: Attempt, arguments: Arguments) -> None:
-        """Find out whether a refused account works again."""
-        loop = asyncio.get_running_loop()
-        self.counts.probes += 1
+    async def _perform(self, made: Login, arguments: Arguments, timeout: float | None) -> Outcome:
+        loop, attempt = asyncio.get_running_loop(), made.attempt
         try:
-            con = await self.log_in(attempt, arguments, LOGIN_FIRST)
+            async with asyncio.timeout(timeout):
+                await self._resolve(made)
+            con = await login(
+                self._connect,
+                *arguments.args,
+                user=attempt.credential.username,
+                password=attempt.credential.password,
+                cache=self.keys,
+                ip=made.address.ip if made.address else None,
+                timeout=timeout,
+                **arguments.kwargs_for(made.address),
+            )
         except Exception as exc:
-            verdict = classify(exc, unix_socket=arguments.unix_socket)
-            if verdict.blames_account:
-                self.refused(attempt, verdict, exc, loop.time())
-            elif verdict is not Verdict.FATAL:  # which the next probe, when it is due, would meet again
-                self.abandoned(attempt, loop.time())
+            return self._failed(made, arguments, without_frames(exc), loop.time())
         except BaseException:
-            self.abandoned(attempt, loop.time())
+            if made.kind in (Kind.LEFT, Kind.PROBE):
+                self.abandoned(attempt, loop.time())
             raise
+        now = loop.time()
+        self.counts.accounts[attempt.parity].opened += made.kind in (Kind.OWN, Kind.EXTRA)
+        self.counts.connect_time.record(now - made.begun)
+        self.pace.record(now - made.begun)
+        self.hosts.answered(made.address)
+        self.accepted(attempt, now)
+        return Connected(con, attempt)
+
+    def _failed(self, made: Login, arguments: Arguments, exc: Exception, now: float) -> Failed:
+        is_socket = made.address is not None and made.address.is_socket
+        verdict = classify(exc, unix_socket=is_socket, has_worked=self.has_worked)
+        if isinstance(exc, FileNotFoundError) and not is_socket:
+            exc = arguments.explained(exc)
+        if isinstance(exc, asyncpg.PostgresError) and not verdict.passes:
+            self.answered(now)
+        if verdict.blames_account:
+            self.refused(made.attempt, verdict, exc, now)
+        elif made.kind in (Kind.LEFT, Kind.PROBE) and verdict is not Verdict.FATAL:
+            # A probe that met a fatal error would meet it again: the next one waits until it is due.
+            self.abandoned(made.attempt, now)
+        if made.kind is not Kind.PROBE:
+            self.last_failure = exc
+        return Failed(verdict, exc)
+
+    async def _resolve(self, made: Login) -> None:
+        """Look the host's name up, so that each of its addresses has its turn."""
+        if made.address is not None and self.keys is not None:
+            found = await resolved(made.address)
+            made.address, *made.further = self.hosts.in_order(found, asyncio.get_running_loop().time())
+
+    def probe(self, attempt: Attempt, arguments: Arguments) -> None:
+        """Find out in the background whether a refused account works again."""
+        now = asyncio.get_running_loop().time()
+        if self.logins.make_room(Kind.PROBE):
+            self.counts.probes += 1
+            address = self.hosts.in_order(arguments.addresses, now)[0]
+            self.begin(Kind.PROBE, attempt, address, arguments, self.pace.patience)
         else:
-            self.accepted(attempt, loop.time())
-            con.terminate()
+            self.abandoned(attempt, now)
+
+    async def is_standby(self, con: Any) -> bool:
+        """Whether the connection's server is a standby."""
+        reported = getattr(con.get_settings(), "in_hot_standby", None)  # by Postgres 14 and newer
+        if reported is not None:
+            return bool(reported == "on")
+        return bool(await con.fetchval("select pg_catalog.pg_is_in_recovery()"))
 
     def refused(self, attempt: Attempt, verdict: Verdict, exc: BaseException, now: float) -> None:
         self.counts.accounts[attempt.parity].refused += 1
+        self._refusals[attempt.credential.username] = exc
         were_all_refused = self.alternator.is_refused()
         anew = self.alternator.rejected(attempt, verdict, now)
         told: dict[str, Any] = {
@@ -133,10 +167,23 @@ class ConnectorState:
         if isinstance(exc.__cause__, asyncpg.PostgresError) and not self._warned:
             self._warned = True
             logger.warning(
-                "%s: sslmode=prefer (asyncpg's default) and allow log in a second time where the first is refused, so "
-                "each refusal counts twice at the server: say sslmode=require, or disable",
+                "%s: with sslmode=prefer (asyncpg's default) or allow, a refused login is repeated without TLS or with "
+                "it, so the server counts each refusal twice; set sslmode=require or disable",
                 self.name,
             )
+
+    def refusals(self) -> dict[str, BaseException]:
+        """The server's last refusal of each account, by username."""
+        return dict(self._refusals)
+
+    def replace(self, pair: CredentialPair) -> None:
+        """Take a newer pair, and forget what the old one leaves behind."""
+        left = [c for c in self.alternator.pair.credentials() if c not in pair.credentials()]
+        self.alternator.replace(pair)
+        for credential in left:
+            self._refusals.pop(credential.username, None)
+        if self.keys is not None:
+            self.keys.keep_only(pair.credentials())
 
     def request_newer(self) -> None:
         is_starved = self.alternator.is_refused(asyncio.get_running_loop().time())
@@ -154,15 +201,12 @@ class ConnectorState:
             "see why the source does not renew them"
         )
 
-    def down(self, exc: BaseException, now: float) -> None:
-        self.counts.outages += 1
-        if self.down_since is None:
-            self.down_since = now
+    def unavailable(self, exc: BaseException, now: float) -> None:
+        """A login failed for a reason that passes, or has been silent for too long."""
+        self.last_failure = exc
+        if self.outage.failed(now):
+            self.counts.outages += 1
             self.events.emit(ServerUnavailable(name=self.name, error=describe(exc)))
-        if now >= self.knock_at - TICK:  # those that fail together count once
-            self.knocks += 1
-            longest = min(BACKOFF_FIRST * 2 ** min(self.knocks, 10), BACKOFF_MAX)
-            self.knock_at = now + random.uniform(0.5, 1.0) * longest
 
     def accepted(self, attempt: Attempt, now: float) -> None:
         after = self.alternator.accepted(attempt, now)
@@ -171,17 +215,24 @@ class ConnectorState:
             self.events.emit(AccountRecovered(name=self.name, after=after, **names))
             self.refresher.wake_waiting()
         self.answered(now)
+        self.has_worked = True
         self.last_failure = None
+        self._refusals.pop(attempt.credential.username, None)
 
     def abandoned(self, attempt: Attempt, now: float) -> None:
-        """The attempt told nothing of its account. If it was a probe, it is for another to make."""
+        """The attempt says nothing about its account. If it was a probe, another connect may make it."""
         self.alternator.abandoned(attempt, now)
         if attempt.probe:
             self.refresher.wake_waiting()
 
     def answered(self, now: float) -> None:
-        """The server lets in or refuses: it is up."""
-        if self.down_since is not None:
-            self.events.emit(ServerRecovered(name=self.name, after=now - self.down_since))
-            self.down_since = None
-        self.knocks, self.knock_at = 0, -math.inf
+        """The server let an account in, or refused it: it is up."""
+        lasted = self.outage.answered(now)
+        if lasted is not None:
+            self.events.emit(ServerRecovered(name=self.name, after=lasted))
+            self.wake_turns()
+
+    def wake_turns(self) -> None:
+        """Whoever waits for a turn looks again."""
+        self.turn_ended.set()
+        self.turn_ended = asyncio.Event()

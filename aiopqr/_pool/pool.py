@@ -115,7 +115,7 @@ class AlternatingPool(asyncpg.Pool):
     ) -> None:
         args: tuple[Any, ...] = () if dsn is None else (dsn,)
         kwargs["timeout"] = timeout if timeout is None else positive("timeout", timeout)
-        check_connect_arguments(args, kwargs)
+        check_connect_arguments(args, kwargs, connect=connect)
         if session_reset not in ("full", "transaction"):
             raise ConfigurationError('session_reset must be "full" or "transaction"')
         # A user's own connect= may make what it likes, so only asyncpg's connections are known to count every query.
@@ -144,6 +144,7 @@ class AlternatingPool(asyncpg.Pool):
         }
         self.name = name
         self._event_loop = loop
+        self._own_connect = connect
         # It gets the arguments with each call, since set_connect_args() may change them.
         self._connector = Connector(
             credentials=credentials,
@@ -317,7 +318,7 @@ class AlternatingPool(asyncpg.Pool):
 
     def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
         """Connect differently from now on. Takes everything but ``user`` and ``password``."""
-        check_connect_arguments((dsn,), connect_kwargs)
+        check_connect_arguments((dsn,), connect_kwargs, connect=self._own_connect)
         self._connections.set_arguments((dsn,), connect_kwargs)
         self._replacement.wake()
         super().set_connect_args(dsn, **connect_kwargs)

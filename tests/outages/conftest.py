@@ -39,3 +39,10 @@ async def eventually(fact: Callable[[], object], *, within: float = 10.0) -> Non
     async with asyncio.timeout(within):
         while not fact():
             await asyncio.sleep(0.005)
+
+
+def failures_in_a_row(pool: aiopqr.AlternatingPool) -> int:
+    """How often the server that is down has been tried. Tries that fail together count once."""
+    state = pool.connector._state
+    assert state is not None
+    return state.outage.failures

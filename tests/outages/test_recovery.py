@@ -10,7 +10,7 @@ from support.proxy import Proxy
 import aiopqr
 from aiopqr.testing import RotatingPostgres
 
-from .conftest import MakePool, eventually
+from .conftest import MakePool, eventually, failures_in_a_row
 
 
 async def test_a_password_changed_in_an_outage_costs_one_failed_login_however_many_wait(
@@ -19,7 +19,7 @@ async def test_a_password_changed_in_an_outage_costs_one_failed_login_however_ma
     async with make_pool(proxy, max_size=20) as pool:
         await proxy.refuse()
         waiting = [asyncio.create_task(pool.acquire().__aenter__()) for _ in range(20)]
-        await eventually(lambda: pool.stats().outages >= 20)
+        await eventually(lambda: failures_in_a_row(pool) >= 2)
         await postgres.rotate("odd", store_delay=None)
         await proxy.accept()
         connections = await asyncio.gather(*waiting)
@@ -69,7 +69,7 @@ async def test_a_fatal_error_after_an_outage_is_raised_without_waiting(
     async with make_pool(proxy, database="nowhere") as pool:
         await proxy.refuse()
         waiting = asyncio.create_task(pool.fetchval("select 1"))
-        await eventually(lambda: pool.stats().outages >= 6)  # the back-off is a second by now
+        await eventually(lambda: failures_in_a_row(pool) >= 6)  # the back-off is a second by now
         await proxy.accept()
         with pytest.raises(Exception, match="nowhere"):
             await waiting

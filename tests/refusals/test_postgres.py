@@ -222,8 +222,9 @@ async def test_a_full_server_is_waited_for_and_blames_no_account(
                 await pool.acquire(timeout=0.3)
             assert isinstance(caught.value.__cause__, asyncpg.TooManyConnectionsError)
             waiting = asyncio.create_task(pool.fetchval("select session_user"))
-            before = pool.stats().outages
-            await eventually(lambda: pool.stats().outages > before)
+            outage = pool.connector._state.outage
+            before = outage.failures
+            await eventually(lambda: outage.failures > before)
         assert await waiting in postgres.usernames
         stats = pool.stats()
     assert stats.fallbacks == stats.accounts["odd"].refused == stats.accounts["even"].refused == 0

@@ -1,0 +1,107 @@
+"""What one connect passes to the driver, and where that leads."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from dataclasses import replace
+from typing import Any
+
+from .._login import Address, Target, missing_file, read_target
+from .._threads import in_thread
+from ..credentials import Endpoint
+from ..errors import ConfigurationError
+
+
+class Arguments:
+    """What the driver's connect is called with, except for account, password and timeout.
+
+    ``target`` says where they lead; it is None where that is not ours to know: a user's own ``connect=`` may mean
+    anything by its arguments.
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Target | None = None) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self.target = target
+
+    @classmethod
+    def for_asyncpg(cls, args: tuple[Any, ...], kwargs: dict[str, Any], endpoint: Endpoint | None) -> Arguments:
+        """Read what asyncpg would. What nothing else names comes from the secret's ``endpoint``.
+
+        Raises :class:`ConfigurationError` if no database is named, and what asyncpg raises for what it cannot read.
+        """
+        target = read_target(args, kwargs)
+        if target is None:
+            return cls(args, kwargs)
+        defaults: dict[str, Any] = {}
+        if endpoint and endpoint.host and not target.names_host:
+            defaults |= {"host": endpoint.host}
+            defaults |= {"port": endpoint.port} if endpoint.port else {}
+        if endpoint and endpoint.database and target.database is None:
+            defaults |= {"database": endpoint.database}
+        if defaults:
+            kwargs = {**kwargs, **defaults}
+            target = read_target(args, kwargs) or target
+        if target.database is None:
+            raise ConfigurationError(
+                "no database is named: asyncpg would use one with the account's name, and each of the two accounts "
+                "would use a different one. Name it in the DSN, with database=, in PGDATABASE, or as dbname in the "
+                "secret"
+            )
+        return cls(args, kwargs, target)
+
+    @classmethod
+    def for_own_connect(cls, args: tuple[Any, ...], kwargs: dict[str, Any], endpoint: Endpoint | None) -> Arguments:
+        """For a user's own ``connect=``, which gets its arguments as they are.
+
+        The secret's ``endpoint`` is added where nothing else says where to connect to.
+        """
+        elsewhere = any(args) or any(kwargs.get(key) for key in ("dsn", "host", "service"))
+        if endpoint is None or elsewhere or os.environ.get("PGHOST") or os.environ.get("PGSERVICE"):
+            return cls(args, kwargs)
+        defaults = {"host": endpoint.host, "port": endpoint.port, "database": endpoint.database}
+        return cls(args, {**{key: value for key, value in defaults.items() if value is not None}, **kwargs})
+
+    @property
+    def addresses(self) -> tuple[Address | None, ...]:
+        """Where to log in, in the order given; (None,) where the driver finds its way itself."""
+        return self.target.addresses if self.target else (None,)
+
+    @property
+    def prefers_standby(self) -> bool:
+        """Whether a server that is no standby will do only where none is one."""
+        return self.target is not None and self.target.session_attribute == "prefer-standby"
+
+    def kwargs_for(self, address: Address | None) -> dict[str, Any]:
+        """The arguments that lead to this address alone."""
+        if address is None or self.target is None or len(self.target.addresses) == 1:
+            return self.kwargs
+        return {**self.kwargs, "host": address.host, "port": address.port or 5432}
+
+    def explained(self, exc: Exception) -> Exception:
+        """Name the file that a ``FileNotFoundError`` of the driver is about: its text does not."""
+        missing = missing_file(self.args, self.kwargs) if self.target else None
+        if missing is None:
+            return exc
+        named = ConfigurationError(missing)
+        named.__cause__ = exc
+        return named
+
+
+async def resolved(address: Address) -> list[Address]:
+    """The addresses that a host's name has. They are looked up in a thread of our own, which nobody else can fill."""
+    if address.is_socket or address.ip or _is_ip(address.host):
+        return [address]
+    found = await in_thread(socket.getaddrinfo, address.host, address.port, type=socket.SOCK_STREAM)
+    ips = dict.fromkeys(str(info[4][0]) for info in found)
+    return [replace(address, ip=ip) for ip in ips] or [address]
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,247 @@
+"""The logins of one attempt: at one host after the other, and beside one that is silent.
+
+A login is made at the first host. Where that is down, the next host is tried. A login that is silent is left to go on,
+since slow is not down, and another is begun beside it: at the next host, and then with the other account, which helps
+where the server is slow to refuse this one, or where the network has swallowed the first login and would let a new one
+through. Whatever succeeds first is used. A refused account ends the race: it is not tried at each host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+
+from .._login import Address
+from .._refresh import Attempt
+from ..clock import TICK
+from ..errors import ConfigurationError
+from ..refusals import tries_next_host
+from .arguments import Arguments
+from .logins import Connected, Failed, Kind, Login
+from .state import ConnectorState
+
+_LOOK_AGAIN = 0.25  # seconds, where a login is silent and there is no room for another
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The server refused the account, or the attempt is not worth making any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """No host can be reached at the moment, or none will do; the error is the last one met."""
+
+    error: BaseException
+
+
+class Race:
+    """The logins for one attempt of a connect. ``deadline`` is in loop time."""
+
+    def __init__(self, state: ConnectorState, arguments: Arguments, attempt: Attempt, deadline: float) -> None:
+        self._state = state
+        self._arguments = arguments
+        self._attempt = attempt
+        self._using = attempt  # the account for the next login: the attempt's, or the other one
+        self._deadline = deadline
+        self._loop = asyncio.get_running_loop()
+        self._untried = self._all_hosts()
+        self._racing: list[Login] = []
+        self._failures: list[Failed] = []
+        self._candidates: list[Connected] = []  # no standby, where one is preferred
+        self._is_refused = False
+        self.tries = 0
+        self.last: BaseException | None = None
+
+    async def run(self) -> Connected | Refused | Down:
+        """Race until one login succeeds, or all have failed. Raises what waiting would not mend, and ``TimeoutError``.
+
+        However it ends, no login of the race is left to the caller.
+        """
+        self._state.logins.make_room(Kind.OWN)
+        winner: Connected | None = None
+        try:
+            self._begin(Kind.OWN)
+            while self._racing and winner is None:
+                look_again = min(self._mind_silence(), self._deadline)
+                tasks = [login.task for login in self._racing]
+                timeout = max(look_again - self._loop.time(), 0.0)
+                await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                winner = await self._take_those_done()
+                if winner is None and self._deadline - self._loop.time() <= TICK:
+                    self._note_silence(at_deadline=True)
+                    raise TimeoutError
+            if winner is None and self._candidates:
+                winner = self._candidates.pop(random.randrange(len(self._candidates)))
+            return winner or self._nobody_won()
+        finally:
+            self._end(winner)
+
+    # What ended.
+
+    async def _take_those_done(self) -> Connected | None:
+        for login in [login for login in self._racing if login.task.done()]:
+            self._racing.remove(login)
+            outcome = login.outcome()
+            self._add_further(login)
+            if isinstance(outcome, Connected) and await self._will_do(outcome):
+                self._mark_silent_hosts(login)
+                return outcome
+            if isinstance(outcome, Failed):
+                self._failed(login, outcome)
+            elif self._untried and not self._racing:
+                self._begin(Kind.OWN)
+        if self._racing and all(login.kind is not Kind.OWN for login in self._racing):
+            self._racing[0].kind = Kind.OWN  # the connect's place is free again
+        return None
+
+    async def _will_do(self, connected: Connected) -> bool:
+        """Whether the connection is to be used. With prefer-standby, a primary is one only where nothing else is."""
+        if not self._arguments.prefers_standby or not self._untried:
+            return True
+        if not await self._state.is_standby(connected.con):
+            self._candidates.append(connected)
+            return False
+        return True
+
+    def _failed(self, login: Login, failed: Failed) -> None:
+        self.last = failed.error
+        if failed.verdict.blames_account:
+            for other in [one for one in self._racing if one.attempt.credential == login.attempt.credential]:
+                self._give_up(other)
+            if login.attempt.credential == self._attempt.credential:
+                self._is_refused = True
+                self._untried.clear()
+        elif failed.verdict.passes or tries_next_host(failed.error):
+            self._failures.append(failed)
+            if self._untried:
+                self._begin(login.kind)
+            elif self._racing and failed.verdict.passes:  # those that are silent may be so for long
+                self._state.unavailable(failed.error, self._loop.time())
+        else:
+            raise failed.error
+
+    def _nobody_won(self) -> Refused | Down:
+        if self._is_refused or not self._failures:
+            return Refused()
+        passing = [failed for failed in self._failures if failed.verdict.passes]
+        if passing and self._is_nowhere():
+            raise ConfigurationError(
+                f"{self._state.name}: no host is named, and no server runs on this machine (there is no socket, and "
+                "localhost refused the connection). Name the host in the DSN, with host=, in PGHOST, or as host in "
+                "the secret"
+            ) from passing[-1].error
+        if passing:
+            return Down(passing[-1].error)
+        raise self._failures[-1].error
+
+    def _is_nowhere(self) -> bool:
+        """Whether nothing names a host, and nothing is where asyncpg looks by default."""
+        target = self._arguments.target
+        return (
+            target is not None
+            and not target.names_host
+            and not self._state.has_worked
+            and all(isinstance(failed.error, FileNotFoundError | ConnectionRefusedError) for failed in self._failures)
+            and any(isinstance(failed.error, FileNotFoundError) for failed in self._failures)
+        )
+
+    # What is silent.
+
+    def _mind_silence(self) -> float:
+        """Begin a login beside one that is silent, if that is allowed. Returns when to look again."""
+        state, now, silence = self._state, self._loop.time(), self._state.pace.silence
+        for login in self._racing:
+            self._add_further(login)
+        oldest, newest = self._racing[0], self._racing[-1]
+        if now < newest.begun + silence - TICK:
+            return newest.begun + silence
+        self._note_silence()
+        if not state.alternator.is_worthwhile(self._attempt, now):
+            self._is_refused = True  # or superseded: the next round knows better
+            self._untried.clear()
+            for login in [one for one in self._racing if one.attempt.credential == self._attempt.credential]:
+                self._give_up(login)
+            return now if not self._racing else now + silence
+        if self._moves_on(oldest, now):
+            return self._begin(Kind.OWN).begun + silence
+        if (when := state.logins.next_extra(silence)) > now + TICK:
+            return when
+        if len(self._racing) > 1 and now - oldest.begun >= 2 * state.pace.patience:
+            self._give_up(oldest)
+            newest.kind = Kind.OWN
+        self._plan_next(now)
+        if state.logins.make_room(Kind.EXTRA):
+            for login in state.logins.extras():  # silent for long enough, this race's or another's
+                state.logins.give_up(login)
+            self._racing = [login for login in self._racing if not login.is_cut]
+            return self._begin(Kind.EXTRA).begun + silence
+        if now - oldest.begun < state.pace.patience:
+            return now + _LOOK_AGAIN
+        self._give_up(oldest)
+        return self._begin(Kind.OWN).begun + silence
+
+    def _moves_on(self, oldest: Login, now: float) -> bool:
+        """Whether to leave a host that was silent while another one answered somebody else."""
+        hosts = self._state.hosts
+        if len(self._racing) > 1 or not self._untried:
+            return False
+        if not hosts.is_silent(oldest.address, now) or hosts.is_silent(self._untried[0], now):
+            return False
+        self._give_up(oldest)
+        return True
+
+    def _plan_next(self, now: float) -> None:
+        """After the last host, start again at the first, with the other account if it may be used."""
+        if not self._untried:
+            self._untried = self._all_hosts()
+            other = self._state.alternator.fallback(self._attempt, now) if self._using == self._attempt else None
+            self._using = other or self._attempt
+
+    def _note_silence(self, *, at_deadline: bool = False) -> None:
+        oldest, now = self._racing[0], self._loop.time()
+        where = f"{oldest.address} has" if oldest.address else "the server has"
+        error = TimeoutError(f"{where} not answered a login for {now - oldest.begun:.1f} s")
+        if self.last is None or isinstance(self.last, TimeoutError):
+            self.last = error
+        self._state.last_failure = self._state.last_failure or error
+        silent_for = self._state.pace.silence if at_deadline else self._state.pace.patience
+        if self._state.outage.since is None and now - oldest.begun >= silent_for - TICK:
+            self._state.unavailable(error, now)
+
+    # Logins.
+
+    def _begin(self, kind: Kind) -> Login:
+        address = self._untried.pop(0)
+        self.tries += 1
+        remaining = self._deadline - self._loop.time()
+        login = self._state.begin(kind, self._using, address, self._arguments, remaining)
+        self._racing.append(login)
+        return login
+
+    def _give_up(self, login: Login) -> None:
+        self._racing.remove(login)
+        self._state.logins.give_up(login)
+
+    def _all_hosts(self) -> list[Address | None]:
+        return self._state.hosts.in_order(self._arguments.addresses, asyncio.get_running_loop().time())
+
+    def _add_further(self, login: Login) -> None:
+        """Further addresses of the login's host come next."""
+        self._untried[:0] = login.further
+        login.further = []
+
+    def _mark_silent_hosts(self, winner: Login) -> None:
+        for login in self._racing:
+            if login.address != winner.address and login.begun < winner.begun:
+                self._state.hosts.was_silent(login.address, self._loop.time())
+
+    def _end(self, winner: Connected | None) -> None:
+        for candidate in self._candidates:
+            candidate.con.terminate()
+        for login in self._racing:
+            if winner and login.attempt.credential != winner.attempt.credential:
+                self._state.logins.leave(login, 2 * self._state.pace.patience)
+            else:
+                self._state.logins.give_up(login)
