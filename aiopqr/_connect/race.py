@@ -69,7 +69,7 @@ class Race:
                 timeout = max(look_again - self._loop.time(), 0.0)
                 await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 winner = await self._take_those_done()
-                if winner is None and self._deadline - self._loop.time() <= TICK:
+                if winner is None and self._racing and self._deadline - self._loop.time() <= TICK:
                     self._note_silence(at_deadline=True)
                     raise TimeoutError
             if winner is None and self._candidates:
