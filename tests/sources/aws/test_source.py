@@ -453,16 +453,14 @@ def test_importing_the_source_imports_no_part_of_boto() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-async def test_a_source_goes_on_in_another_event_loop(aws_secret: AwsSecret) -> None:
-    """As with ``asyncio.run()`` a second time: what belongs to the first loop is not used any more."""
+async def test_loops_in_several_threads_share_a_source(aws_secret: AwsSecret) -> None:
     used = source(aws_secret)
     first = await used.fetch()
-    left_behind = used._client._stack
-    assert left_behind
 
     async def use() -> Any:
         async with fetching(used) as fetch:
             return await fetch()
 
     assert await asyncio.to_thread(lambda: asyncio.run(use())) == first
-    await left_behind.aclose()
+    assert await used.fetch() == first
+    await used.aclose()
