@@ -30,6 +30,7 @@ _T = TypeVar("_T")
 _warned: set[str] = set()
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TRY_AGAIN = 5.0
+_LOOK_UP_AFTER = 4.0, 9.0
 
 
 class VaultOptions(TypedDict, total=False):
@@ -88,7 +89,7 @@ class VaultClient:
         self._hvac: Any = None
         self._pid = 0
         self._life: _Life | None = None
-        self._batches = 0
+        self._look_up_at = 0.0
         self._held_until = 0.0
 
     def __repr__(self) -> str:
@@ -104,10 +105,8 @@ class VaultClient:
     @property
     def due_in(self) -> float:
         """Seconds until the login wants attention again, which the next fetch gives it."""
-        if self._life is not None:
-            return max(self._life.renew_at - time.monotonic(), 0.0)
-        # What a token given to us is good for is looked up by the second fetch: a fleet that starts asks little.
-        return random.uniform(1.0, 10.0)
+        due = self._life.renew_at if self._life is not None else self._look_up_at
+        return max(due - time.monotonic(), 0.0)
 
     async def run(self, work: Callable[[], _T]) -> _T:
         """Run blocking work with this client, in its thread. An error has none of the frames that held secrets."""
@@ -129,8 +128,9 @@ class VaultClient:
         if isinstance(self._auth, TokenFile) or (self._auth and self._life is None):
             self._log_in()
         elif self._life is None:
-            self._batches += 1
-            if self._batches > 1:
+            # What a token that was given to us is good for is asked later, by itself: a fleet that starts asks little.
+            self._look_up_at = self._look_up_at or now + random.uniform(*_LOOK_UP_AFTER)
+            if now >= self._look_up_at:
                 self._look_up()
         elif now >= self._life.renew_at:
             self._renew(self._life, now)
@@ -148,7 +148,7 @@ class VaultClient:
 
     def close(self) -> None:
         """Close the connections. The next request opens others."""
-        client, self._hvac, self._life, self._batches = self._hvac, None, None, 0
+        client, self._hvac, self._life, self._look_up_at = self._hvac, None, None, 0.0
         if client is not None and client is not self._given and self._pid == os.getpid():
             client.adapter.close()
 

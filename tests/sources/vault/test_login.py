@@ -67,7 +67,7 @@ async def test_an_approle_logs_in_and_its_token_is_renewed(vault: Vault, mount: 
     auth = await app_role(vault, mount, token_ttl="2s")
     assert "secret" not in repr(auth)
     source = await fetched(vault, auth)
-    until = time.monotonic() + 5.0
+    until = time.monotonic() + 3.5
     while time.monotonic() < until:
         pair = await source.fetch()
         assert pair.refresh_in is not None
@@ -79,7 +79,7 @@ async def test_an_approle_logs_in_and_its_token_is_renewed(vault: Vault, mount: 
 
 async def test_a_token_that_cannot_be_renewed_any_more_is_replaced_by_a_new_login(vault: Vault, mount: str) -> None:
     source = await fetched(vault, await app_role(vault, mount, token_ttl="2s", token_max_ttl="3s"))
-    until = time.monotonic() + 6.0
+    until = time.monotonic() + 5.0
     while time.monotonic() < until:
         await source.fetch()
         await asyncio.sleep(0.3)
@@ -109,7 +109,8 @@ async def test_a_wrong_secret_id_is_told_so_without_it(vault: Vault, mount: str,
 async def test_a_token_that_was_given_is_renewed(vault: Vault, mount: str) -> None:
     token = await vault.token_for(POLICY, ttl="2s")
     source = VaultSource.kv("logins", start_spread=0, url=vault.url, token=token)
-    until = time.monotonic() + 5.0
+    source._client._look_up_at = time.monotonic()  # which is some seconds later else
+    until = time.monotonic() + 4.0
     while time.monotonic() < until:
         await source.fetch()
         await asyncio.sleep(0.3)
@@ -121,6 +122,7 @@ async def test_the_end_of_a_token_that_cannot_be_renewed_is_announced(
 ) -> None:
     token = await vault.token_for(POLICY, ttl="2s", renewable=False)
     source = VaultSource.kv("logins", start_spread=0, url=vault.url, token=token)
+    source._client._look_up_at = time.monotonic()  # which is some seconds later else
 
     async def until_it_fails() -> None:
         while True:
@@ -128,7 +130,7 @@ async def test_the_end_of_a_token_that_cannot_be_renewed_is_announced(
             await asyncio.sleep(0.2)
 
     with pytest.raises(VaultError) as caught:
-        await asyncio.wait_for(until_it_fails(), 20.0)
+        await asyncio.wait_for(until_it_fails(), 40.0)
     assert caught.value.trouble is Trouble.CREDENTIALS
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1
