@@ -19,10 +19,13 @@ __all__ = [
     "AccountRecovered",
     "AllRefused",
     "ConnectionLost",
+    "CredentialExpired",
+    "CredentialsRenewed",
     "Emitter",
     "Event",
     "FellBack",
     "LeakSuspected",
+    "LeaseEnded",
     "Listener",
     "LoginRefused",
     "PairDegraded",
@@ -167,6 +170,45 @@ class Refreshed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialsRenewed(Event):
+    """A fetch brought the same credentials with a later expiry. The first of them expires in ``expires_in`` seconds."""
+
+    expires_in: float | None
+
+    def __str__(self) -> str:
+        until = "no longer expire" if self.expires_in is None else f"expire in {self.expires_in:.0f} s"
+        return f"{self.name}: the credentials were renewed, and {until}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialExpired(Event):
+    """An account's password has expired, and the source has nothing newer: it is not used for a login any more."""
+
+    parity: Parity
+    username: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: the password of {self.username} has expired, and the source has not brought a newer one"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseEnded(Event):
+    """A connection was closed because its account's lease has ended, and no replacement could be had before.
+
+    ``in_use``: whether somebody had it checked out.
+    """
+
+    username: str
+    in_use: bool
+
+    def __str__(self) -> str:
+        state = "a connection in use" if self.in_use else "an idle connection"
+        return (
+            f"{self.name}: closed {state} of {self.username}, whose lease has ended before a replacement could be had"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RefreshFailed(Event):
     """A fetch failed; the pair in use stays. The next comes in ``retry_in`` seconds.
 
@@ -308,6 +350,8 @@ _LEVELS: dict[type[Event], int] = {
     ServerUnavailable: logging.WARNING,
     ServerRecovered: logging.INFO,
     Refreshed: logging.INFO,
+    CredentialExpired: logging.ERROR,
+    LeaseEnded: logging.WARNING,
     RefreshFailed: logging.WARNING,
     RefreshRecovered: logging.INFO,
     PairDegraded: logging.WARNING,

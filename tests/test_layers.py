@@ -59,6 +59,7 @@ LAYERS: list[str] = [
     "_pool.waiters",
     "_pool.connection",
     "_pool.connections",
+    "_pool.leases",
     "_pool.timers",
     "_pool.replacement",
     "_pool.checkout",

@@ -29,6 +29,7 @@ from ..credentials import Credential, CredentialPair, Parity
 from ..refusals import Verdict
 
 FULL_PAUSE = 5.0
+ENDING = 30.0  # seconds before the end of an account's sessions from which the other one is used
 EXPIRED_PAUSE = 30.0  # nothing but newer credentials helps, and those wake whoever waits
 
 
@@ -133,7 +134,12 @@ class Alternator:
     def ends_at(self, attempt: Attempt) -> float:
         """When the sessions of this attempt's account end, in loop time: with its lease; infinity without one."""
         account = self.account(attempt.credential.username) or attempt.credential
-        return self.expiry.at(account) if account.ends_sessions else math.inf
+        return self._end(account)
+
+    def lasts_until(self, now: float) -> float:
+        """When the sessions end of the account that lasts longest, among those that may be used."""
+        usable = [account for account in (self.pair.odd, self.pair.even) if account and self._is_usable(account, now)]
+        return max((self._end(account) for account in usable), default=-math.inf)
 
     def is_worthwhile(self, attempt: Attempt, now: float = -math.inf) -> bool:
         """Whether an attempt that had to wait is still to be made: what is newer, refused or expired is known now."""
@@ -169,9 +175,18 @@ class Alternator:
         return Attempt(parity, credential, self.version, now, probe)
 
     def _steps_aside(self, parity: Parity, now: float) -> bool:
-        """Whether the account is about to change, and the other one works."""
-        other = self.pair[parity.other]
-        return self.announcement.avoided(now) is parity and other is not None and self._is_usable(other, now)
+        """Whether the account is about to change or to end, and the other one works."""
+        account, other = self.pair[parity], self.pair[parity.other]
+        if other is None or not self._is_usable(other, now):
+            return False
+        if self.announcement.avoided(now) is parity:
+            return True
+        end = self._end(account) if account else math.inf
+        return end < now + ENDING and end < self._end(other)
+
+    def _end(self, account: Credential) -> float:
+        """When the account's sessions end, in loop time."""
+        return self.expiry.at(account) if account.ends_sessions else math.inf
 
     def _last_resort(self, now: float) -> Attempt | None:
         pending, parity = self.pair.pending, self.pair.pending_parity

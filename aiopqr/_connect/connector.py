@@ -134,6 +134,18 @@ class Connector:
         attempt = self.attempt_of(con)
         return attempt is not None and self._started.alternator.is_superseded(attempt)
 
+    def has_left(self, attempt: Attempt) -> bool:
+        """Whether the credentials no longer name the account of this login."""
+        return self._started.alternator.has_left(attempt)
+
+    def ends_at(self, attempt: Attempt) -> float:
+        """When the sessions of this login's account end, in loop time; infinity if they outlive their password."""
+        return self._started.alternator.ends_at(attempt)
+
+    def lasts_until(self) -> float:
+        """When sessions that begin now end, in loop time, if they are of the account that lasts longest."""
+        return self._started.alternator.lasts_until(asyncio.get_running_loop().time())
+
     def stats(self) -> ConnectorStats:
         """A frozen snapshot. No secret is in it."""
         return ConnectorStats(**self.stats_fields())

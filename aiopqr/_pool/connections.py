@@ -35,6 +35,7 @@ class Connections:
         self.connector = connector
         self.lifetime = lifetime
         self.is_closing = False
+        self.on_begin: Callable[[PooledConnection], None] = lambda _: None
         self.on_end: Callable[[PooledConnection], None] = lambda _: None
         self._constants = constants
         self._loop: asyncio.AbstractEventLoop = constants["loop"]
@@ -117,6 +118,7 @@ class Connections:
             self.by_connection[pooled.con] = pooled
             if pooled.attempt and pooled.attempt.begun <= self._drained_at and self.is_superseded(pooled):
                 pooled.expire("superseded", self._loop.time())
+            self.on_begin(pooled)
         return pooled.con
 
     def _drop(self, opened: Any) -> None:

@@ -22,7 +22,7 @@ from .._connect import CONNECT_TIMEOUT, Connector
 from .._refresh import Refresher
 from ..credentials import CredentialPair
 from ..errors import ConfigurationError
-from ..events import Emitter, Event, Listener, Refreshed
+from ..events import CredentialsRenewed, Emitter, Event, Listener, Refreshed
 from ..options import (
     check_connect_arguments,
     non_negative,
@@ -36,6 +36,7 @@ from ._asyncpg import counting_copies
 from .checkout import UNSET, Checkouts, Policy
 from .connection import PooledConnection, lifetime_option
 from .connections import Connections
+from .leases import Leases
 from .replacement import Replacement
 from .waiters import Waiters
 
@@ -164,6 +165,8 @@ class AlternatingPool(asyncpg.Pool):
         self._connections.set_arguments(args, {key: value for key, value in kwargs.items() if key != "init_size"})
         self._connections.on_end = self._ended
         self._replacement = Replacement(self._connections, min_size)
+        self._leases = Leases(self._connections, self._replacement.wake)
+        self._connections.on_begin = self._leases.begin
         self._waiters = Waiters(max_size, waiting, loop)
         self._checkouts = Checkouts(
             self,
@@ -273,6 +276,7 @@ class AlternatingPool(asyncpg.Pool):
                 self.terminate()
 
     def _turn_away(self) -> None:
+        self._leases.close()
         self._waiters.close(self._connections.closing_error)
         self._connections.cancel_openings()
 
@@ -394,6 +398,8 @@ class AlternatingPool(asyncpg.Pool):
         if isinstance(event, Refreshed) and self._drain_on_rotation:
             self._connections.expire_superseded()
             self._replacement.wake()
+        if isinstance(event, Refreshed | CredentialsRenewed):
+            self._leases.look()
 
 
 class _Acquire(PoolAcquireContext):

@@ -26,6 +26,8 @@ from ..errors import (
     without_locals,
 )
 from ..events import (
+    CredentialExpired,
+    CredentialsRenewed,
     Emitter,
     Event,
     Listener,
@@ -97,6 +99,7 @@ class Refresher:
         self.announcement = Announcement()
         self.expiry = Expiry()
         self._renaming = Renaming(keeps=keep_renamed)
+        self._known_expired: set[str] = set()
         self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
         self._pair: CredentialPair | None = None
         self._plan = RefreshPlan(self._interval, 0.0)
@@ -294,13 +297,17 @@ class Refresher:
             events = self._install(outcome, now)
             within, remaining = outcome.refresh_in, self.expiry.remaining(outcome, now)
             self._plan.succeeded(ticket, self._need(now), now, within=within, remaining=remaining)
+            events += self._expired(now)
             return [*events, RefreshRecovered(name=self.name, failures=failures)] if failures else events
         self._failed += 1
         self._plan.failed(ticket, self._need(now), now)
         retry_in = max(self._plan.due - now, 0.0)
         why, failures = describe(outcome), self._plan.failures
         age = self.pair_age if self._pair else None
-        return [RefreshFailed(name=self.name, error=why, failures=failures, retry_in=retry_in, pair_age=age)]
+        return [
+            *self._expired(now),
+            RefreshFailed(name=self.name, error=why, failures=failures, retry_in=retry_in, pair_age=age),
+        ]
 
     def _install(self, pair: CredentialPair, now: float) -> list[Event]:
         before, self._pair = self._pair, pair
@@ -313,6 +320,8 @@ class Refresher:
                 with reporting("%s: a subscriber failed on a newer pair", self.name):
                     subscriber.replace(pair)
             self.wake_waiting()
+            if pair == before:
+                events.append(CredentialsRenewed(name=self.name, expires_in=self.expiry.remaining(pair, now)))
         if pair == before:
             return events
         if pair.missing and (before is None or before.missing is None):
@@ -321,6 +330,16 @@ class Refresher:
             return events
         changed = tuple(parity for parity in Parity if pair[parity] != before[parity])
         return [*events, Refreshed(name=self.name, changed=changed, pending=pair.pending_parity)]
+
+    def _expired(self, now: float) -> list[Event]:
+        """Accounts that have expired since the last time, without anything newer."""
+        accounts = [(p, a) for p in Parity if self._pair and (a := self._pair[p]) and self.expiry.has_passed(a, now)]
+        known, self._known_expired = self._known_expired, {account.username for _, account in accounts}
+        return [
+            CredentialExpired(name=self.name, parity=parity, username=account.username)
+            for parity, account in accounts
+            if account.username not in known
+        ]
 
     def _announce(self, pair: CredentialPair, now: float) -> Iterator[Event]:
         age = (datetime.now(UTC) - pair.pending_since).total_seconds() if pair.pending_since else 0.0
