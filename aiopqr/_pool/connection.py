@@ -51,6 +51,7 @@ class PooledConnection:
     deadline: float
     is_busy: Callable[[], bool]  # whether a query runs on it
     why: str = "lifetime"  # what makes it due
+    lease_end: float = math.inf  # that its deadline takes into account
     retiring: bool = False
     is_idle: bool = True
     idle_since: float = 0.0

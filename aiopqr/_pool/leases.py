@@ -64,12 +64,13 @@ class Leases:
 
     def _bound(self, connections: Connections, pooled: PooledConnection, end: float, now: float) -> None:
         """Make it due before its lease ends, if there is something that lasts longer."""
-        if pooled.why == "lease":  # by what was known before; the lease may have been renewed
+        if pooled.lease_end != end and pooled.why == "lease":  # the lease was renewed
             pooled.deadline, pooled.why = connections.lifetime.deadline(pooled.born), "lifetime"
-        if end - now > SHORTEST and self._connector.lasts_until() > end:
-            due = end - random.uniform(0.5, 1.0) * min(MARGIN, (end - now) / 2)
-            if due < pooled.deadline:
-                pooled.deadline, pooled.why = due, "lease"
+        if pooled.why == "lease" or end - now <= SHORTEST or self._connector.lasts_until() <= end:
+            return
+        due = end - random.uniform(0.5, 1.0) * min(MARGIN, (end - now) / 2)
+        if due < pooled.deadline:
+            pooled.deadline, pooled.why, pooled.lease_end = due, "lease", end
 
     def _over(self) -> None:
         """A lease has ended: close what it has left."""

@@ -116,7 +116,7 @@ async def test_a_lease_that_is_renewed_keeps_its_connections(postgres: RotatingP
 async def test_a_connection_whose_lease_ends_is_replaced_before_if_another_account_lasts(
     postgres: RotatingPostgres,
 ) -> None:
-    async with Lessor(postgres, 8.0) as lessor:
+    async with Lessor(postgres, 6.0) as lessor:
         short, long = await lessor.lease(), await lessor.lease(seconds=500)
         heard: list[events.Event] = []
         pair = CredentialPair(Credential(short.username, short.password), None)  # so that the first take it
