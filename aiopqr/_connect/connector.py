@@ -99,7 +99,7 @@ class Connector:
             raise PoolClosing(f"{self.name}: the connector is closed")
         self.refresher.revive()
         kwargs = {**self._kwargs, **kwargs}
-        if self._driver_connect is asyncpg.connect:
+        if self._own_connect is None:
             self.refresher.check_connect(args or self._args, kwargs)
         timeout = kwargs.pop("timeout", CONNECT_TIMEOUT)
         if timeout is not None:
