@@ -104,6 +104,19 @@ class ContainerPostgres(PostgresServer):
         await beside_the_loop(self._wrapped.start)
         await self._answer()
 
+    async def cut_off(self) -> None:
+        """Take the server off its network, while it runs. Nobody reaches it until :meth:`join`."""
+        await beside_the_loop(lambda: self._on_its_network("disconnect"))
+
+    async def join(self) -> None:
+        """Put the server back on its network, after :meth:`cut_off`."""
+        await beside_the_loop(lambda: self._on_its_network("connect"))
+        await self._answer()
+
+    def _on_its_network(self, action: str) -> None:
+        network = self._wrapped.client.networks.get("bridge")
+        getattr(network, action)(self._wrapped)
+
     async def _answer(self) -> Any:
         """The server's version, as soon as it takes logins.
 
