@@ -78,7 +78,15 @@ def findings(facts: Facts) -> Iterator[Finding]:
 
 def _pair(facts: Facts) -> Iterator[Finding]:
     missing, pending = facts.pair.missing, facts.pair.pending
-    if missing:
+    if facts.pair.is_single:
+        text = "one account: while its password changes, connects wait until the store has the new one"
+        advice = "a second account takes that wait away: `aiopqr setup` makes it, and no code has to change"
+        yield Finding(Level.NOTE, "accounts", text, advice)
+        for account in facts.pair.credentials():
+            if account.expires_at:
+                text = f"the password of {account.username!r} is good until {account.expires_at:%Y-%m-%d %H:%M:%S %Z}"
+                yield Finding(Level.OK, "expiry", text)
+    elif missing:
         text = f"the secret has no {missing} account: a changed password is an outage"
         yield Finding(Level.PROBLEM, "pair", text, "make both accounts (`aiopqr setup`) and store both")
     elif pending:
@@ -219,6 +227,8 @@ def _proxy(accounts: list[Account]) -> Iterator[Finding]:
 
 def _times(facts: Facts) -> Iterator[Finding]:
     """Whether a pair that a pool holds can become wholly stale: both accounts changed within its horizon."""
+    if facts.pair.is_single:
+        return
     rules, (odd, even) = facts.rules, (facts.changed_at.get(parity) for parity in Parity)
     horizon = rules.max_lifetime + rules.refresh_interval
     if rules.max_lifetime == 0:

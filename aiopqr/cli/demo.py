@@ -33,6 +33,9 @@ def demo(
             "--compare", help="Run the same load on asyncpg's pool too, which reads its password for each connect."
         ),
     ] = False,
+    single: Annotated[
+        bool, typer.Option("--single", help="Use one account only: what that can do, and what it cannot.")
+    ] = False,
     dsn: Annotated[
         str | None,
         typer.Option(
@@ -58,6 +61,7 @@ def demo(
     told = Console(stderr=as_json)
     try:
         options = _checked(seconds, every, lifetime, workers, connections, dsn, compare, picture)
+        options = dataclasses.replace(options, single=single)
         verdict = asyncio.run(run_demo(options, told, picture, plain=plain))
     except (AiopqrError, OSError) as exc:
         if isinstance(exc, BrokenPipeError):

@@ -49,6 +49,7 @@ class Options:
     connections: int = 10
     dsn: str | None = None
     compare: bool = False
+    single: bool = False
 
 
 @dataclass(slots=True)
@@ -102,7 +103,7 @@ class Run:
         self.options = options
         self.stage = stage
         self.screen = screen
-        self.plan = schedule(options.seconds, options.every)
+        self.plan = schedule(options.seconds, options.every, single=options.single)
         self.done: list[tuple[float, Rotation]] = []
         self.contestants: list[Contestant] = []
         self.started = time.perf_counter()
@@ -153,6 +154,7 @@ class Run:
             behind=max((rotation.store_delay for rotation in self.plan), default=0.0),
             ours=counted[0],
             plain=counted[1] if self.options.compare else None,
+            single=self.options.single,
         )
 
     # The contestants.
@@ -214,14 +216,15 @@ class Run:
             await asyncio.sleep(rotation.at - self.at)
             at = self.at
             self.done.append((at, rotation))
-            if rotation.is_both:
-                text = f"both passwords changed at once; the file follows {rotation.store_delay:g} s later"
+            if rotation.store_delay:
+                whose = "both passwords changed at once" if rotation.is_both else "the password changed"
+                text = f"{whose}; the file follows {rotation.store_delay:g} s later"
             else:
                 text = f"{rotation.parities[0]}'s password changed, and then the file"
             self.screen.tell(at, text, "rotation")
             await self.stage.rotate(rotation)
-            if rotation.is_both:
-                self.screen.tell(self.at, "the file has both new passwords", "note")
+            if rotation.store_delay:
+                self.screen.tell(self.at, "the file has caught up", "note")
 
     async def _watch(self) -> None:
         while True:
@@ -287,7 +290,7 @@ def sentence(event: Event) -> tuple[str, str] | None:
         case FellBack():
             return f"the connect fell back to {event.parity}, in the same breath", "good"
         case AllRefused():
-            return "both accounts refused: open connections serve on", "note"
+            return "every account is refused: open connections serve on, and connects wait", "note"
         case Refreshed():
             return f"read the new password of {' and '.join(event.changed)} from the file", "good"
         case AccountRecovered():
@@ -325,7 +328,7 @@ def log_to(screen: Screen, started: float) -> Iterator[None]:
 
 async def perform(options: Options, screen: Screen, stop: asyncio.Event) -> tuple[Run | None, Verdict | None]:
     """Set the stage, play, clear it. Ended early by ``stop``, before there was anything to judge: no verdict."""
-    async with open_stage(options.dsn, 1 + options.compare) as stage:
+    async with open_stage(options.dsn, 1 + options.compare, single=options.single) as stage:
         if stop.is_set():
             return None, None
         run = Run(options, stage, screen)

@@ -49,16 +49,16 @@ class Rotation:
         return len(self.parities) == 2
 
 
-def schedule(seconds: float, every: float) -> tuple[Rotation, ...]:
-    """Odd and even in turn, and in the middle both at once, with the file a second behind."""
+def schedule(seconds: float, every: float, *, single: bool = False) -> tuple[Rotation, ...]:
+    """Odd and even in turn, and in the middle both at once, with the file a second behind. A single account is odd."""
     count = max(int((seconds - min(1.5, every / 2)) / every), 1)
     middle = count // 2 + 1 if count > 1 else 0
-    parities = (Parity.ODD, Parity.EVEN)
-    single = (parities[n % 2] for n in range(count))
+    parities = (Parity.ODD,) if single else (Parity.ODD, Parity.EVEN)
+    one = (parities[n % len(parities)] for n in range(count))
     return tuple(
         Rotation(number * every, parities, min(1.0, every / 2))
         if number == middle
-        else Rotation(number * every, (next(single),))
+        else Rotation(number * every, (next(one),))
         for number in range(1, count + 1)
     )
 
@@ -135,7 +135,7 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def open_stage(dsn: str | None, contestants: int) -> AsyncIterator[Stage]:
+async def open_stage(dsn: str | None, contestants: int, *, single: bool = False) -> AsyncIterator[Stage]:
     """Set the stage, and leave nothing behind: no process, directory, database or account."""
     server = EmbeddedPostgres() if dsn is None else existing_server(dsn)
     async with contextlib.AsyncExitStack() as stack:
@@ -158,27 +158,22 @@ async def open_stage(dsn: str | None, contestants: int) -> AsyncIterator[Stage]:
             grants = f"GRANT SELECT, INSERT, UPDATE ON wallet, transfer TO {identifier(owner)}"
             await server.execute(f"{_TABLES}; {grants}", database=database)
         file = folder / "credentials.json"
+        if single and pair.odd:
+            pair = CredentialPair.single(pair.odd)
         write_pair(file, pair)
         yield Stage(server, pair, databases, file)
 
 
 def write_pair(file: Path, pair: CredentialPair) -> None:
-    """Replace the file by one that holds ``pair``, atomically, readable by its owner only."""
-    assert pair.odd is not None
-    assert pair.even is not None
+    """Replace the file by one that holds ``pair``, or its single account, atomically, readable by its owner only."""
+    keys: dict[str, str] = {} if pair.is_single else {"active_credential": str(pair.active)}
+    for parity, account in ((parity, pair[parity]) for parity in Parity):
+        if account is not None:
+            prefix = "" if pair.is_single else f"{parity}_"
+            keys |= {f"{prefix}username": account.username, f"{prefix}password": account.password.reveal()}
     new = file.with_suffix(".new")
     new.touch(0o600)
-    new.write_text(
-        json.dumps(
-            {
-                "odd_username": pair.odd.username,
-                "odd_password": pair.odd.password.reveal(),
-                "even_username": pair.even.username,
-                "even_password": pair.even.password.reveal(),
-                "active_credential": str(pair.active),
-            }
-        )
-    )
+    new.write_text(json.dumps(keys))
     os.replace(new, file)
 
 

@@ -51,6 +51,7 @@ class Verdict:
     ours: Figures
     plain: Figures | None = None
     picture: str | None = None
+    single: bool = False
 
     @property
     def rotations(self) -> int:
@@ -96,10 +97,16 @@ class Verdict:
         if self.both:
             changes.append(f"both at once {self.both}x (the file {self.behind:g} s behind)")
         load = f"{self.workers} workers for {self.seconds:.0f} s on {self.server}"
-        return [
+        tried = [
             f"{load}, through {self.connections} connections that are replaced after {self.lifetime:g} s.",
             f"Passwords changed {times(self.rotations)}: {', '.join(changes) or 'none'}.",
         ]
+        if self.single:
+            tried.append(
+                f"One account: while the file was up to {self.behind:g} s behind the database, new connections had to "
+                "wait for it. A second account in the secret takes that wait away; nothing else has to change."
+            )
+        return tried
 
 
 def _cells(figures: Figures) -> dict[str, str]:

@@ -157,6 +157,17 @@ async def test_behind_pgbouncer_the_proxy_is_seen_and_explained(cli: Cli) -> Non
     assert "auth_query" in finding["advice"]
 
 
+async def test_one_account_is_what_it_is_and_what_a_second_one_would_give_is_said(cli: Cli) -> None:
+    odd = cli.postgres.pair.odd
+    assert odd
+    cli.path.write_text(json.dumps({"username": odd.username, "password": odd.password.reveal()}))
+    exit_code, out, _ = await cli()
+    assert exit_code in (0, 3)
+    assert "one account" in out
+    assert "a second account takes that wait away" in " ".join(out.split())
+    assert "spacing" not in out
+
+
 async def test_a_callable_of_the_users_is_a_source_too(cli: Cli) -> None:
     source = cli.path.with_name("my_source.py")
     source.write_text(

@@ -200,6 +200,13 @@ def test_the_default_schedule_changes_odd_and_even_in_turn_and_once_both() -> No
     assert plan[-1].at <= 28.5  # and is seen to be survived
 
 
+def test_a_single_account_is_changed_again_and_again_and_once_with_the_file_behind() -> None:
+    plan = schedule(30.0, 3.3, single=True)
+    assert {rotation.parities for rotation in plan} == {(Parity.ODD,)}
+    assert [rotation.store_delay for rotation in plan if rotation.store_delay] == [1.0]
+    assert not any(rotation.is_both for rotation in plan)
+
+
 def test_the_shortest_schedule_has_one_rotation() -> None:
     assert schedule(2.0, 1.9) == (Rotation(1.9, (Parity.ODD,)),)
 
