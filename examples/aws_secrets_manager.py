@@ -48,7 +48,7 @@ async def rehearse() -> None:
             await store.create(pair, changed_at=datetime.now(UTC) - timedelta(days=1))
 
             dsn, rules = server.dsn_of("orders"), Rules(max_lifetime=1.0, refresh_interval=0.5, margin=0.5)
-            rotator = Rotator(admin=server.admin_dsn(), store=store, verify=dsn, rules=rules)
+            rotator = Rotator(admin=server.admin_dsn(), store=store, verify=dsn, rules=rules, announce=1.0)
             source = SecretsManagerSource("prod/orders", interval=0.5, start_spread=0.0, **aws.options)
             async with aiopqr.create_pool(dsn, credentials=source, max_lifetime=1.0, min_size=4, max_size=4) as pool:
                 print("before:", dict(await by_account(pool, 4)))

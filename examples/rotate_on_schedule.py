@@ -43,6 +43,7 @@ async def main() -> None:
                 verify=server.dsn,  # the applications' own path: through their PgBouncer, if they have one
                 store=FileStore(path),
                 rules=Rules(max_lifetime=LIFETIME, refresh_interval=INTERVAL, margin=0.2),
+                announce=2 * INTERVAL,  # the time in which pools step aside from the account; by default 10 s more
             )
             source = FileSource(path, interval=INTERVAL)
             async with aiopqr.create_pool(

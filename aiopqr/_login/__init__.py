@@ -3,16 +3,22 @@
 from .asyncpg_login import login
 from .keys import KeyCache
 from .parsing import Address, Target, missing_file, read_target
+from .plain import DRIVER_ERRORS, answered, connect_once, no_frames, place_of
 from .scram import verifier
 from .trust import Trust, take_trust
 
 __all__ = [
+    "DRIVER_ERRORS",
     "Address",
     "KeyCache",
     "Target",
     "Trust",
+    "answered",
+    "connect_once",
     "login",
     "missing_file",
+    "no_frames",
+    "place_of",
     "read_target",
     "take_trust",
     "verifier",

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import asyncpg
-
+from .._login import DRIVER_ERRORS, connect_once
 from ..credentials import Credential
 from ..errors import describe
 from ..refusals import Verdict, classify
@@ -114,21 +113,20 @@ class Account:
 async def look(dsn: str, credential: Credential, *, timeout: float = 10.0) -> Account:
     """Log in with ``credential`` on the applications' path, and look around. Changes nothing."""
     try:
-        con = await asyncpg.connect(
+        con = await connect_once(
             dsn,
             user=credential.username,
-            password=credential.password.reveal,
+            password=credential.password,
             timeout=timeout,
+            application_name="aiopqr-check",
             command_timeout=60.0,
-            statement_cache_size=0,
-            server_settings={"application_name": "aiopqr-check"},
         )
     except Exception as exc:
         return Account(credential.username, describe(exc), classify(exc), connected=False)
     try:
         async with con.transaction(readonly=True):  # which keeps a pooling proxy on one server connection
             return await _account(con, credential.username)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+    except DRIVER_ERRORS as exc:
         return Account(credential.username, f"logs in, but cannot look around: {describe(exc)}", classify(exc))
     finally:
         with contextlib.suppress(Exception):

@@ -21,8 +21,8 @@ from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from ..credentials import Credential, CredentialPair, Parity
 from ..errors import ConfigurationError
+from ..rotation.sql import identifier
 from ..testing import EmbeddedPostgres, ExistingPostgres, NotSupported, PostgresServer
-from ..testing.server import identifier
 from .ops_input import ADMIN_PASSWORD, admin_password
 
 WALLETS = 1000

@@ -1,7 +1,7 @@
-"""What the operator's commands are told: DSNs without passwords, the admin's password, and where the secret is.
+"""What all commands read: DSNs without passwords, the admin's password, and where the secret is.
 
-Apart because the rule is the same for all of them: no password on a command line, where every user of the machine
-reads it, and none in what is printed.
+The rule is the same for all of them: no password on a command line, where every user of the machine can read it, and
+none in the output.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import asyncpg
 import typer
 
+from .._login import DRIVER_ERRORS, place_of
 from ..credentials import Secret
 from ..errors import AiopqrError, ConfigurationError, MissingExtra, RotationError, describe
 from ..rotation.database import AdminConnect, admin_by_dsn
@@ -70,17 +71,21 @@ def admin_password(from_stdin: bool) -> Secret | None:
 
 
 def admin_connect(dsn: str, password: Secret | None) -> AdminConnect:
-    """How to connect as the admin role. A refusal without any password says where one can come from."""
+    """How to connect as the admin role. An error says where it went to, and where a missing password can come from."""
     connect = admin_by_dsn(dsn, password=password)
-    if password is not None or "PGPASSWORD" in os.environ:
-        return connect
+    has_password = password is not None or "PGPASSWORD" in os.environ
 
     async def advising() -> Any:
+        advice = ""
         try:
             return await connect()
         except asyncpg.InvalidAuthorizationSpecificationError as exc:
             problem = describe(exc)
-        raise RotationError(f"{problem} (neither {ADMIN_PASSWORD} nor PGPASSWORD is set: {ADMIN_PASSWORD_WAYS})")
+            if not has_password:
+                advice = f"; neither {ADMIN_PASSWORD} nor PGPASSWORD is set: {ADMIN_PASSWORD_WAYS}"
+        except DRIVER_ERRORS as exc:
+            problem = describe(exc)
+        raise RotationError(f"the admin role cannot connect to {place_of(dsn)}: {problem}{advice}")
 
     return advising
 

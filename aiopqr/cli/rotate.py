@@ -1,7 +1,8 @@
-"""``aiopqr rotate``: one rotation, for cron, a CronJob or a person. Here: its options, its words and its exit codes."""
+"""``aiopqr rotate``: one rotation, for cron, a CronJob or a person: its options, its output and its exit codes."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from ..rotation.errors import PathDown, RotationRefused, RotationUndone
 from ..rotation.gates import Gate, Objection, Rules
 from ..rotation.passwords import PasswordRule
 from ..rotation.plan import Action, Plan
-from ..rotation.rotator import Rotation, Rotator, Step
+from ..rotation.rotator import Rotation, Rotator
+from ..rotation.run import Announcing, Step
 from ..rotation.stores.store import SecretStore
+from ..rotation.words import counted
 from .ops_input import (
     VAULT_HELP,
     admin_connect,
@@ -36,6 +39,7 @@ DONE, FAILED, NOT_TRIED, REFUSED, FINISHED, UNDONE, LEFT_TO_DO = 0, 1, 2, 3, 4, 
 _STEP_TEXTS = {
     Step.CHECKED: "no gate objects, and nobody else rotates",
     Step.STAGED: "the new password is staged in the store",
+    Step.ANNOUNCED: "pools have had the time to step aside",
     Step.ALTERED: "the database has it",
     Step.VERIFIED: "it logs in on the applications' path",
     Step.PROMOTED: "the store has it as the account's own",
@@ -61,6 +65,23 @@ def rotate(
     max_lifetime: Annotated[float, typer.Option(min=0, help="The longest max_lifetime of all pools, seconds.")] = 1800,
     refresh_interval: Annotated[float, typer.Option(min=0, help="Their longest refresh interval, seconds.")] = 60,
     margin: Annotated[float, typer.Option(min=0, help="For clocks and lagging stores, seconds.")] = 120,
+    announce: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds between staging and changing a password, in which pools step aside. Add the store's own "
+            "delay, up to 90 for a mounted Secret. 0: none.",
+            show_default="--refresh-interval + 10",
+        ),
+    ] = None,
+    valid_for: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="How long an account that has a VALID UNTIL is valid from now on, seconds.",
+            show_default="as long as it was",
+        ),
+    ] = None,
     exempt_application: Annotated[
         list[str] | None, typer.Option(help="An application_name whose old sessions do not count; repeatable.")
     ] = None,
@@ -99,10 +120,16 @@ def rotate(
     The admin role's password comes from AIOPQR_ADMIN_PASSWORD, PGPASSWORD, the password file or --password-stdin. A run
     that was interrupted, or killed, is finished or undone by the next.
 
-    Exit codes: 0 done, or the plan of a dry run can be applied; 1 failed midway: run it again; 2 could not be tried,
-    nothing was changed; 3 refused by a gate, nothing was changed; 4 finished an earlier, interrupted rotation and began
-    no new one; 5 failed and undone, all is as it was before; 6 done, or finished as with 4, and something is left to do
-    by hand: old sessions could not be ended; 130 interrupted: run it again.
+    \b
+    Exit codes:
+      0    done, or the plan of a dry run can be applied
+      1    failed midway: run it again
+      2    could not be tried; nothing was changed
+      3    refused by a gate; nothing was changed
+      4    finished an interrupted rotation, and began no new one
+      5    failed and undone; all is as it was before
+      6    done, but old sessions could not be ended: see to it by hand
+      130  interrupted: run it again
     """
     exactly_one(file=file, secret=secret, vault=vault)
     given = {
@@ -121,6 +148,7 @@ def rotate(
         margin,
         frozenset(exempt_application or ()),
         moment(assume_changed_before, "--assume-changed-before"),
+        valid_for,
     )
     password = admin_password(password_stdin)
     telling = Telling(as_json)
@@ -132,14 +160,20 @@ def rotate(
             verify=dsn,
             rules=rules,
             passwords=PasswordRule(password_length, password_alphabet),
+            announce=announce,
             end_sessions_after=end_sessions_after,
             listener=telling.step,
+            on_announcing=telling.announcing,
         )
 
     async def main() -> int:
         async with open_store(file, secret, vault, region, endpoint_url) as store:
             forced = [gate for gate, is_forced in given.items() if is_forced]
-            return await perform(rotator(store), telling, account, forced, dry_run=dry_run)
+            try:
+                return await perform(rotator(store), telling, account, forced, dry_run=dry_run)
+            except asyncio.CancelledError:
+                telling.interrupted()
+                raise
 
     with telling:
         run(main(), "rotate")
@@ -148,10 +182,10 @@ def rotate(
 async def perform(
     rotator: Rotator, telling: Telling, account: Parity | None, forced: list[Gate], *, dry_run: bool = False
 ) -> int:
-    """Plan, tell, apply; the exit code."""
+    """Plan, report, apply; the exit code."""
     plan = await rotator.plan(account=account, force=forced)
     if dry_run or plan.refusals:
-        telling.plan(plan, dry_run)
+        telling.plan(plan, dry_run, rotator.announce)
         return REFUSED if plan.refusals else DONE
     telling.begin(plan)
     try:
@@ -176,11 +210,13 @@ async def perform(
 
 @dataclass
 class Telling:
-    """What the operator is told: progress and words on standard error, an outcome on standard output."""
+    """What the operator reads: progress and sentences on standard error, an outcome on standard output."""
 
     as_json: bool = False
     _status: Status | None = None
     _is_overridden: bool = False
+    _plan: Plan | None = None
+    _done: Step | None = None
 
     def __post_init__(self) -> None:
         self._console = Console(stderr=True)
@@ -193,6 +229,7 @@ class Telling:
             self._status.stop()
 
     def begin(self, plan: Plan) -> None:
+        self._plan = plan
         self._is_overridden = bool(plan.objections)
         for objection in plan.objections:
             self._say(f"overridden: {objection}", "yellow")
@@ -204,12 +241,28 @@ class Telling:
             self._say(text)
 
     def step(self, step: Step) -> None:
+        self._done = step
         text = _STEP_TEXTS[step]
         if step is Step.CHECKED and self._is_overridden:
             text = "no other gate objects, and nobody else rotates"
         self._say(text, "green")
 
-    def plan(self, plan: Plan, dry_run: bool) -> None:
+    def announcing(self, announcing: Announcing) -> None:
+        self._say(str(announcing), "yellow" if announcing.unheard else "")
+
+    def interrupted(self) -> None:
+        """Where a rotation stands that was cut short, and what to do."""
+        plan = self._plan
+        if plan is None or (self._done in (None, Step.CHECKED) and plan.action is Action.ROTATE):
+            text = "nothing was changed"
+        elif self._done in (Step.PROMOTED, Step.ENDED):
+            text = f"the password of {plan.username!r} is changed; its old sessions may still be open"
+        else:
+            stands = _STEP_TEXTS[self._done] if self._done else "it was staged by an earlier run"
+            text = f"the rotation of {plan.username!r} is under way ({stands}); run the same command, which finishes it"
+        self._say(f"aiopqr rotate: interrupted: {text}", "yellow")
+
+    def plan(self, plan: Plan, dry_run: bool, announce: float) -> None:
         if self.as_json:
             self._json(
                 outcome="refused" if plan.refusals else "planned",
@@ -218,12 +271,15 @@ class Telling:
                 account=plan.parity,
                 username=plan.username,
                 steps=plan.steps,
+                announce=announce,
                 objections=[_as_json(objection, plan) for objection in plan.objections],
             )
             return
         if dry_run:
             print(f"{plan.action} {plan.username} ({plan.parity}):")
             print("\n".join(f"  {number}. {step}" for number, step in enumerate(plan.steps, 1)))
+            if announce and plan.action is not Action.FINISH:
+                print(f"Between staging and ALTER ROLE, pools have {announce:.0f} s to step aside.")
         for objection in plan.objections:
             if objection not in plan.refusals:
                 self._say(f"overridden: {objection}", "yellow")
@@ -254,7 +310,9 @@ class Telling:
             )
             return
         what = "changed" if rotation.action is Action.ROTATE else "an interrupted rotation was finished"
-        ended = f"; {rotation.ended} old sessions ended" if rotation.ended is not None and not rotation.warning else ""
+        ended = ""
+        if rotation.ended is not None and not rotation.warning:
+            ended = f"; {counted(rotation.ended, 'old session')} ended"
         print(f"{rotation.username}: {what}{ended}")
         if rotation.warning:
             self._say(rotation.warning, "yellow")

@@ -13,11 +13,13 @@ from typing import Annotated, Any
 import asyncpg
 import typer
 
+from .._login import no_frames
 from ..credentials import Credential, CredentialPair, Secret
 from ..errors import ConfigurationError, RotationError, describe
-from ..rotation.database import Database, identifier
+from ..rotation.database import Database
 from ..rotation.errors import StoreConflict, StoreError
 from ..rotation.passwords import PasswordRule
+from ..rotation.sql import identifier
 from .ops_input import admin_connect, admin_password, dsn_without_password, open_store, run
 from .setup_roles import STATE, Change, Role, changes, differences, role_of
 
@@ -188,7 +190,8 @@ async def _apply(con: Any, wanted: list[Change]) -> None:
     problem = ""
     for change in wanted:
         try:
-            await con.execute(change.sql())
+            with no_frames():
+                await con.execute(change.sql())
         except asyncpg.PostgresError as exc:
             problem = f"cannot {change.text}: {describe(exc)}"
             break

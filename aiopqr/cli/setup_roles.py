@@ -14,7 +14,7 @@ from typing import Any
 
 from .._login import verifier
 from ..credentials import Secret
-from ..rotation.database import identifier
+from ..rotation.sql import identifier, literal
 
 #: Settings of a role by database ("" for all databases), then by name.
 Settings = Mapping[str, Mapping[str, str]]
@@ -153,12 +153,6 @@ def _other_settings(role: Role, owner: Role) -> set[str]:
         for setting, value in values.items()
         if setting != "role" and owner.settings.get(database, {}).get(setting) != value
     }
-
-
-def literal(text: str) -> str:
-    """A text quoted for SQL, whatever ``standard_conforming_strings`` says."""
-    quoted = "'" + text.replace("'", "''").replace("\\", "\\\\") + "'"
-    return f"E{quoted}" if "\\" in text else quoted
 
 
 def _parameter(name: str) -> str:

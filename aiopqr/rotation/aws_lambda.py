@@ -4,8 +4,8 @@ Secrets Manager calls it four times for each rotation, and each step again until
 
 | step         | what it does                                                                                        |
 |--------------|-----------------------------------------------------------------------------------------------------|
-| createSecret | holds every gate; then makes the new password of one account the version in AWSPENDING              |
-| setSecret    | gives the account that password, as a SCRAM verifier                                                |
+| createSecret | checks every gate; then makes the new password of one account the version in AWSPENDING             |
+| setSecret    | waits for pools to step aside, then gives the account that password, as a SCRAM verifier            |
 | testSecret   | logs in with it on the applications' path                                                           |
 | finishSecret | moves AWSCURRENT there, if it logs in                                                               |
 
@@ -28,6 +28,9 @@ Its environment:
 | AIOPQR_REFRESH_INTERVAL    | 60               | the longest of all pools, in seconds                                 |
 | AIOPQR_MARGIN              | 120              | seconds more                                                         |
 | AIOPQR_EXEMPT_APPLICATIONS | none             | application_names, with commas, whose old sessions do not count      |
+| AIOPQR_ANNOUNCE            | refresh interval | seconds from staging a password to changing it, in which pools step  |
+|                            | + 10             | aside: as many of them as the function's timeout leaves room for, so |
+|                            |                  | give it that much more than half a minute                            |
 
 ``examples/aws_lambda/README.md`` has the packaging and the IAM policies.
 """
@@ -36,35 +39,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import asyncpg
-
+from .._login import connect_once
 from ..credentials import Credential, CredentialPair, Endpoint
 from ..errors import ConfigurationError, RotationError, without_frames
 from ..options import non_negative
 from ..sources.aws.source import SecretsManagerSource
-from .database import Database
-from .gates import Login, Rules
+from .database import APPLICATION_NAME, Database
+from .gates import Rules
 from .passwords import PasswordRule
-from .plan import decide
+from .plan import decide, renewed
+from .run import ANNOUNCE_GRACE, announcement_left, patient_login
 from .stores.aws import CURRENT, PENDING, SecretsManagerStore
 from .stores.aws_versions import Snapshot, staged_entries, stored
 
 logger = logging.getLogger("aiopqr")
 
-_APPLICATION_NAME = "aiopqr-rotate"
-_CONNECT_TIMEOUT = 10.0
-_PAUSES = (0.2, 0.4, 0.8, 1.6)  # a proxy may take a moment to hear of a new password
+_VERIFY_TIMEOUT = 10.0  # a proxy may take a moment to hear of a new password
+_RESERVE = 25.0  # what setSecret keeps of the function's time for the change itself
 
 
 def handler(event: Mapping[str, Any], context: object) -> None:
     """What Lambda calls. Raises when the step cannot be done; Secrets Manager then calls it again."""
+    # Without a Lambda's context there is no limit.
+    remaining = getattr(context, "get_remaining_time_in_millis", lambda: math.inf)()
     try:
-        asyncio.run(_step(event, Settings.of(os.environ)))
+        asyncio.run(_step(event, Settings.of(os.environ), remaining / 1000))
         return
     except Exception as exc:
         problem = without_frames(exc)
@@ -79,6 +84,7 @@ class Settings:
     admin_secret: str | None = None
     dsn: str | None = None
     admin_dsn: str | None = None
+    announce: float = 0.0
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Settings:
@@ -105,10 +111,11 @@ class Settings:
             admin_secret=environment.get("AIOPQR_ADMIN_SECRET") or None,
             dsn=dsn,
             admin_dsn=environment.get("AIOPQR_ADMIN_DSN") or dsn,
+            announce=seconds("AIOPQR_ANNOUNCE", rules.refresh_interval + ANNOUNCE_GRACE),
         )
 
 
-async def _step(event: Mapping[str, Any], settings: Settings) -> None:
+async def _step(event: Mapping[str, Any], settings: Settings, remaining: float) -> None:
     try:
         secret_id, token, name = (event[key] for key in ("SecretId", "ClientRequestToken", "Step"))
     except (KeyError, TypeError):
@@ -118,7 +125,7 @@ async def _step(event: Mapping[str, Any], settings: Settings) -> None:
     if name not in _STEPS:
         raise ConfigurationError(f"there is no step {name!r}")
     async with SecretsManagerStore(secret_id) as store:
-        await store.told(_dispatch(_STEPS[name], _Rotation(store, token, settings), name))
+        await store.told(_dispatch(_STEPS[name], _Rotation(store, token, settings, remaining), name))
 
 
 async def _dispatch(step: Callable[[_Rotation], Awaitable[str]], rotation: _Rotation, name: str) -> None:
@@ -129,12 +136,13 @@ async def _dispatch(step: Callable[[_Rotation], Awaitable[str]], rotation: _Rota
 
 
 class _Rotation:
-    """One rotation of the service: the version ``token`` of a secret."""
+    """One rotation of the service: the version ``token`` of a secret. ``remaining`` is in seconds."""
 
-    def __init__(self, store: SecretsManagerStore, token: str, settings: Settings) -> None:
+    def __init__(self, store: SecretsManagerStore, token: str, settings: Settings, remaining: float) -> None:
         self.store = store
         self.token = token
         self.settings = settings
+        self.remaining = remaining
 
     async def is_finished(self) -> bool:
         """Whether the token's version is current. Raises when it is not the one that is to become it."""
@@ -162,13 +170,21 @@ class _Rotation:
         snapshot = await self._snapshot()
         if (pending := self._pending(snapshot)) is None:
             return "there is nothing to set"
-        pair = stored(snapshot, self.store.secret_id).pair
+        secret = stored(snapshot, self.store.secret_id)
         database = await self._database(snapshot)
-        async with database.altering(pair) as admin:
+        wait = min(announcement_left(secret, self.settings.announce), self.remaining - _RESERVE)
+        if wait > 0:
+            logger.info("%s: waiting %.0f s for pools to step aside from %r", self.store, wait, pending.username)
+            await asyncio.sleep(wait)
+        async with database.altering(secret.pair) as admin:
             # Whoever slept until the next rotation had begun must alter nothing.
             if (await self._snapshot()).revision != snapshot.revision:
                 raise RotationError(f"secret {self.store.secret_id!r} has changed in between")
-            await database.alter(admin, pending)
+            end = (await database.ends(admin, [pending.username])).get(pending.username)
+            parity, now = secret.pair.pending_parity, await database.time(admin)
+            changed = secret.changed_at(parity) if parity else None
+            await database.alter(admin, pending, renewed(end, changed, now, self.settings.rules))
+            await database.commit(admin)
         return f"{pending.username!r} has its new password"
 
     async def test(self) -> str:
@@ -176,7 +192,7 @@ class _Rotation:
         database = await self._database(snapshot)
         if (pending := self._pending(snapshot)) is None:
             return await self._rehearse(database, snapshot)
-        login = await _logged_in(database, pending)
+        login = await patient_login(database, pending, _VERIFY_TIMEOUT)
         if not login.accepted:
             raise RotationError(f"{pending.username!r} does not log in with its new password: {login.text}")
         return f"{pending.username!r} logs in with its new password"
@@ -185,7 +201,7 @@ class _Rotation:
         snapshot = await self._snapshot()
         if (pending := self._pending(snapshot)) is None:
             raise RotationError("there is nothing to finish: createSecret has staged no password")
-        login = await _logged_in(await self._database(snapshot), pending)
+        login = await patient_login(await self._database(snapshot), pending, _VERIFY_TIMEOUT)
         if not login.accepted:
             raise RotationError(f"{pending.username!r} does not log in with what would become current: {login.text}")
         await self.store.move(CURRENT, to=self.token, away=snapshot.current.id)
@@ -253,22 +269,5 @@ async def _connect(dsn: str | None, endpoint: Endpoint | None, credential: Crede
             raise ConfigurationError("where is the database? Set AIOPQR_DSN, or host in the secret")
         place = {"host": endpoint.host, "port": endpoint.port, "database": endpoint.database, "ssl": "require"}
         options = {**{key: value for key, value in place.items() if value is not None}, **options}
-    return await asyncpg.connect(
-        dsn,
-        user=credential.username,
-        password=credential.password.reveal,
-        timeout=_CONNECT_TIMEOUT,
-        statement_cache_size=0,
-        server_settings={"application_name": _APPLICATION_NAME},
-        **options,
-    )
-
-
-async def _logged_in(database: Database, credential: Credential) -> Login:
-    """The outcome of logging in, after some patience."""
-    for pause in _PAUSES:
-        login = await database.login(credential)
-        if login.accepted:
-            return login
-        await asyncio.sleep(pause)
-    return await database.login(credential)
+    user, password = credential.username, credential.password
+    return await connect_once(dsn, user=user, password=password, application_name=APPLICATION_NAME, **options)

@@ -1,7 +1,6 @@
 """The database as a rotator sees it: asked on the administrator's connection, logged in to on the applications' path.
 
-It stands apart because it is all the SQL of a rotation, and because others run the steps in another order (AWS calls a
-rotation in four parts). No password is ever sent: the server gets SCRAM verifiers, and proofs at a login.
+All the SQL of a rotation is here. No password is ever sent: the server gets SCRAM verifiers, and proofs at a login.
 """
 
 from __future__ import annotations
@@ -14,18 +13,20 @@ from typing import Any
 
 import asyncpg
 
-from .._login import verifier
+from .._login import DRIVER_ERRORS, answered, connect_once, no_frames, place_of, read_target, verifier
 from ..credentials import Credential, CredentialPair, Parity, Secret
 from ..errors import RotationError, describe
 from ..refusals import Verdict, classify
 from .errors import PathDown, RotationRefused
 from .gates import Facts, Gate, Login, Objection, Session
+from .sql import identifier, literal
 from .stores.store import StoredSecret
 
 AdminConnect = Callable[[], Awaitable[Any]]
 AccountConnect = Callable[[Credential], Awaitable[Any]]
 
-_APPLICATION_NAME = "aiopqr-rotate"
+#: What the rotator's own sessions are called.
+APPLICATION_NAME = "aiopqr-rotate"
 
 # The lock must not be lost to a time limit while the store is written, nor kept by a machine that has lost its power.
 # Settings that this server's version does not have are left out.
@@ -38,8 +39,13 @@ FROM (VALUES ('idle_in_transaction_session_timeout', '0'), ('transaction_timeout
 JOIN pg_settings USING (name)
 """
 
+_ROLES = """
+SELECT rolname, CASE WHEN rolvaliduntil < 'infinity' THEN rolvaliduntil END AS valid_until
+FROM pg_roles WHERE rolname = ANY ($1)
+"""
+
 _SESSIONS = """
-SELECT usename, pid, application_name, backend_start FROM pg_stat_activity
+SELECT usename, pid, application_name, backend_start, host(client_addr) AS address FROM pg_stat_activity
 WHERE usename = ANY ($1) AND coalesce(backend_type, 'client backend') = 'client backend' AND pid <> pg_backend_pid()
 """
 
@@ -47,11 +53,6 @@ _TERMINATE = """
 SELECT pid, pg_terminate_backend(pid) AS ended FROM pg_stat_activity
 WHERE usename = $1 AND backend_start < $2 AND backend_type = 'client backend' AND application_name <> ALL ($3)
 """
-
-
-def identifier(name: str) -> str:
-    """A role's name, quoted for SQL."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 class Database:
@@ -66,13 +67,17 @@ class Database:
     def __init__(self, admin: str | AdminConnect, verify: str | AccountConnect, *, timeout: float = 10.0) -> None:
         self._admin = admin_by_dsn(admin, timeout=timeout) if isinstance(admin, str) else admin
         self._verify = _account_by_dsn(verify, timeout) if isinstance(verify, str) else verify
+        self._path = place_of(verify) if isinstance(verify, str) else ""
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[Any]:
         """A connection of the admin role. Raises :class:`RotationError` when there is none to be had."""
         con, problem = None, ""
         try:
-            con = await self._admin()
+            with no_frames():
+                con = await self._admin()
+        except RotationError as exc:
+            problem = str(exc)
         except Exception as exc:
             problem = f"the admin role cannot connect: {describe(exc)}"
         if con is None:
@@ -86,9 +91,10 @@ class Database:
     async def exclusively(self, pair: CredentialPair) -> AsyncIterator[Any]:
         """Keep other rotators of this pair out until the block ends; yields the connection that does so.
 
-        Raises :class:`RotationRefused` while there is another one.
+        Raises :class:`RotationRefused` while there is another one. A connection that is lost meanwhile raises nothing:
+        what keeps two rotators from harm is the store's compare-and-set and :meth:`altering`.
         """
-        async with self._locking() as con:
+        async with self._transaction() as con:
             if not await con.fetchval("SELECT pg_try_advisory_xact_lock($1)", _lock_key("rotation", pair)):
                 text = "another rotation of these accounts is running right now"
                 raise RotationRefused([Objection(Gate.IN_PROGRESS, text)])
@@ -96,23 +102,30 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def altering(self, pair: CredentialPair) -> AsyncIterator[Any]:
-        """A transaction that no other alteration of this pair has beside it; waits for one that is just ending.
+        """A transaction in which no other rotator alters this pair; waits for an alteration that is just ending.
 
-        What is altered in it takes effect when the block ends, and only if the lock was held all the time: a rotator
+        What is altered in it takes effect by :meth:`commit`, and only if the lock was held all the time: a rotator
         that slept through the end of its session alters nothing when it wakes up.
         """
-        async with self._locking() as con:
+        async with self._transaction() as con:
             await con.fetchval("SELECT pg_advisory_xact_lock($1)", _lock_key("alteration", pair))
             yield con
 
     @contextlib.asynccontextmanager
-    async def _locking(self) -> AsyncIterator[Any]:
-        async with self.connected() as con, con.transaction():
-            await con.execute(_KEEP_LOCK)
-            yield con
+    async def _transaction(self) -> AsyncIterator[Any]:
+        """A transaction that is rolled back unless it was committed. How it ends raises nothing: the block did."""
+        async with self.connected() as con:
+            await con.execute("BEGIN")
+            try:
+                await con.execute(_KEEP_LOCK)
+                yield con
+            finally:
+                with contextlib.suppress(*DRIVER_ERRORS):
+                    if con.is_in_transaction():
+                        await con.execute("ROLLBACK")
 
     async def gather(self, con: Any, secret: StoredSecret) -> Facts:
-        """All facts that a rotation is decided from. Costs a login for each account, and no change.
+        """All facts that a rotation is decided from. It logs in with each account, and changes nothing.
 
         Raises :class:`PathDown` when a login failed without the account being refused.
         """
@@ -121,54 +134,86 @@ class Database:
             raise RotationError(f"the pair is degraded: it has no {pair.missing} account, and a rotation needs both")
         parities = {pair.odd.username: Parity.ODD, pair.even.username: Parity.EVEN}
         # Before the logins, whose own sessions end a little later than their connections do.
-        rows = await con.fetch(_SESSIONS, list(parities))
-        sessions = tuple(
-            Session(parities[row["usename"]], row["pid"], row["application_name"] or "", row["backend_start"])
-            for row in rows
-        )
+        sessions = await self.sessions(con, parities)
+        ends = await self.ends(con, list(parities))
         logins = {Parity.ODD: await self.login(pair.odd), Parity.EVEN: await self.login(pair.even)}
         staged, pending = pair.pending_parity, None
         if staged is not None and pair.pending is not None and not logins[staged].accepted:
             pending = await self.login(pair.pending)
         # A staged password that works is to be stored as the account's own, however the other account fares.
         if pending is None or not pending.accepted:
-            _raise_if_untried(pair, logins, pending)
-        return Facts(await self.now(con), secret, logins, pending, sessions)
+            self._raise_if_untried(pair, logins, pending)
+        return Facts(
+            await self.time(con),
+            secret,
+            logins,
+            pending,
+            sessions,
+            {parity: end for name, parity in parities.items() if (end := ends.get(name))},
+            frozenset(parity for name, parity in parities.items() if name not in ends),
+        )
+
+    async def ends(self, con: Any, names: Sequence[str]) -> dict[str, datetime | None]:
+        """VALID UNTIL of the roles that exist; None where there is none."""
+        return {row["rolname"]: row["valid_until"] for row in await con.fetch(_ROLES, list(names))}
+
+    async def sessions(self, con: Any, parities: dict[str, Parity]) -> tuple[Session, ...]:
+        """The sessions of these accounts, as far as the admin role sees them."""
+        return tuple(
+            Session(
+                parities[row["usename"]],
+                row["pid"],
+                row["application_name"] or "",
+                row["backend_start"],
+                row["address"],
+            )
+            for row in await con.fetch(_SESSIONS, list(parities))
+        )
 
     async def login(self, credential: Credential) -> Login:
         """Log in with a new connection on the applications' path, and ask the server who we are."""
         try:
-            con = await self._verify(credential)
-        except Exception as exc:  # told by its text, since its frames hold the password
-            return _failed(exc)
+            with no_frames():
+                con = await self._verify(credential)
+        except Exception as exc:
+            return self._failed(exc)
         try:
             async with con.transaction():  # which keeps a pooling proxy on one server connection
                 user = await con.fetchval("SELECT session_user")
         except Exception as exc:
-            return _failed(exc)
+            return self._failed(exc)
         finally:
             await _close(con)
         if user != credential.username:
             return Login(False, False, f"the server says that {credential.username!r} is {user!r}")
         return Login(True)
 
-    async def now(self, con: Any) -> datetime:
-        """The server's clock, by which sessions are dated too."""
-        now: datetime = await con.fetchval("SELECT clock_timestamp()")
-        return now
+    async def time(self, con: Any) -> datetime:
+        """The server's clock, by which sessions are dated, too. If ``con`` is lost, a new connection is asked."""
+        with contextlib.suppress(*DRIVER_ERRORS):
+            return await _time(con)
+        async with self.connected() as fresh:
+            return await _time(fresh)
 
-    async def alter(self, con: Any, credential: Credential) -> None:
-        """Give the account its password, as a SCRAM-SHA-256 verifier.
+    async def alter(self, con: Any, credential: Credential, valid_until: datetime | None = None) -> None:
+        """Give the account its password, as a SCRAM-SHA-256 verifier, and a new VALID UNTIL if one is given.
 
-        Raises :class:`RotationError` when the server refuses. The driver's error holds the statement and is not kept.
+        It takes effect by :meth:`commit`. Raises :class:`RotationError` when the server refuses. The driver's error
+        holds the statement and is not kept.
         """
+        role = f"ALTER ROLE {identifier(credential.username)}"
+        until = f" VALID UNTIL {literal(valid_until.isoformat())}" if valid_until else ""
         try:
-            proof = verifier(credential.password.reveal())
-            await con.execute(f"ALTER ROLE {identifier(credential.username)} PASSWORD '{proof}'")
+            with no_frames():
+                await con.execute(f"{role} PASSWORD '{verifier(credential.password.reveal())}'{until}")
             return
         except Exception as exc:
-            problem = f"ALTER ROLE {identifier(credential.username)} failed: {describe(exc)}".replace("\n", " ")
+            problem = f"{role} failed: {describe(exc)}".replace("\n", " ")
         raise RotationError(problem)
+
+    async def commit(self, con: Any) -> None:
+        """Put what was altered on ``con`` into force."""
+        await con.execute("COMMIT")
 
     async def terminate(
         self, con: Any, username: str, before: datetime, exempt: Sequence[str] = ()
@@ -180,29 +225,35 @@ class Database:
             return 0, describe(exc)
         return sum(row["ended"] for row in rows), None
 
+    def _failed(self, exc: BaseException) -> Login:
+        # A path that is down says nothing of the password, and an account at its connection limit has had it accepted.
+        text = f"{describe(exc)} (at {self._path})" if self._path else describe(exc)
+        verdict = classify(exc)
+        unreachable = verdict is Verdict.OUTAGE and not answered(exc)
+        return Login(False, verdict in (Verdict.CREDENTIAL, Verdict.ACCOUNT), text, unreachable)
 
-def _failed(exc: BaseException) -> Login:
-    # A path that is down says nothing of the password, and an account at its connection limit has had it accepted.
-    return Login(False, classify(exc) in (Verdict.CREDENTIAL, Verdict.ACCOUNT), describe(exc))
+    def _raise_if_untried(self, pair: CredentialPair, logins: dict[Parity, Login], pending: Login | None) -> None:
+        tried = [(account.username, logins[parity]) for parity in Parity if (account := pair[parity])]
+        if pending is not None and pair.pending is not None:
+            tried.append((pair.pending.username, pending))
+        untried = [(name, login) for name, login in tried if not (login.accepted or login.refused)]
+        if not untried:
+            return
+        name, login = untried[0]
+        if all(login.unreachable for _, login in tried):
+            raise PathDown(f"the applications' path is down: nothing answered: {login.text}. Nothing was changed.")
+        raise PathDown(f"{name!r} could not be tried on the applications' path: {login.text}. Nothing was changed.")
 
 
-def _raise_if_untried(pair: CredentialPair, logins: dict[Parity, Login], pending: Login | None) -> None:
-    tried = [(account.username, logins[parity]) for parity in Parity if (account := pair[parity])]
-    if pending is not None and pair.pending is not None:
-        tried.append((pair.pending.username, pending))
-    untried = [(name, login) for name, login in tried if not (login.accepted or login.refused)]
-    if not untried:
-        return
-    name, login = untried[0]
-    if len(untried) == len(tried):
-        raise PathDown(f"could not be tried: the applications' path is down: {login.text}. Nothing was changed.")
-    raise PathDown(f"{name!r} could not be tried on the applications' path: {login.text}. Nothing was changed.")
+async def _time(con: Any) -> datetime:
+    now: datetime = await con.fetchval("SELECT clock_timestamp()")
+    return now
 
 
 async def _close(con: Any) -> None:
     try:
         await con.close(timeout=5.0)
-    except Exception:  # the server is gone, and nothing was to be had from it any more
+    except Exception:  # the server is gone, and there is nothing to be had from it any more
         con.terminate()
 
 
@@ -215,12 +266,9 @@ def _lock_key(purpose: str, pair: CredentialPair) -> int:
 def admin_by_dsn(dsn: str, *, password: Secret | None = None, timeout: float = 10.0) -> AdminConnect:
     """How to connect as the role that ``dsn`` names, to the ``postgres`` database where there is one.
 
-    Without ``password`` it comes from where asyncpg looks: the DSN, PGPASSWORD, or the password file.
+    Without ``password`` it comes from where asyncpg looks: the DSN, PGPASSWORD, or the password file. Raises
+    :class:`RotationError` when the DSN names a database that does not exist.
     """
-    options: dict[str, Any] = {"timeout": timeout, "statement_cache_size": 0}
-    if password is not None:
-        options["password"] = password.reveal
-    options |= {"server_settings": {"application_name": _APPLICATION_NAME}}
 
     async def connect() -> Any:
         # A pg_hba.conf or a password file may well know only the database that the DSN names.
@@ -229,21 +277,38 @@ def admin_by_dsn(dsn: str, *, password: Secret | None = None, timeout: float = 1
             asyncpg.InsufficientPrivilegeError,
             asyncpg.InvalidAuthorizationSpecificationError,
         ):
-            return await asyncpg.connect(dsn, database="postgres", **options)
-        return await asyncpg.connect(dsn, **options)
+            con = await connect_once(
+                dsn, password=password, timeout=timeout, application_name=APPLICATION_NAME, database="postgres"
+            )
+            await _check_database(con, dsn)
+            return con
+        return await connect_once(dsn, password=password, timeout=timeout, application_name=APPLICATION_NAME)
 
     return connect
 
 
+async def _check_database(con: Any, dsn: str) -> None:
+    target = read_target((dsn,), {})
+    if target is None or target.database is None:
+        return
+    try:
+        known = await con.fetchval("SELECT count(*) FROM pg_database WHERE datname = $1", target.database)
+    except BaseException:
+        con.terminate()
+        raise
+    if not known:
+        await _close(con)
+        raise RotationError(f"database {target.database!r}, which the admin's DSN names, does not exist")
+
+
 def _account_by_dsn(dsn: str, timeout: float) -> AccountConnect:
     async def connect(credential: Credential) -> Any:
-        return await asyncpg.connect(
+        return await connect_once(
             dsn,
             user=credential.username,
-            password=credential.password.reveal,
+            password=credential.password,
             timeout=timeout,
-            statement_cache_size=0,
-            server_settings={"application_name": _APPLICATION_NAME},
+            application_name=APPLICATION_NAME,
         )
 
     return connect

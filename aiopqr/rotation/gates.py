@@ -1,24 +1,23 @@
-"""What can speak against a rotation, as data: each gate has a name, a flag that overrides it, and says its numbers.
+"""The gates: why a rotation can be refused. Each has a name, a flag that overrides it, and numbers. Pure.
 
-The gates stand apart because they are the safety of a rotation and are to be read as a whole. They are pure: facts in,
-objections out.
-
-What they guard: a pool may hold a pair that is one refresh interval old, and a session one lifetime old. So before an
-account is changed, the *other* one must be known by its present password to every pool, and must work.
+What they guard: a pool may hold a pair that is one refresh interval old, and a session that is one lifetime old. So
+before an account is changed, every pool must know the present password of the *other* account, and it must work.
 """
 
 from __future__ import annotations
 
 import enum
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ..credentials import Parity
 from ..errors import ConfigurationError
-from ..options import non_negative
+from ..options import non_negative, positive
 from .stores.store import StoredSecret
+from .words import counted, duration, moment
+
+_LISTED = 8  # sessions that an objection names
 
 
 class Gate(enum.StrEnum):
@@ -40,7 +39,7 @@ class Gate(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Objection:
-    """One reason not to rotate: the gate, its numbers, and what they mean in words. No secret is in it."""
+    """One reason not to rotate: the gate, its numbers, and a sentence. No secret is in it."""
 
     gate: Gate
     text: str
@@ -52,29 +51,43 @@ class Objection:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What came of one login on the applications' path. ``refused`` says that the account is to blame."""
+    """The outcome of one login on the applications' path.
+
+    ``refused`` says that the account is to blame, and ``unreachable`` that nothing answered at all.
+    """
 
     accepted: bool
     refused: bool = False
     text: str = "accepted"
+    unreachable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session of one of the accounts. ``started`` is None when the admin role may not see it."""
+    """A session of one of the accounts.
+
+    ``started`` is None when the admin role may not see it, and ``address`` is None for a Unix socket as well.
+    """
 
     parity: Parity
     pid: int
     application_name: str
     started: datetime | None
+    address: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """Whose it is, for people."""
+        return f"{self.application_name or 'no application name'}, {self.address or 'local socket'}"
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that a decision is made from: the store's secret, and what was found out about it at ``now``.
+    """Everything that a decision is made from: the store's secret, and what was found out about it at ``now``.
 
     ``now`` is the database's clock, as the sessions' times are. ``pending`` is the staged password's login; None when
     nothing is staged, or when the account's stored password was accepted, which says all there is to know.
+    ``valid_until`` has the ends of the accounts that have one, and ``absent`` those that are no roles of the server.
     """
 
     now: datetime
@@ -82,6 +95,21 @@ class Facts:
     logins: dict[Parity, Login]
     pending: Login | None = None
     sessions: tuple[Session, ...] = ()
+    valid_until: Mapping[Parity, datetime] = field(default_factory=dict)
+    absent: frozenset[Parity] = frozenset()
+
+    def is_expired(self, parity: Parity) -> bool:
+        """Whether VALID UNTIL has passed: the server then refuses every password of the account."""
+        end = self.valid_until.get(parity)
+        return end is not None and end <= self.now
+
+    def why_not(self, parity: Parity) -> str:
+        """Why an account does not log in, where the catalogue knows; the server tells its log alone."""
+        if parity in self.absent:
+            return f" (the role {self.username(parity)!r} does not exist)"
+        if self.is_expired(parity):
+            return f" (VALID UNTIL of {self.username(parity)!r} passed at {moment(self.valid_until[parity])})"
+        return ""
 
     def username(self, parity: Parity) -> str:
         """The account's name."""
@@ -97,6 +125,7 @@ class Rules:
     clocks, stores that lag (Kubernetes takes up to 90 s to update a mounted secret) and slow fetches.
     ``exempt_applications`` are ``application_name``s whose old sessions do not count. ``assume_changed_before`` is an
     operator's word for change times that the store does not know; otherwise "not known" counts as "just now".
+    ``valid_for`` is how long an account with VALID UNTIL is valid after its rotation (default: as long as it had).
 
     Raises :class:`ConfigurationError` for a time that cannot be.
     """
@@ -106,8 +135,11 @@ class Rules:
     margin: float = 120.0
     exempt_applications: frozenset[str] = frozenset()
     assume_changed_before: datetime | None = None
+    valid_for: float | None = None
 
     def __post_init__(self) -> None:
+        if self.valid_for is not None:
+            positive("valid_for", self.valid_for)
         for key in ("max_lifetime", "refresh_interval", "margin"):
             non_negative(key, getattr(self, key))
         if self.assume_changed_before is not None and self.assume_changed_before.utcoffset() is None:
@@ -124,7 +156,7 @@ class Rules:
 
 
 def objections(facts: Facts, parity: Parity, rules: Rules) -> Iterator[Objection]:
-    """What speaks against changing the password of ``parity``."""
+    """Why the password of ``parity`` must not be changed now."""
     yield from _too_soon(facts, parity.other, rules)
     yield from _other_refused(facts, parity.other)
     yield from _old_sessions(facts, parity.other, rules)
@@ -136,69 +168,94 @@ def _too_soon(facts: Facts, other: Parity, rules: Rules) -> Iterator[Objection]:
     elapsed = (facts.now - (known or facts.now)).total_seconds()
     if elapsed >= rules.spacing:
         return
-    name = facts.username(other)
+    name, left = facts.username(other), rules.spacing - elapsed
     if known is None:
-        told = (
-            f"when {name!r} was last changed is not known, and counts as just now "
-            "(--assume-changed-before tells it, if you know)"
+        found = (
+            f"the store does not know when {name!r} was last changed, so that counts as just now; if you know, say it "
+            "with --assume-changed-before"
         )
     elif elapsed < 0:
-        told = f"{name!r} was changed {-elapsed:.0f} s in the future: a clock is wrong"
+        found = f"{name!r} was changed {duration(-elapsed)} in the future: a clock is wrong"
     else:
-        told = f"{name!r} was changed {elapsed:.0f} s ago"
+        found = f"{name!r} was changed {duration(elapsed)} ago"
     needed = (
         f"pools need up to {rules.spacing:.0f} s to have its new password everywhere (lifetime "
         f"{rules.max_lifetime:.0f} + refresh {rules.refresh_interval:.0f} + margin {rules.margin:.0f})"
     )
+    possible = facts.now + timedelta(seconds=left) if known else None
+    when = f". The next rotation is possible at {moment(possible)}, in {duration(left)}" if possible else ""
     numbers = {
         "elapsed": elapsed if known else None,
         "needed": rules.spacing,
         "max_lifetime": rules.max_lifetime,
         "refresh_interval": rules.refresh_interval,
         "margin": rules.margin,
+        "possible_at": possible.isoformat() if possible else None,
+        "possible_in": left if possible else None,
     }
-    yield Objection(Gate.TOO_SOON, f"{told}; {needed}", {"account": str(other), **numbers})
+    yield Objection(Gate.TOO_SOON, f"{found}; {needed}{when}", {"account": str(other), **numbers})
 
 
 def _other_refused(facts: Facts, other: Parity) -> Iterator[Objection]:
     login = facts.logins[other]
     if not login.accepted:
-        text = f"{facts.username(other)!r}, which pools are to fall back to, does not log in: {login.text}"
+        why = facts.why_not(other)
+        text = f"{facts.username(other)!r}, which pools would have to fall back to, does not log in: {login.text}{why}"
+        if facts.is_expired(other):
+            text += f". Rotate that account first, which renews it: --account {other}"
         yield Objection(Gate.OTHER_REFUSED, text, {"account": str(other), "refused": int(login.refused)})
 
 
 def _old_sessions(facts: Facts, other: Parity, rules: Rules) -> Iterator[Objection]:
     changed, name = rules.changed_at(facts, other), facts.username(other)
-    counted = [
+    counted_in = [
         session
         for session in facts.sessions
         if session.parity is other and session.application_name not in rules.exempt_applications
     ]
-    old = [session for session in counted if session.started is not None and session.started < changed]
-    unseen = sum(session.started is None for session in counted)
+    old = [(session, session.started) for session in counted_in if session.started and session.started < changed]
+    unseen = sum(session.started is None for session in counted_in)
     if old:
-        by_name = Counter(session.application_name or "(no application_name)" for session in old)
-        oldest = max((changed - session.started).total_seconds() for session in old if session.started)
-        told = ", ".join(f"{application} {count}" for application, count in by_name.most_common())
+        listed = [
+            f"pid {session.pid} ({session.origin}, {duration((facts.now - started).total_seconds())} old)"
+            for session, started in sorted(old, key=lambda one: one[1])
+        ]
+        more = [f"{len(listed) - _LISTED} more"] if len(listed) > _LISTED else []
+        oldest = max((changed - started).total_seconds() for _, started in old)
+        are = "is" if len(old) == 1 else "are"
         text = (
-            f"{len(old)} sessions of {name!r} are from before its last change, the oldest by {oldest:.0f} s: "
-            f"a pool that has not recycled may still hold its old password ({told})"
+            f"{counted(len(old), 'session')} of {name!r} {are} from before its last change, so a pool that has not "
+            f"replaced its connections may still hold the old password: {', '.join(listed[:_LISTED] + more)}"
         )
+        text += _about_a_pooler([session for session, _ in old])
         numbers: dict[str, float | int | str | None] = {"sessions": len(old), "oldest": oldest}
         yield Objection(Gate.OLD_SESSIONS, text, {"account": str(other), **numbers})
     if unseen:
         text = (
-            f"the start of {unseen} sessions of {name!r} cannot be seen: "
+            f"this role cannot see when {counted(unseen, 'session')} of {name!r} began: "
             "grant pg_read_all_stats to the role that rotates"
         )
         yield Objection(Gate.UNSEEN_SESSIONS, text, {"account": str(other), "sessions": unseen})
 
 
+def _about_a_pooler(old: list[Session]) -> str:
+    """PgBouncer's own connections to the server come from one address and bear no application name."""
+    nameless = [session.address for session in old if not session.application_name]
+    if not nameless or len(set(nameless)) > 1:
+        return ""
+    return (
+        f". Those without an application name, from {nameless[0] or 'a local socket'}, look like the server "
+        "connections of a pooler such as PgBouncer, which no application's pool replaces: set its server_lifetime "
+        "below max_lifetime, or run RECONNECT on its console"
+    )
+
+
 def _mismatch(facts: Facts, parity: Parity) -> Iterator[Objection]:
     login, pending = facts.logins[parity], facts.pending
-    if login.accepted or (pending is not None and pending.accepted):
+    # An account that has expired is refused whatever its password is, and the rotation renews it.
+    if login.accepted or (pending is not None and pending.accepted) or facts.is_expired(parity):
         return
     which = "neither the stored nor the staged password" if pending else "the stored password"
     negated = "logs in" if pending else "does not log in"
-    text = f"{which} of {facts.username(parity)!r} {negated}: {login.text}"
+    text = f"{which} of {facts.username(parity)!r} {negated}: {login.text}{facts.why_not(parity)}"
     yield Objection(Gate.MISMATCH, text, {"account": str(parity), "refused": int(login.refused)})

@@ -1,25 +1,31 @@
 """What a rotation will do, decided from facts alone. Nothing here awaits, so every case can be tested in a table.
 
-A stage that is open is finished before anything new is begun, always towards its own password: that is right whether
-the rotator that staged it was killed, or sleeps and wakes up later, since both then set the same password.
+An open stage is finished before anything new is begun, always with its own password. That is right whether the rotator
+that staged it was killed, or was only asleep: both then set the same password.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from ..credentials import Parity
 from .errors import RotationRefused
 from .gates import Facts, Gate, Objection, Rules, objections
+from .words import duration, moment
+
+# How long an account with VALID UNTIL is valid, where nothing tells how long it was before.
+_USUAL_VALIDITY = timedelta(days=90)
 
 
 class Action(enum.StrEnum):
     """What is done to the account."""
 
-    ROTATE = "rotate"  # generate, stage, alter, log in, promote
-    RESUME = "resume"  # staged but not in force: alter, log in, promote
+    ROTATE = "rotate"  # generate, stage, announce, alter, log in, promote
+    RESUME = "resume"  # staged but not in force: announce, alter, log in, promote
     FINISH = "finish"  # staged and in force: log in, promote
 
 
@@ -28,7 +34,8 @@ class Plan:
     """What would be done, and everything that speaks against it. No secret is in it.
 
     ``forced`` names the gates that the operator overrides; ``refusals`` are the objections that remain.
-    ``abandons`` names the account whose open stage is given up first.
+    ``abandons`` names the account whose open stage is given up first. ``valid_until`` is the account's new VALID UNTIL,
+    or None for one that has none, and ``valid_before`` the one it has now.
     """
 
     action: Action
@@ -38,6 +45,8 @@ class Plan:
     account: Parity | None = None
     forced: frozenset[Gate] = frozenset()
     abandons: str | None = None
+    valid_until: datetime | None = None
+    valid_before: datetime | None = None
 
     @property
     def refusals(self) -> tuple[Objection, ...]:
@@ -51,11 +60,12 @@ class Plan:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What would be done, in words."""
+        """What would be done, in words; the wait between staging and ALTER ROLE is the rotator's to describe."""
         name = self.username
         abandon = (f"give up the staged password of {self.abandons!r}, which is not in force",) if self.abandons else ()
         stage = (f"generate a password for {name!r} and stage it in the store",)
-        alter = (f"ALTER ROLE {name!r} with a SCRAM-SHA-256 verifier of the staged password",)
+        renewed = f", and VALID UNTIL {moment(self.valid_until)}" if self.valid_until else ""
+        alter = (f"ALTER ROLE {name!r} with a SCRAM-SHA-256 verifier of the staged password{renewed}",)
         finish = (
             f"log in as {name!r} with it on the applications' path",
             f"make it the stored password of {name!r}, and {self.parity} the active account",
@@ -70,13 +80,14 @@ class Plan:
 
 
 def decide(facts: Facts, rules: Rules, *, account: Parity | None = None, forced: Iterable[Gate] = ()) -> Plan:
-    """The plan for ``facts``. ``account`` is the operator's choice; without it, the account not changed last is taken.
+    """The plan for ``facts``.
 
-    A forced ``mismatch`` changes the account all the same, which repairs it.
+    ``account`` is the operator's choice. Without it, an account whose VALID UNTIL has passed is taken, or else the one
+    that was not changed last. A forced ``mismatch`` changes the account all the same, which repairs it.
     """
     forced = frozenset(forced) - {Gate.IN_PROGRESS}
     staged = facts.secret.pair.pending_parity
-    parity = account or staged or _changed_first(facts, rules)
+    parity = account or staged or _expired(facts) or _changed_first(facts, rules)
     against = objections(facts, parity, rules)
     action, abandons = Action.ROTATE, None
     found: list[Objection] = []
@@ -94,7 +105,36 @@ def decide(facts: Facts, rules: Rules, *, account: Parity | None = None, forced:
             forced -= {Gate.OPEN_STAGE}
         abandons = facts.username(staged)
     found.extend(against)
-    return Plan(action, parity, facts.username(parity), tuple(found), account, forced, abandons)
+    end = facts.valid_until.get(parity)
+    return Plan(
+        action,
+        parity,
+        facts.username(parity),
+        tuple(found),
+        account,
+        forced,
+        abandons,
+        None if action is Action.FINISH else renewed(end, facts.secret.changed_at(parity), facts.now, rules),
+        end,
+    )
+
+
+def _expired(facts: Facts) -> Parity | None:
+    """The account to renew, if one is to be and the other one works."""
+    expired = [parity for parity in Parity if facts.is_expired(parity)]
+    return expired[0] if len(expired) == 1 else None
+
+
+def renewed(end: datetime | None, changed: datetime | None, now: datetime, rules: Rules) -> datetime | None:
+    """The new VALID UNTIL of an account that has one: as long a time from now as it had, unless the rules say it."""
+    if end is None:
+        return None
+    if rules.valid_for is not None:
+        return now + timedelta(seconds=rules.valid_for)
+    period = end - changed if changed and end > changed else max(end - now, _USUAL_VALIDITY)
+    # To the minute, or each rotation would shorten it by the time that it takes; and no less than pools need.
+    seconds = max(60 * math.ceil(period.total_seconds() / 60), rules.spacing)
+    return now + timedelta(seconds=seconds)
 
 
 def _changed_first(facts: Facts, rules: Rules) -> Parity:
@@ -108,7 +148,7 @@ def _open_stage(facts: Facts, staged: Parity) -> tuple[Objection, bool]:
     """The objection to leaving another account's stage open, and whether that stage may be given up at all."""
     name, stored = facts.username(staged), facts.logins[staged]
     age = (facts.now - facts.secret.staged_at).total_seconds() if facts.secret.staged_at else None
-    since = f" for {age:.0f} s" if age is not None else ""
+    since = f" for {duration(age)}" if age is not None else ""
     text = f"a rotation of {name!r} is open{since}: run without choosing an account, which finishes it"
     if not stored.accepted:
         text += f" (it cannot be given up: the stored password of {name!r} does not log in: {stored.text})"

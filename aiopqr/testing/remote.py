@@ -7,6 +7,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import asyncpg
 
+from .._login import connect_once
 from ..credentials import Secret
 from .errors import NotAvailable
 from .server import PostgresServer, run_apart
@@ -59,8 +60,6 @@ class ExistingPostgres(PostgresServer):
     async def admin_connect(self, database: str = "postgres", **options: Any) -> asyncpg.Connection[asyncpg.Record]:
         dsn = urlunsplit(self._parts._replace(path=f"/{database}"))
         # Without a password in the DSN, asyncpg looks into PGPASSWORD and ~/.pgpass.
-        password = {"password": self._password.reveal} if self._password else {}
-        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-            dsn, user=self.admin, **{"timeout": 30.0, **password, **options}
-        )
+        options = {"password": self._password or None, "timeout": 30.0, "statement_cache_size": 100, **options}
+        connection: asyncpg.Connection[asyncpg.Record] = await connect_once(dsn, user=self.admin, **options)
         return connection

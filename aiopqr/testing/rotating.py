@@ -8,6 +8,7 @@ from typing import Self
 
 import asyncpg
 
+from .._login import connect_once
 from ..credentials import Credential, CredentialPair, Parity
 from .server import PostgresServer
 from .source import ScriptedSource
@@ -54,8 +55,8 @@ class RotatingPostgres:
     async def connect(self, parity: str | Parity = Parity.ODD) -> asyncpg.Connection[asyncpg.Record]:
         """A plain connection of one account."""
         account = self._account(Parity(parity))
-        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-            self.dsn, user=account.username, password=account.password.reveal
+        connection: asyncpg.Connection[asyncpg.Record] = await connect_once(
+            self.dsn, user=account.username, password=account.password, timeout=60.0, statement_cache_size=100
         )
         return connection
 

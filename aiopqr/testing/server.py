@@ -19,24 +19,14 @@ from urllib.parse import quote, urlencode
 
 import asyncpg
 
-from .._login import verifier
+from .._login import connect_once, no_frames, verifier
 from ..credentials import Credential, CredentialPair, Secret
+from ..rotation.sql import identifier, literal
 from .errors import NotSupported, ServerError
 
 _T = TypeVar("_T")
 _RELOAD_TIMEOUT = 10.0
 _LOGIN_FAILED = "password authentication failed"
-
-
-def identifier(name: str) -> str:
-    """``name`` quoted for SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """``text`` quoted for SQL, whatever ``standard_conforming_strings`` says."""
-    quoted = "'" + text.replace("'", "''").replace("\\", "\\\\") + "'"
-    return f" E{quoted}" if "\\" in text else quoted
 
 
 class PostgresServer(ABC):
@@ -80,9 +70,16 @@ class PostgresServer(ABC):
 
     async def admin_connect(self, database: str = "postgres", **options: Any) -> asyncpg.Connection[asyncpg.Record]:
         """A new connection of the superuser."""
-        options = {"host": self.host, "port": self.port, "ssl": False, "timeout": 30.0, **options}
-        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-            user=self.admin, password=self.admin_password.reveal, database=database, **options
+        options = {
+            "host": self.host,
+            "port": self.port,
+            "ssl": False,
+            "timeout": 30.0,
+            "statement_cache_size": 100,
+            **options,
+        }
+        connection: asyncpg.Connection[asyncpg.Record] = await connect_once(
+            None, user=self.admin, password=self.admin_password, database=database, **options
         )
         return connection
 
@@ -90,13 +87,14 @@ class PostgresServer(ABC):
         """Run ``sql`` as the superuser, on a connection of its own. Several statements when there are no ``args``."""
         connection = await self.admin_connect(database)
         try:
-            if args:
-                return await connection.fetch(sql, *args)
-            statement = None if ";" in sql.rstrip().rstrip(";") else await connection.prepare(sql)
-            if statement is not None and statement.get_attributes():
-                return await statement.fetch()
-            await connection.execute(sql)
-            return []
+            with no_frames():  # a statement may hold a verifier
+                if args:
+                    return await connection.fetch(sql, *args)
+                statement = None if ";" in sql.rstrip().rstrip(";") else await connection.prepare(sql)
+                if statement is not None and statement.get_attributes():
+                    return await statement.fetch()
+                await connection.execute(sql)
+                return []
         finally:
             await connection.close()
 

@@ -24,9 +24,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..credentials import Secret
+from ..rotation.sql import identifier
 from .errors import NotAvailable, ServerError
 from .rotating import RotatingPostgres
-from .server import beside_the_loop, identifier
+from .server import beside_the_loop
 from .tls import write_certificates
 
 # The shell ends the server and removes its files when its input closes, however this process ended.

@@ -16,8 +16,8 @@ from support.load import Cuts
 from support.proxy import Proxy
 
 import aiopqr
+from aiopqr.rotation.sql import identifier
 from aiopqr.testing import HANG, RotatingPostgres
-from aiopqr.testing.server import identifier
 
 
 class Chaos:

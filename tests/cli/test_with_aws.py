@@ -63,7 +63,7 @@ async def test_a_secret_is_set_up_checked_and_rotated(server: PostgresServer, en
     code, told, err = await run(server, endpoint, *rotate)
     assert (code, told["outcome"]) == (3, "refused"), err
     code, told, err = await run(
-        server, endpoint, *rotate, "--max-lifetime", "0", "--refresh-interval", "0", "--margin", "0"
+        server, endpoint, *rotate, "--max-lifetime=0", "--refresh-interval=0", "--margin=0", "--announce=0"
     )
     assert (code, told["outcome"]) == (0, "done"), err
     code, told, err = await run(server, endpoint, "check", "--dsn", f"{server.dsn}?sslmode=disable", *secret)

@@ -9,8 +9,8 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
+from aiopqr.rotation.sql import identifier
 from aiopqr.testing import RotatingPostgres
-from aiopqr.testing.server import identifier
 
 from .conftest import MakePool, Recorder, eventually, hold, refused_logins
 

@@ -12,8 +12,8 @@ import pytest
 
 import aiopqr
 from aiopqr.refusals import Verdict, classify
+from aiopqr.rotation.sql import identifier
 from aiopqr.testing import EmbeddedPostgres, PostgresServer, RotatingPostgres
-from aiopqr.testing.server import identifier
 
 from .conftest import MakePool, Recorder, error_of_login, eventually, hold, refused_logins
 

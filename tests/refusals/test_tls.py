@@ -12,8 +12,9 @@ import pytest
 
 import aiopqr._login.keys
 from aiopqr.refusals import Verdict, classify
+from aiopqr.rotation.sql import identifier
 from aiopqr.testing import EmbeddedPostgres, PostgresServer, RotatingPostgres
-from aiopqr.testing.server import identifier, run_apart
+from aiopqr.testing.server import run_apart
 from aiopqr.testing.tls import write_certificates
 
 from .conftest import MakePool, error_of_login, hold

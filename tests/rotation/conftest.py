@@ -38,6 +38,7 @@ class Rig:
             "store": self.store,
             "verify": self.postgres.dsn,
             "rules": Rules(max_lifetime=60.0, refresh_interval=1.0, margin=1.0),
+            "announce": 0.0,
         }
         return Rotator(**{**given, **self.options, **options})
 

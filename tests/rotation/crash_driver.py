@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 
 from aiopqr.credentials import Credential
-from aiopqr.rotation import rotator as product
+from aiopqr.rotation import Rotator, run
 from aiopqr.rotation.errors import RotationUndone
 from aiopqr.rotation.gates import Rules
 from aiopqr.rotation.stores.file import FileStore
@@ -74,7 +74,7 @@ class Watched:
 
 async def main(setup: dict[str, Any], fatal: int | None) -> None:
     reaper = Reaper(fatal)
-    product._REFUSED_LOGINS = 2  # else the pauses between them are most of the test
+    run._REFUSED_LOGINS = 2  # else the pauses between them are most of the test
     for name in ("fsync", "replace"):
         _watch(name, reaper)
     known = (await FileStore(setup["path"]).read()).pair
@@ -90,7 +90,15 @@ async def main(setup: dict[str, Any], fatal: int | None) -> None:
         return Watched(con, reaper)
 
     rules = Rules(max_lifetime=setup["spacing"], refresh_interval=0.0, margin=0.0)
-    rotator = product.Rotator(admin=admin, verify=verify, store=FileStore(setup["path"]), rules=rules)
+    rotator = Rotator(
+        admin=admin,
+        verify=verify,
+        store=FileStore(setup["path"]),
+        rules=rules,
+        announce=0.3,
+        on_announcing=lambda _: reaper.moment("announcing"),
+        listener=lambda step: reaper.moment("announced") if step is run.Step.ANNOUNCED else None,
+    )
     try:
         await rotator.apply(await rotator.plan())
     except RotationUndone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -94,8 +95,11 @@ def test_too_soon_tells_its_numbers() -> None:
         "max_lifetime": 1000.0,
         "refresh_interval": 60.0,
         "margin": 40.0,
+        "possible_at": "2025-03-01T12:16:50+00:00",
+        "possible_in": 1010.0,
     }
     assert "'app_even' was changed 90 s ago; pools need up to 1100 s" in objection.text
+    assert objection.text.endswith("The next rotation is possible at 2025-03-01 12:16:50 UTC, in 17 min")
 
 
 def test_a_change_not_known_counts_as_just_now() -> None:
@@ -119,7 +123,7 @@ def test_an_operators_word_never_overrules_a_change_that_is_known() -> None:
 
 def test_a_change_in_the_future_is_refused_as_a_wrong_clock() -> None:
     [objection] = decide(facts(even_age=-3600.0), RULES, account=ODD).objections
-    assert "3600 s in the future" in objection.text
+    assert "60 min in the future" in objection.text
 
 
 @pytest.mark.parametrize("login", [REFUSED, DOWN])
@@ -134,7 +138,8 @@ def test_a_session_of_the_other_account_from_before_its_change_is_refused() -> N
     [objection] = decide(facts(sessions=(*old, session(EVEN, 2999.0))), RULES).objections
     assert objection.gate is Gate.OLD_SESSIONS
     assert objection.numbers == {"account": "even", "sessions": 3, "oldest": 1000.0}
-    assert "orders 2, (no application_name) 1" in objection.text
+    assert objection.text.count("(orders, local socket, ") == 2
+    assert "(no application name, local socket, 67 min old)" in objection.text
 
 
 def test_old_sessions_of_the_account_to_be_changed_do_not_matter() -> None:
@@ -253,3 +258,79 @@ def test_the_steps_and_texts_of_a_plan_show_no_password() -> None:
     told = repr(plan) + " ".join(plan.steps) + "".join(map(str, plan.objections))
     assert "Secret('o')" not in told
     assert "new'" not in told
+
+
+# Whom the rotator sees.
+
+
+def test_old_sessions_are_listed_with_who_and_how_old_they_are() -> None:
+    old = Session(EVEN, 4711, "orders", _ago(3090.0), "10.0.0.3")
+    local = Session(EVEN, 4712, "batch", _ago(7200.0))
+    [objection] = decide(facts(sessions=(old, local)), RULES).objections
+    assert "pid 4712 (batch, local socket, 2.0 h old), pid 4711 (orders, 10.0.0.3, 52 min old)" in objection.text
+    assert "PgBouncer" not in objection.text
+
+
+def test_many_old_sessions_are_listed_in_part() -> None:
+    old = tuple(Session(EVEN, number, "orders", _ago(4000.0), "10.0.0.3") for number in range(20))
+    [objection] = decide(facts(sessions=old), RULES).objections
+    assert objection.text.count("pid ") == 8
+    assert objection.text.endswith("12 more")
+
+
+@pytest.mark.parametrize(("second", "explained"), [("10.0.0.9", True), ("10.0.0.10", False)])
+def test_a_poolers_server_connections_are_recognised(second: str, explained: bool) -> None:
+    old = (Session(EVEN, 1, "", _ago(4000.0), "10.0.0.9"), Session(EVEN, 2, "", _ago(4000.0), second))
+    [objection] = decide(facts(sessions=old), RULES).objections
+    assert ("server_lifetime" in objection.text) is explained
+
+
+# VALID UNTIL, and roles that are not there.
+
+
+def expiring(parity: Parity, end: datetime, **options: Any) -> Facts:
+    return dataclasses.replace(facts(**options), valid_until={parity: end})
+
+
+def test_a_rotation_renews_valid_until_for_as_long_as_it_was() -> None:
+    found = expiring(ODD, NOW + timedelta(days=30, seconds=-5000), odd_age=5000.0)
+    plan = decide(found, RULES)
+    assert (plan.parity, plan.valid_until) == (ODD, NOW + timedelta(days=30))
+    assert "VALID UNTIL 2025-03-31 12:00:00 UTC" in plan.steps[1]
+    assert decide(found, RULES, account=EVEN).valid_until is None
+
+
+@pytest.mark.parametrize(
+    ("end", "age", "valid_for", "days"),
+    [
+        (timedelta(days=-1000), 5000.0, None, 90),  # it ended before it was last changed: nobody knows how long it had
+        (timedelta(days=200), None, None, 200),
+        (timedelta(days=1), None, None, 90),
+        (timedelta(days=30), 5000.0, 86400.0, 1),
+    ],
+)
+def test_where_nobody_knows_how_long_it_was_valid_it_is_ninety_days(
+    end: timedelta, age: float | None, valid_for: float | None, days: int
+) -> None:
+    rules = dataclasses.replace(RULES, valid_for=valid_for)
+    assert decide(expiring(ODD, NOW + end, odd_age=age), rules, account=ODD).valid_until == NOW + timedelta(days=days)
+
+
+def test_an_expired_account_is_taken_first_and_needs_no_force() -> None:
+    plan = decide(expiring(EVEN, NOW - timedelta(days=1), even=REFUSED, even_age=3000.0, odd_age=5000.0), RULES)
+    assert (plan.action, plan.parity, plan.objections) == (Action.ROTATE, EVEN, ())
+
+
+def test_while_the_other_account_is_expired_the_advice_is_to_rotate_that_one() -> None:
+    found = expiring(EVEN, NOW - timedelta(days=1), even=REFUSED)
+    [objection] = decide(found, RULES, account=ODD).objections
+    assert objection.gate is Gate.OTHER_REFUSED
+    assert "VALID UNTIL of 'app_even' passed at 2025-02-28 12:00:00 UTC" in objection.text
+    assert objection.text.endswith("--account even")
+
+
+def test_an_account_that_is_no_role_is_named_as_such() -> None:
+    found = dataclasses.replace(facts(odd=REFUSED), absent=frozenset({ODD}))
+    [objection] = decide(found, RULES, account=ODD).objections
+    assert objection.gate is Gate.MISMATCH
+    assert "the role 'app_odd' does not exist" in objection.text

@@ -18,7 +18,7 @@ from aiopqr.rotation.errors import PathDown, RotationFailed, RotationRefused, Ro
 from aiopqr.rotation.gates import Gate, Rules
 from aiopqr.rotation.passwords import PasswordRule
 from aiopqr.rotation.plan import Action
-from aiopqr.rotation.rotator import Step
+from aiopqr.rotation.run import Step
 from aiopqr.rotation.stores.file import FileStore
 from aiopqr.rotation.stores.store import StoredSecret
 
@@ -80,7 +80,7 @@ async def test_sessions_from_before_the_other_accounts_change_are_refused(rig: A
     try:
         rotator = rig.rotator(rules=NO_SPACING)
         await rotate(rotator)
-        with pytest.raises(RotationRefused, match=r"1 sessions of '.*_even' are from before its last change") as caught:
+        with pytest.raises(RotationRefused, match=r"1 session of '.*_even' is from before its last change") as caught:
             await rotate(rotator)
         assert [objection.gate for objection in caught.value.objections] == [Gate.OLD_SESSIONS]
         assert (await rotate(rotator, force=[Gate.OLD_SESSIONS])).parity is ODD
@@ -266,7 +266,7 @@ async def test_while_the_applications_path_is_down_the_stage_stays_open_and_the_
 
 
 async def test_a_store_that_fails_to_promote_is_tried_again(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiopqr.rotation.rotator._PROMOTE_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("aiopqr.rotation.run._PROMOTE_PAUSES", (0.0, 0.0))
     failures = iter([StoreError("throttled"), StoreError("throttled")])
 
     class Flaky(FileStore):
@@ -280,7 +280,7 @@ async def test_a_store_that_fails_to_promote_is_tried_again(rig: Any, monkeypatc
 
 
 async def test_a_promotion_whose_answer_was_lost_counts_as_done(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiopqr.rotation.rotator._PROMOTE_PAUSES", (0.0,))
+    monkeypatch.setattr("aiopqr.rotation.run._PROMOTE_PAUSES", (0.0,))
 
     class Silent(FileStore):
         async def promote(self, *args: Any, **kwargs: Any) -> StoredSecret:
@@ -294,7 +294,7 @@ async def test_a_promotion_whose_answer_was_lost_counts_as_done(rig: Any, monkey
 async def test_a_file_edited_by_hand_while_rotating_keeps_both_changes(
     rig: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiopqr.rotation.rotator._PROMOTE_PAUSES", (0.0,))
+    monkeypatch.setattr("aiopqr.rotation.run._PROMOTE_PAUSES", (0.0,))
 
     def edit(step: Step) -> None:
         if step is Step.ALTERED:
@@ -306,7 +306,7 @@ async def test_a_file_edited_by_hand_while_rotating_keeps_both_changes(
 
 
 async def test_a_store_that_stays_down_leaves_it_to_the_next_run(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiopqr.rotation.rotator._PROMOTE_PAUSES", (0.0,))
+    monkeypatch.setattr("aiopqr.rotation.run._PROMOTE_PAUSES", (0.0,))
 
     class Down(FileStore):
         async def promote(self, *args: Any, **kwargs: Any) -> StoredSecret:
@@ -498,7 +498,7 @@ async def test_the_passwords_follow_the_users_rule(rig: Any) -> None:
 async def test_change_times_that_are_not_known_are_taken_on_the_operators_word(rig: Any) -> None:
     document = json.loads(rig.path.read_text())
     rig.path.write_text(json.dumps({k: v for k, v in document.items() if not k.endswith("_changed_at")}))
-    with pytest.raises(RotationRefused, match="not known"):
+    with pytest.raises(RotationRefused, match="does not know when"):
         await rotate(rig.rotator())
     rules = Rules(60.0, 1.0, 1.0, assume_changed_before=datetime.now(UTC) - timedelta(hours=1))
     await rotate(rig.rotator(rules=rules))

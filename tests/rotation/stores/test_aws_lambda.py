@@ -101,6 +101,7 @@ async def rig(postgres: RotatingPostgres, aws_secret: AwsSecret, monkeypatch: py
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": REGION,
         "AIOPQR_ADMIN_SECRET": admin,
+        "AIOPQR_ANNOUNCE": "0",
         "AIOPQR_DSN": postgres.dsn,
     }.items():
         monkeypatch.setenv(name, value)
@@ -205,9 +206,9 @@ class Reaper:
             self.moment(f"after {operation}")
             return answer
 
-        async def alter_(database: Database, con: Any, credential: Credential) -> None:
+        async def alter_(database: Database, con: Any, credential: Credential, *options: Any) -> None:
             self.moment("before ALTER ROLE")
-            await alter(database, con, credential)
+            await alter(database, con, credential, *options)
             self.moment("after ALTER ROLE")
 
         monkeypatch.setattr(SecretsManagerClient, "request", request_)
@@ -305,7 +306,7 @@ async def test_the_command_lines_rotator_finishes_what_the_function_left(rig: Ri
     await rig.call("createSecret", token)
     await rig.call("setSecret", token)
     async with SecretsManagerStore(rig.aws_secret.name, **rig.aws_secret.options) as store:
-        rotator = Rotator(admin=rig.postgres.server.admin_connect, store=store, verify=rig.postgres.dsn)
+        rotator = Rotator(admin=rig.postgres.server.admin_connect, store=store, verify=rig.postgres.dsn, announce=0.0)
         await rotator.apply(await rotator.plan())
     pair = await rig.pair()
     assert pair.pending is None

@@ -1,0 +1,70 @@
+"""One connection of one account, without a pool: for the rotator, the command line, the Lambda and the test tools.
+
+An exception of the driver carries frames whose locals hold passwords and statements, and a cancellation carries them,
+too. Whoever calls the driver with a secret does it inside :func:`no_frames`, which drops them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+
+from ..credentials import Secret
+from ..errors import without_frames
+from .parsing import read_target
+
+#: What the driver raises when a server refuses, or is lost.
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
+
+class no_frames:  # noqa: N801 - it reads as contextlib's own do, one of which would put the frames back
+    """Drop the frames of whatever is raised inside, a cancellation included. What it says stays."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if exc is not None:
+            without_frames(exc)
+
+
+async def connect_once(
+    dsn: str | None,
+    *,
+    user: str | None = None,
+    password: Secret | None = None,
+    timeout: float = 10.0,
+    application_name: str | None = None,
+    **options: Any,
+) -> Any:
+    """A new connection, which works through any pooler. Raises what asyncpg raises, without its frames.
+
+    Without ``user`` and ``password`` they come from where asyncpg looks: the DSN, the environment, the password file.
+    """
+    options = {"statement_cache_size": 0, "timeout": timeout, **options}
+    if user is not None:
+        options["user"] = user
+    if password is not None:
+        options["password"] = password.reveal
+    if application_name is not None:
+        options["server_settings"] = {"application_name": application_name}
+    with no_frames():
+        return await asyncpg.connect(dsn, **options)
+
+
+def place_of(dsn: str | None, **options: Any) -> str:
+    """Where a DSN leads to, for people: ``db:5432/orders``. Empty where that cannot be read."""
+    try:
+        target = read_target((dsn,), options)
+    except Exception:  # asyncpg's own complaint, which the connect will raise as well
+        return ""
+    if target is None:
+        return ""
+    hosts = ",".join(str(address) for address in target.addresses)
+    return f"{hosts}/{target.database}" if target.database else hosts
+
+
+def answered(exc: BaseException) -> bool:
+    """Whether a server, or a proxy, has sent this error. The driver has errors of its own for a lost connection."""
+    return isinstance(exc, asyncpg.PostgresError) and exc.severity is not None
