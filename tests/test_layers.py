@@ -56,7 +56,7 @@ LAYERS: list[str] = [
     "_connect.connector",
     "_pool._asyncpg",
     "_pool.self_test",
-    "_pool.reset",
+    "_pool.stand_in",
     "_pool.waiters",
     "_pool.connection",
     "_pool.connections",

@@ -8,8 +8,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from aiopqr._pool.reset import LONGEST, Heard, Listener, Verdict
 from aiopqr._pool.self_test import message
+from aiopqr._pool.stand_in import LONGEST, Heard, Listener, Verdict
 
 READY = message(b"Z", b"I")
 DONE = message(b"C", b"RESET\0")
@@ -63,7 +63,7 @@ def test_an_answer_is_dropped_and_everything_else_goes_to_asyncpg_in_any_fragmen
         ready = next(at for at, one in enumerate(heard) if one.verdict)
         assert b"".join(one.forward for one in heard[: ready + 1]) == b"".join(part for part in before if part != ROW)
         assert b"".join(one.forward for one in heard[ready + 1 :]) == b"".join(after)
-        assert listener.is_aligned
+        assert not listener.partial
 
 
 @given(messages=st.lists(at_any_time, min_size=1, max_size=4), places=st.lists(st.integers(0, 400), max_size=8))
@@ -75,7 +75,7 @@ def test_what_an_idle_server_sends_goes_to_asyncpg_whole_and_the_rest_can_be_tak
         listener = Listener()
         forward = b"".join(one.forward for one in listen(listener, cut(stream[:end], places)))
         assert forward + listener.take_partial() == stream[:end]
-        assert listener.is_aligned
+        assert not listener.partial
         while forward:
             length = 1 + int.from_bytes(forward[1:5], "big")
             assert len(forward) >= length

@@ -1,25 +1,23 @@
-"""Resets a session past asyncpg's query machinery, and hears what the server says to an idle connection.
+"""Stands between the transport and asyncpg's protocol: resets sessions, and hears what an idle connection is told.
 
 asyncpg resets a session with a query like any other: a task, futures, its state machine. Where queries are short, that
 is a third of the client's work. Here the same query is written straight to the transport, and a protocol of our own
-takes the place of asyncpg's until the server has answered: the stand-in. It then stays while the connection is idle,
-since asyncpg's protocol would notice only at the next query that the server has said goodbye.
+hears the answer in the place of asyncpg's: the stand-in. It also listens while the connection is idle, since asyncpg
+would notice only at the next query that the server has said goodbye.
 
-Why this is safe:
+While somebody uses the connection the stand-in hands everything on unseen. Why it may do more at other times:
 
-- The stand-in comes only when asyncpg waits for nothing, and has nothing of its own on the way (`StandIn.is_possible`).
-  asyncpg's protocol is idle then, and stays so, until it is used again.
+- It listens only when asyncpg waits for nothing, and has nothing of its own on the way (`StandIn.is_possible`, and
+  the pool's check that no query runs). asyncpg's protocol is idle then, and stays so until it is used again.
 - Three kinds of messages may come at any time: ParameterStatus, NotificationResponse and NoticeResponse. asyncpg gets
   each of them, whole and in order, and treats them as in any idle connection.
 - The answer to the reset is dropped up to and including ReadyForQuery, which has to report that no transaction is open.
-  What follows belongs to the idle connection, and reaches asyncpg as the messages above do.
+  What follows belongs to the idle connection, and reaches asyncpg as the messages above do. When somebody acquires the
+  connection, asyncpg gets what has arrived of an incomplete message, and everything after it.
 - Everything else ends the connection: an error, a message that does not belong here, one that is too long. So does the
-  improbable case that asyncpg's buffer held the first half of a message when the stand-in came: what is then taken for
-  the beginning of a message is none, or has an absurd length, or is no complete answer.
-- All other events (the end of the connection, writing to be paused) are handed on at once. The stand-in hands them on
-  also after it has given way, since a transport may have scheduled the call before.
-- Whoever acquires the connection only tells the stand-in (`lend`). It gives way when the first answer arrives, with
-  whatever it has received of an incomplete message. So a checkout that runs nothing exchanges no protocols.
+  improbable case that asyncpg's buffer held the first half of a message when the stand-in began to listen: what is then
+  taken for the beginning of a message is none, or has an absurd length, or is no complete answer.
+- All other events (the end of the connection, writing to be paused) are handed on at once.
 """
 
 from __future__ import annotations
@@ -71,10 +69,10 @@ _CLEAN = Heard(b"", Verdict.READY)
 class Listener:
     """The server's half of the conversation, in bytes: pure, so that every fragmentation can be tried."""
 
-    __slots__ = ("_expects_answer", "_is_answered", "_partial", "_usual")
+    __slots__ = ("_expects_answer", "_is_answered", "_usual", "partial")
 
     def __init__(self) -> None:
-        self._partial = bytearray()
+        self.partial = bytearray()
         self._expects_answer = False
         self._is_answered = False
         self._usual = b""  # an answer that came in one piece, with nothing in it for asyncpg: most are the same
@@ -85,28 +83,23 @@ class Listener:
 
     def take_partial(self) -> bytes:
         """Give up the beginning of an incomplete message."""
-        partial = bytes(self._partial)
-        self._partial.clear()
+        partial = bytes(self.partial)
+        self.partial.clear()
         return partial
-
-    @property
-    def is_aligned(self) -> bool:
-        """Whether the next byte begins a message."""
-        return not self._partial
 
     def hear(self, data: bytes) -> Heard:
         """Take what has arrived. After READY, hear ``b""`` for what is left."""
-        if data == self._usual and self._expects_answer and not self._partial:
+        if data == self._usual and self._expects_answer and not self.partial:
             self._expects_answer = False
             return _CLEAN
-        is_begun = self._partial or self._is_answered
+        is_begun = self.partial or self._is_answered
         heard = self._read(data)
-        if heard == _CLEAN and not is_begun and not self._partial and len(data) <= LONGEST_USUAL:
+        if heard == _CLEAN and not is_begun and not self.partial and len(data) <= LONGEST_USUAL:
             self._usual = data
         return heard
 
     def _read(self, data: bytes) -> Heard:
-        stream = self._partial
+        stream = self.partial
         stream += data
         at = 0
         forward: list[bytes] = []
@@ -163,9 +156,17 @@ def _query_message(query: str) -> bytes:
 
 
 def stand_in_for(con: Any, on_goodbye: Callable[[BaseException], None]) -> StandIn | None:
-    """The stand-in for a connection's protocol; None where it cannot be relied on: asyncpg then resets by itself."""
+    """Put a stand-in before a connection's protocol.
+
+    None where that cannot be relied on: an agent's proxy is there, or asyncpg is not as expected.
+    """
     found = wire(con)
-    return StandIn(con, *found, on_goodbye) if found is not None and _is_reliable() else None
+    if found is None or not _is_reliable():
+        return None
+    transport, protocol = found
+    stand_in = StandIn(con, transport, protocol, on_goodbye)
+    transport.set_protocol(stand_in)
+    return stand_in
 
 
 @functools.cache
@@ -185,12 +186,12 @@ def _is_reliable() -> bool:
 
 
 class StandIn(asyncio.Protocol):
-    """Takes the place of the protocol of ``con`` while the pool has it.
+    """Hears the server in the place of asyncpg's ``protocol`` while the pool has the connection.
 
     ``on_goodbye`` is called when the server ends an idle connection, which is closed by then.
     """
 
-    __slots__ = ("_con", "_done", "_is_lent", "_listener", "_on_goodbye", "_protocol", "_transport")
+    __slots__ = ("_con", "_done", "_forward", "_is_lent", "_listener", "_on_goodbye", "_protocol", "_transport")
 
     def __init__(
         self, con: Any, transport: asyncio.Transport, protocol: Any, on_goodbye: Callable[[BaseException], None]
@@ -198,6 +199,7 @@ class StandIn(asyncio.Protocol):
         self._con = con
         self._transport = transport
         self._protocol = protocol
+        self._forward: Callable[[bytes], None] = protocol.data_received
         self._on_goodbye = on_goodbye
         self._listener = Listener()
         self._done: Done | None = None
@@ -207,11 +209,10 @@ class StandIn(asyncio.Protocol):
 
     @property
     def is_possible(self) -> bool:
-        """Whether it may come, or stay, if asyncpg waits for nothing. It costs a microsecond."""
+        """Whether it may listen, provided that no query of asyncpg's is under way."""
         transport = self._transport
-        protocol = transport.get_protocol()
         return (
-            (protocol is self._protocol or protocol is self)
+            transport.get_protocol() is self
             and transport.is_reading()
             and not transport.get_write_buffer_size()
             and not transport.is_closing()
@@ -220,35 +221,32 @@ class StandIn(asyncio.Protocol):
     def reset(self, query: str, done: Done) -> None:
         """Have the server run ``query``, and call ``done`` with None once it has, or with what went wrong.
 
-        The connection is closed then. Only if :attr:`is_possible`.
+        In that case the connection is closed. Only if :attr:`is_possible`.
         """
         message = _query_message(query)
-        self.watch()
+        self._is_lent = False
         self._listener.expect()
         self._done = done
         try:
             self._transport.write(message)
-        except BaseException:
-            self._done = None
-            self._con.terminate()
-            raise
+        except Exception as exc:
+            self._end(exc)
 
     def watch(self) -> None:
         """The connection is idle from now on. Only if :attr:`is_possible`."""
         self._is_lent = False
-        if self._transport.get_protocol() is not self:
-            self._transport.set_protocol(self)
 
     def lend(self) -> None:
         """Somebody is about to use the connection."""
         self._is_lent = True
+        if self._listener.partial:
+            self._forward(self._listener.take_partial())
 
     # What the transport calls.
 
     def data_received(self, data: bytes) -> None:
         if self._is_lent:
-            self._transport.set_protocol(self._protocol)
-            self._protocol.data_received(self._listener.take_partial() + data)
+            self._forward(data)
         else:
             self._hear(data)
 
@@ -271,11 +269,11 @@ class StandIn(asyncio.Protocol):
     def _hear(self, data: bytes) -> None:
         heard = self._listener.hear(data)
         if heard.forward:
-            self._protocol.data_received(heard.forward)
+            self._forward(heard.forward)
         if heard.verdict is Verdict.READY:
             self._finish(None)
-            if not self._listener.is_aligned:
-                self.data_received(b"")
+            if self._listener.partial and not self._is_lent:
+                self._hear(b"")
         elif heard.verdict is not None:
             self._end(_error(heard))
 
