@@ -152,6 +152,7 @@ async def test_a_failed_call_leaves_no_cycle() -> None:
             await future
         gone = weakref.ref(future)
         del future
+        await asyncio.sleep(0)  # until here, the loop is in the step that the future woke
         while threads._idle < threads._started:
             await asyncio.sleep(0)
         assert gone() is None
