@@ -24,6 +24,7 @@ from .errors import (
     SourceError,
     SourceTimeout,
     TooManyWaiting,
+    UntrustedServer,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ __all__ = [
     "SourceError",
     "SourceTimeout",
     "TooManyWaiting",
+    "UntrustedServer",
     "create_pool",
 ]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from ._trust import take_trust
 from .errors import ConfigurationError
 
 
@@ -36,6 +37,11 @@ def whole_number_or_none(name: str, value: int | None) -> int | None:
     return value
 
 
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are not None."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
 def check_connect_arguments(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], *, connect: Callable[..., Any] | None = None
 ) -> None:
@@ -49,6 +55,7 @@ def check_connect_arguments(
             raise ConfigurationError(f"{key}= cannot be given together with credentials=, which supply it")
     if connect is not None:
         return
+    take_trust(args, kwargs, {})
     if len(args) > 1:
         raise ConfigurationError("only the DSN may be given by position")
     dsn = args[0] if args else kwargs.get("dsn")

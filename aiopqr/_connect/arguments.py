@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import os
-import socket
 from dataclasses import replace
 from typing import Any
 
-from .._login import Address, Target, missing_file, read_target
-from .._threads import in_thread
+from .._login import OWN_CONNECT, Address, Target, addresses_of, missing_file, read_target
+from .._trust import Trust, take_trust
 from ..credentials import Endpoint
 from ..errors import ConfigurationError
 
@@ -21,10 +20,17 @@ class Arguments:
     anything by its arguments.
     """
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Target | None = None) -> None:
+    def __init__(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        target: Target | None = None,
+        trust: Trust | None = None,
+    ) -> None:
         self.args = args
         self.kwargs = kwargs
         self.target = target
+        self.trust = trust or Trust()
 
     @classmethod
     def for_asyncpg(cls, args: tuple[Any, ...], kwargs: dict[str, Any], endpoint: Endpoint | None) -> Arguments:
@@ -32,9 +38,10 @@ class Arguments:
 
         Raises :class:`ConfigurationError` if no database is named, and what asyncpg raises for what it cannot read.
         """
+        args, kwargs, trust = take_trust(args, kwargs, os.environ)
         target = read_target(args, kwargs)
         if target is None:
-            return cls(args, kwargs)
+            return cls(args, kwargs, trust=trust)
         defaults: dict[str, Any] = {}
         if endpoint and endpoint.host and not target.names_host:
             defaults |= {"host": endpoint.host}
@@ -50,14 +57,17 @@ class Arguments:
                 "would use a different one. Name it in the DSN, with database=, in PGDATABASE, or as dbname in the "
                 "secret"
             )
-        return cls(args, kwargs, target)
+        return cls(args, kwargs, target, trust)
 
     @classmethod
     def for_own_connect(cls, args: tuple[Any, ...], kwargs: dict[str, Any], endpoint: Endpoint | None) -> Arguments:
         """For a user's own ``connect=``, which gets its arguments as they are.
 
-        The secret's ``endpoint`` is added where nothing else says where to connect to.
+        The secret's ``endpoint`` is added where nothing else says where to connect to. Raises
+        :class:`ConfigurationError` for ``require_auth`` and ``channel_binding``, which it cannot be made to obey.
         """
+        if take_trust(args, kwargs, os.environ)[2].explicit:
+            raise ConfigurationError(OWN_CONNECT)
         elsewhere = any(args) or any(kwargs.get(key) for key in ("dsn", "host", "service"))
         if endpoint is None or elsewhere or os.environ.get("PGHOST") or os.environ.get("PGSERVICE"):
             return cls(args, kwargs)
@@ -91,17 +101,8 @@ class Arguments:
 
 
 async def resolved(address: Address) -> list[Address]:
-    """The addresses that a host's name has. They are looked up in a thread of our own, which nobody else can fill."""
-    if address.is_socket or address.ip or _is_ip(address.host):
+    """The addresses that a host's name has."""
+    if address.is_socket or address.ip:
         return [address]
-    found = await in_thread(socket.getaddrinfo, address.host, address.port, type=socket.SOCK_STREAM)
-    ips = dict.fromkeys(str(info[4][0]) for info in found)
-    return [replace(address, ip=ip) for ip in ips] or [address]
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
+    ips = await addresses_of(address.host, address.port, asyncio.get_running_loop())
+    return [replace(address, ip=ip) for ip in ips if ip != address.host] or [address]

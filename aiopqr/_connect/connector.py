@@ -15,7 +15,7 @@ from .._refresh import Attempt, Refresher
 from ..credentials import CredentialPair, Parity
 from ..errors import ConfigurationError, PoolClosing
 from ..events import Emitter, Event, Listener
-from ..options import check_connect_arguments, positive
+from ..options import check_connect_arguments, given, positive
 from ..sources import Credentials
 from ..stats import AccountStats, ConnectorStats, Histogram
 from .arguments import Arguments
@@ -32,7 +32,9 @@ class Connector:
     Takes what :func:`asyncpg.connect` takes, but for ``user`` and ``password``. ``credentials`` is a source, an async
     callable, a fixed pair or a shared :class:`Refresher`. ``connect`` is called in asyncpg's place, with the chosen
     ``user=`` and ``password=`` (a callable, as asyncpg takes it, which works while that call runs). ``scram_cache``
-    proves the password with keys that are derived once; off, asyncpg derives them for each login.
+    keeps the SCRAM keys of the passwords in use, so that they are derived once. ``require_auth`` and
+    ``channel_binding``, also in the DSN, say what the server may ask for, as in libpq; one that asks for more raises
+    :class:`UntrustedServer`, and gets neither account's password.
 
     Use it as an async context manager. It closes the refresher that it made, never one that it was given; connections
     belong to whoever asked for them.
@@ -47,13 +49,15 @@ class Connector:
         refresh_interval: float | None = None,
         fetch_timeout: float = 10.0,
         scram_cache: bool = True,
+        require_auth: str | None = None,
+        channel_binding: str | None = None,
         name: str = "aiopqr",
         listeners: Iterable[Listener] = (),
         **connect_kwargs: Any,
     ) -> None:
         self._args = () if dsn is None else (dsn,)
-        self._kwargs = connect_kwargs
-        check_connect_arguments(self._args, connect_kwargs, connect=connect)
+        self._kwargs = connect_kwargs | given(require_auth=require_auth, channel_binding=channel_binding)
+        check_connect_arguments(self._args, self._kwargs, connect=connect)
         self.name = name
         self.events = Emitter(listeners)
         self._own_connect = connect

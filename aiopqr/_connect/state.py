@@ -85,6 +85,7 @@ class ConnectorState:
                 user=attempt.credential.username,
                 password=attempt.credential.password,
                 cache=self.keys,
+                trust=arguments.trust,
                 ip=made.address.ip if made.address else None,
                 timeout=timeout,
                 **arguments.kwargs_for(made.address),
@@ -121,7 +122,7 @@ class ConnectorState:
 
     async def _resolve(self, made: Login) -> None:
         """Look the host's name up, so that each of its addresses has its turn."""
-        if made.address is not None and self.keys is not None:
+        if made.address is not None:
             found = await resolved(made.address)
             made.address, *made.further = self.hosts.in_order(found, asyncio.get_running_loop().time())
 

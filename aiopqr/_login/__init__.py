@@ -1,18 +1,19 @@
 """One login of one account: asyncpg's connect, with the password proved by us and no more given than is allowed."""
 
-from .asyncpg_login import login
+from .asyncpg_login import OWN_CONNECT, login
 from .keys import KeyCache
+from .names import addresses_of
 from .parsing import Address, Target, missing_file, read_target
 from .plain import DRIVER_ERRORS, answered, connect_once, no_frames, place_of
 from .scram import verifier
-from .trust import Trust, take_trust
 
 __all__ = [
     "DRIVER_ERRORS",
+    "OWN_CONNECT",
     "Address",
     "KeyCache",
     "Target",
-    "Trust",
+    "addresses_of",
     "answered",
     "connect_once",
     "login",
@@ -20,6 +21,5 @@ __all__ = [
     "no_frames",
     "place_of",
     "read_target",
-    "take_trust",
     "verifier",
 ]

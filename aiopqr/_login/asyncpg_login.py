@@ -21,18 +21,18 @@ from typing import Any
 import asyncpg
 from asyncpg.protocol.protocol import BaseProtocol as AsyncpgProtocol  # what agents wrap stands one package above
 
+from .._trust import Trust
 from ..credentials import Secret
 from ..errors import ConfigurationError, without_frames
 from .handshake import Claim, Handshake
 from .keys import KeyCache
-from .names import addresses
+from .names import addresses_of
 from .self_test import run_self_test
-from .trust import Trust
 
 logger = logging.getLogger("aiopqr")
 
 _PLACEHOLDER = "aiopqr answers for asyncpg"
-_OWN_CONNECT = "require_auth= and channel_binding= cannot be enforced with a connect= of your own"
+OWN_CONNECT = "require_auth= and channel_binding= cannot be enforced with a connect= of your own"
 _works: bool | None = None  # whether asyncpg is as expected: found out at the first login of the process
 
 
@@ -67,7 +67,7 @@ async def login(
     trust = trust or Trust()
     if connect not in (asyncpg.connect, asyncpg.connection.connect):
         if trust.explicit:
-            raise ConfigurationError(_OWN_CONNECT)
+            raise ConfigurationError(OWN_CONNECT)
         return await _plain(connect, *args, user=user, password=password, loop=loop, timeout=timeout, **kwargs)
     cache = KeyCache() if cache is None else cache
     one = _Login(connect, args, kwargs, Claim(user, password, None, trust), cache, loop, ip)
@@ -293,7 +293,7 @@ class _LoginLoop:
             self.began_tls = True
             kwargs["server_hostname"] = host
         build, failures = self._in_front(factory), list[OSError]()
-        for address in [self._ip] if self._ip else await addresses(host, port, self.real):
+        for address in [self._ip] if self._ip else await addresses_of(host, port, self.real):
             try:
                 return self._entered(await self.real.create_connection(build, address, port, **kwargs))
             except OSError as exc:

@@ -19,12 +19,12 @@ from typing import Any, cast
 
 import asyncpg
 
+from .._trust import SCRAM, Channel, Method, Trust
 from ..credentials import Secret
 from ..errors import UntrustedServer
 from . import proved
 from .certificate import end_point
 from .scram import Challenge, Exchange, Keys, ScramError, TooManyIterations, WrongSignature
-from .trust import SCRAM, Channel, Method, Trust
 
 logger = logging.getLogger("aiopqr")
 

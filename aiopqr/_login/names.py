@@ -14,7 +14,7 @@ _SHARED_FOR = 1.0  # seconds for which others join a lookup; after that it may h
 _lookups: dict[tuple[asyncio.AbstractEventLoop, str, int], tuple[float, asyncio.Future[Any]]] = {}
 
 
-async def addresses(host: str, port: int, loop: asyncio.AbstractEventLoop) -> list[str]:
+async def addresses_of(host: str, port: int, loop: asyncio.AbstractEventLoop) -> list[str]:
     """The addresses of a host, in the system's order. Raises ``socket.gaierror``."""
     try:
         ipaddress.ip_address(host)

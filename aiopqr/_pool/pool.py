@@ -25,6 +25,7 @@ from ..errors import ConfigurationError
 from ..events import CredentialsRenewed, Emitter, Event, Listener, Refreshed
 from ..options import (
     check_connect_arguments,
+    given,
     non_negative,
     optional_timeout,
     positive,
@@ -72,7 +73,11 @@ class AlternatingPool(asyncpg.Pool):
     ``refresh_interval``, ``fetch_timeout``
         Between fetches that nobody asked for (default: the source's own), and for one fetch.
     ``scram_cache``
-        Prove the password with keys that are derived once, not for each connect.
+        Keep the SCRAM keys of the passwords in use, and derive them once, not for each connect.
+    ``require_auth``, ``channel_binding``
+        What the server may ask for, as in libpq; also in the DSN. By default the password is not sent in clear over
+        plain TCP, and its proof is bound to the server's certificate where the server can. A server that asks for more
+        gets nothing: :class:`UntrustedServer`.
     ``max_queries``
         Off unless given. It is asyncpg's, and closes a connection before there is another.
     ``timeout``
@@ -99,6 +104,8 @@ class AlternatingPool(asyncpg.Pool):
         refresh_interval: float | None = None,
         fetch_timeout: float = 10.0,
         scram_cache: bool = True,
+        require_auth: str | None = None,
+        channel_binding: str | None = None,
         name: str = "aiopqr",
         listeners: Iterable[Listener] = (),
         min_size: int = 10,
@@ -115,6 +122,7 @@ class AlternatingPool(asyncpg.Pool):
         **kwargs: Any,
     ) -> None:
         args: tuple[Any, ...] = () if dsn is None else (dsn,)
+        kwargs |= given(require_auth=require_auth, channel_binding=channel_binding)
         kwargs["timeout"] = timeout if timeout is None else positive("timeout", timeout)
         check_connect_arguments(args, kwargs, connect=connect)
         if session_reset not in ("full", "transaction"):

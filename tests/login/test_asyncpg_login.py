@@ -15,7 +15,7 @@ from aiopqr._login import asyncpg_login as module
 from aiopqr._login import keys, scram, self_test
 from aiopqr._login.asyncpg_login import login
 from aiopqr._login.keys import KeyCache
-from aiopqr._login.trust import Trust
+from aiopqr._trust import Trust
 from aiopqr.credentials import Credential, Secret
 from aiopqr.errors import ConfigurationError
 

@@ -13,7 +13,7 @@ import uvloop
 
 from aiopqr._login import names
 from aiopqr._login.asyncpg_login import login
-from aiopqr._login.names import addresses
+from aiopqr._login.names import addresses_of
 from aiopqr.credentials import Secret
 
 from .conftest import PASSWORD
@@ -81,13 +81,13 @@ async def test_those_that_ask_together_ask_once_and_a_hung_lookup_holds_up_nobod
         return found("127.0.0.1", "127.0.0.1")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    asking = [asyncio.create_task(addresses("db.test", 5432, loop)) for _ in range(10)]
+    asking = [asyncio.create_task(addresses_of("db.test", 5432, loop)) for _ in range(10)]
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await addresses("db.test", 5432, loop)
+            await addresses_of("db.test", 5432, loop)
     assert calls == 1
     monkeypatch.setattr(names, "_SHARED_FOR", 0.0)
-    assert await addresses("db.test", 5432, loop) == ["127.0.0.1"]
+    assert await addresses_of("db.test", 5432, loop) == ["127.0.0.1"]
     assert not any(task.done() for task in asking)
     hold.set()
     assert await asyncio.gather(*asking) == [["127.0.0.1"]] * 10
@@ -97,4 +97,4 @@ async def test_those_that_ask_together_ask_once_and_a_hung_lookup_holds_up_nobod
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_an_address_is_not_looked_up(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", None)
-    assert await addresses(host, 5432, asyncio.get_running_loop()) == [host]
+    assert await addresses_of(host, 5432, asyncio.get_running_loop()) == [host]

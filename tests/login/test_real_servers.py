@@ -18,7 +18,7 @@ from aiopqr._login import asyncpg_login as module
 from aiopqr._login import keys, scram
 from aiopqr._login.asyncpg_login import login
 from aiopqr._login.keys import KeyCache
-from aiopqr._login.trust import Trust
+from aiopqr._trust import Trust
 from aiopqr.credentials import Credential, Secret
 
 PASSWORD = "correct horse battery"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ..errors import ConfigurationError
+from .errors import ConfigurationError
 
 
 class Method(enum.StrEnum):
