@@ -11,7 +11,7 @@ from .scenarios.fleet import DAY, INTERVALS, LIFETIMES, SCENES
 
 def page(result: dict[str, Any]) -> str:
     """The whole page."""
-    return "\n".join((_about(), _scenes(result), _scaling(result), advice(result)))
+    return "\n".join((_about(), _scenes(result), _scaling(result), _tokens(result), advice(result)))
 
 
 def _about() -> str:
@@ -97,6 +97,27 @@ def _scaling(result: dict[str, Any]) -> str:
             ("instances", "calls a minute", "connects a minute", "failed logins a rotation", "fetches, busiest second"),
             rows,
         )
+    )
+
+
+def _tokens(result: dict[str, Any]) -> str:
+    rows = [
+        (
+            f"{run['instances']:,}",
+            name.split(": ", 1)[1],
+            f"{run['asked_mean']:,.1f}",
+            f"{run['asked_peak']:,}",
+            f"{run['asked_peak_start']:,}",
+            f"{run['longest_without']:,.0f} s",
+        )
+        for name, run in result.get("tokens", {}).items()
+    ]
+    if not rows:
+        return ""
+    head = ("instances", "scene", "tokens/s", "busiest second", "at the start", "longest without a token")
+    return (
+        "## Tokens\n\nFor each instance, a token is fetched when about two thirds of the one before have passed, "
+        "and once for all pools that share a refresher.\n\n" + table(head, rows)
     )
 
 

@@ -51,12 +51,13 @@ def _one(read: Callable[[PoolStats], float]) -> Callable[[PoolStats], Values]:
     return lambda stats: [(read(stats), _PLAIN)]
 
 
-def _by_account(read: Callable[[AccountStats], float]) -> Callable[[PoolStats], Values]:
-    """One value for each account that the pair has."""
+def _by_account(read: Callable[[AccountStats], float | None]) -> Callable[[PoolStats], Values]:
+    """One value for each account that the pair has, and for which there is one."""
 
     def values(stats: PoolStats) -> Values:
         accounts = ((parity, stats.accounts[parity]) for parity in Parity)
-        return [(read(account), {_ACCOUNT: str(parity)}) for parity, account in accounts if account.username]
+        found = ((read(account), {_ACCOUNT: str(parity)}) for parity, account in accounts if account.username)
+        return [(value, labels) for value, labels in found if value is not None]
 
     return values
 
@@ -153,6 +154,13 @@ OBSERVED = (
         "s",
         "How long each account has been refused; 0 if it is not.",
         _by_account(lambda account: account.refused_for or 0.0),
+    ),
+    Metric(
+        "aiopqr.account.expires_in",
+        Kind.GAUGE,
+        "s",
+        "How long each account's password is still good: below 0 if it has expired; absent if it does not expire.",
+        _by_account(lambda account: account.expires_in),
     ),
     Metric(
         "aiopqr.pair.age",

@@ -14,6 +14,8 @@ from multiprocessing import get_context
 from typing import Any
 
 from ..fleet import Fleet, simulate
+from ..token_fleet import TokenFleet
+from ..token_fleet import simulate as simulate_tokens
 from .plan import Plan, Progress, Steps
 
 SIZES = (10, 100, 1_000, 10_000)
@@ -28,6 +30,12 @@ SCENES: dict[str, dict[str, Any]] = {
     "one rotation, the store down for 20 minutes": {"outage": OUTAGE},
     "a rotation every 10 minutes, the store down for 20 minutes": {"rotate_every": 600.0, "outage": OUTAGE},
     "one rotation, started within ten minutes": {"start_within": 600.0},
+}
+
+TOKEN_SCENES: dict[str, dict[str, Any]] = {
+    "tokens of 15 minutes": {},
+    "tokens of 15 minutes, started within ten minutes": {"start_within": 600.0},
+    "tokens of 15 minutes, no answer for 20 minutes": {"outage": (1800.0, 3000.0)},
 }
 
 
@@ -78,4 +86,9 @@ async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
         if run["instances"] < largest or run not in found["scenes"].values():
             del run["series"]  # the picture is of the largest
     ordered = {section: {name: found[section][name] for name in named} for section, named in wanted.items()}
+    ordered["tokens"] = {
+        f"{size}: {scene}": simulate_tokens(TokenFleet(size, **more))
+        for scene, more in TOKEN_SCENES.items()
+        for size in (SIZES[:2] if plan.quick else SIZES)
+    }
     return {**ordered, "targets": []}

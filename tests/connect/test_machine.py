@@ -10,13 +10,16 @@ import math
 import random
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aiopqr._connect.alternation import FULL_PAUSE, Alternator, Wait
+from aiopqr._refresh.expiry import Expiry
 from aiopqr._refresh.plan import BACKOFF_MAX, URGENT_MAX, Need, RefreshPlan
 from aiopqr._refresh.quarantine import PROBE_FIRST, PROBE_MAX, Attempt, Quarantine
+from aiopqr._refresh.renaming import Renaming
 from aiopqr.credentials import Credential, CredentialPair, Parity
 from aiopqr.refusals import Verdict
 
@@ -75,8 +78,11 @@ class World:
         self.full: set[Parity] = set()
         self.plan = RefreshPlan(interval, self.now, uniform=rnd.uniform)
         quarantine = Quarantine(rnd.uniform)
+        self.expiry = Expiry()
+        self.renaming = Renaming()
         self.alternators = [
-            Alternator(self.pair, quarantine, _local=Quarantine(rnd.uniform)) for _ in range(connectors)
+            Alternator(self.pair, quarantine, expiry=self.expiry, _local=Quarantine(rnd.uniform))
+            for _ in range(connectors)
         ]
         self.processes: dict[Process, Step] = {}
         self.flight: Flight | None = None
@@ -88,6 +94,13 @@ class World:
         self.news = 0  # newer pairs, and accounts that may be worth a login again
         self.done = 0
 
+    def utc(self, seconds: float = 0.0) -> datetime:
+        """The calendar's time, some seconds from now."""
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now + seconds)
+
+    def is_expired(self, credential: Credential) -> bool:
+        return credential.expires_at is not None and self.utc() >= credential.expires_at
+
     # What one connect does.
 
     def connect(self, number: int) -> Process:
@@ -97,12 +110,12 @@ class World:
             first = alternator.begin(self.now)
             if isinstance(first, Wait):
                 assert self.now < first.until < self.now + LONGEST_SLEEP + 1, "a wait that ends, and not at once"
-                if alternator.is_refused():
+                if alternator.is_refused(self.now):
                     self.request(Need.STARVED)
                 yield Sleep(first.until, self.news)
                 continue
             self.count_turn(number, first, healthy)
-            if not alternator.is_refused() and (probe := alternator.probe(self.now)):
+            if not alternator.is_refused(self.now) and (probe := alternator.probe(self.now)):
                 self.run(self.log_in(number, probe))
             if (yield from self.log_in(number, first)):
                 return True
@@ -137,11 +150,11 @@ class World:
                     known.refused.append(attempt.begun)
                     if anew or attempt.probe:  # a further login that was in flight is no reason to wait longer
                         known.last_refusal = self.now
-                    self.request(Need.STARVED if alternator.is_refused() else Need.REFUSED)
+                    self.request(Need.STARVED if alternator.is_refused(self.now) else Need.REFUSED)
                     return False
                 knocks += 1
                 yield Sleep(self.now + self.rnd.uniform(0.5, 1.0) * min(0.05 * 2**knocks, 1.0))
-                if not alternator.is_worthwhile(attempt):
+                if not alternator.is_worthwhile(attempt, self.now):
                     self.abandon(alternator, attempt)
                     return False
                 # Each login is judged by when it began itself.
@@ -157,6 +170,7 @@ class World:
 
     def judge(self, number: int, attempt: Attempt, *, was_put_off: bool) -> None:
         """No login with what is known to be refused but for a due probe, nor with an account that is paused."""
+        assert not self.expiry.has_passed(attempt.credential, self.now), "a login with what has expired"
         known = self.known.get(attempt.credential)
         paused = self.paused.get((number, attempt.credential.username), -math.inf)
         assert self.now >= paused or was_put_off, "a login with an account that is full"
@@ -167,7 +181,7 @@ class World:
 
     def is_healthy(self, alternator: Alternator) -> bool:
         return not alternator._full_until and all(
-            (c := alternator.pair[p]) and alternator.refused_since(c) is None for p in Parity
+            (c := alternator.pair[p]) and alternator.refused_since(c) is None and not self.is_expired(c) for p in Parity
         )
 
     def count_turn(self, number: int, attempt: Attempt, healthy: bool) -> None:
@@ -180,10 +194,11 @@ class World:
     # What the refresher does.
 
     def need(self) -> Need:
-        if any(alternator.is_refused() for alternator in self.alternators):
+        if any(alternator.is_refused(self.now) for alternator in self.alternators):
             return Need.STARVED
-        shared = self.alternators[0].refused
-        return Need.REFUSED if any(c in shared for c in (self.pair.odd, self.pair.even) if c) else Need.NONE
+        shared, accounts = self.alternators[0].refused, [c for c in (self.pair.odd, self.pair.even) if c]
+        bad = any(c in shared or self.expiry.has_passed(c, self.now) for c in accounts)
+        return Need.REFUSED if bad else Need.NONE
 
     def request(self, need: Need) -> None:
         ticket = self.plan.request(need, self.now)
@@ -205,13 +220,14 @@ class World:
         flight, self.flight = self.flight, None
         assert flight is not None
         if ok:
-            changed = self.pair != flight.pair
-            self.pair = flight.pair
-            if changed:
-                self.news += 1
-                for alternator in self.alternators:
-                    alternator.replace(flight.pair)
-            assert self.plan.succeeded(flight.ticket, self.need(), self.now)
+            self.pair = self.renaming.completed(flight.pair)
+            self.expiry.hear(self.pair, self.now, self.utc())
+            self.news += 1
+            for alternator in self.alternators:
+                alternator.replace(self.pair)
+            remaining = self.expiry.remaining(self.pair, self.now)
+            assert self.plan.succeeded(flight.ticket, self.need(), self.now, remaining=remaining)
+            assert remaining is None or self.plan.due < self.now + max(remaining, 1.0), "renewed before it expires"
         else:
             assert self.plan.failed(flight.ticket, self.need(), self.now)
         longest = max(self.interval, 30.0) if ok else BACKOFF_MAX
@@ -270,13 +286,13 @@ class World:
         login.decided = True
         if self.down:
             login.result = Verdict.OUTAGE
-        elif self.database[parity] != login.attempt.credential:
+        elif self.database[parity] != login.attempt.credential or self.is_expired(self.database[parity]):
             login.result = Verdict.CREDENTIAL
         else:
             login.result = Verdict.ACCOUNT_FULL if parity in self.full else None
 
     def is_starved(self) -> bool:
-        return any(a.is_refused() for a in self.alternators) and any(
+        return any(a.is_refused(self.now) for a in self.alternators) and any(
             isinstance(step, Sleep) and step.news is not None for step in self.processes.values()
         )
 
@@ -328,6 +344,16 @@ class Machine(RuleBasedStateMachine):
         world.serial += 1
         world.database[parity] = Credential(f"app_{parity}", f"p{world.serial}")
 
+    @rule(parity=st.sampled_from(Parity), seconds=st.sampled_from([3.0, 40.0, 900.0]))
+    def a_token_is_issued(self, parity: Parity, seconds: float) -> None:
+        world = self.world
+        world.serial += 1
+        world.database[parity] = Credential(f"app_{parity}", f"p{world.serial}", world.utc(seconds))
+
+    @rule(parity=st.sampled_from(Parity))
+    def the_store_names_one_account_only(self, parity: Parity) -> None:
+        self.world.store = CredentialPair.single(self.world.database[parity])
+
     @rule(parity=st.sampled_from(Parity))
     def a_password_is_changed_back(self, parity: Parity) -> None:
         if account := self.world.pair[parity]:
@@ -340,11 +366,13 @@ class Machine(RuleBasedStateMachine):
 
     @rule(parity=st.sampled_from(Parity))
     def the_store_holds_a_password_as_pending(self, parity: Parity) -> None:
-        self.world.store = replace(self.world.store, pending=self.world.database[parity])
+        if not self.world.store.is_single:
+            self.world.store = replace(self.world.store, pending=self.world.database[parity])
 
     @rule()
     def the_store_lies(self) -> None:
-        self.world.store = self.world.pair
+        if not self.world.pair.last_resort:  # which no store shows
+            self.world.store = self.world.pair
 
     @precondition(lambda self: self.world.flight)
     @rule(ok=st.booleans(), newest=st.booleans())
@@ -398,9 +426,11 @@ class Machine(RuleBasedStateMachine):
         world = self.world
         world.down = False
         world.full.clear()
-        if not any(world.store[p] == world.database[p] for p in Parity):
+        for parity in [p for p in Parity if world.is_expired(world.database[p])]:
+            self.a_token_is_issued(parity, 900.0)
+        if not any(account in world.database.values() for p in Parity if (account := world.store[p])):
             self.the_store_shows_what_is_true(Parity.ODD, None)
-        works = [c for p in Parity if (c := world.store[p]) == world.database[p]]
+        works = [c for p in Parity if (c := world.store[p]) and c in world.database.values()]
         tried = {*world.known, *(login.attempt.credential for _, login in world.logins())}
         fresh = any(c not in tried for c in works)
         for number in range(len(world.alternators)):

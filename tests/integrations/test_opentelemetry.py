@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -203,6 +204,10 @@ async def test_a_delayed_replacement_shows_as_long_as_it_is_delayed(postgres: Ro
 async def test_every_metric_of_the_table_is_exported(postgres: RotatingPostgres, metrics: Metrics) -> None:
     replaced = asyncio.Event()
     hear = [lambda event: replaced.set() if type(event).__name__ == "Replaced" else None]
+    odd = postgres.pair.odd
+    assert odd
+    expiring = aiopqr.Credential(odd.username, odd.password, datetime.now(UTC) + timedelta(hours=1))
+    postgres.source.pair = replace(postgres.pair, odd=expiring)
     async with make_pool(postgres, min_size=1, max_lifetime=0.1, listeners=hear) as pool:
         instrument(pool, meter_provider=metrics.provider)
         await pool.fetchval("select 1")
