@@ -15,7 +15,7 @@ MINUTES ?= 10
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance proof soak bench bench-quick fleet lint docs clean
+.PHONY: help demo test conformance proof soak bench bench-quick fleet lint docs release matrix agents clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,8 +52,17 @@ lint: $(VENV)/.test  ## ruff and mypy, as strict as they get
 docs: $(VENV)/.docs  ## The documentation site, into site/; a broken link or an undocumented public name fails it
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict $(ARGS)
 
+release: $(VENV)/.test  ## Build wheel and sdist, and install, import and test them in empty environments (5 minutes)
+	$(RUN) -m tools.release $(ARGS)
+
+matrix: $(VENV)/.test  ## The tests that depend on them, on each Python, Postgres and PgBouncer at hand (30 minutes)
+	$(RUN) -m tools.matrix $(ARGS)
+
+agents: $(VENV)/.test  ## A pool, a rotation and an SQLAlchemy engine under the agents that people run (5 minutes)
+	$(RUN) -m tools.agents $(ARGS)
+
 clean:  ## Remove what these commands have made
-	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .conformance build dist site
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .conformance .envs build dist site
 	find aiopqr tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made: Makefile

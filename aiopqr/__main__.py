@@ -10,13 +10,10 @@ from .errors import MissingExtra
 def main() -> None:
     """Run the command line. Always ends by SystemExit: 2 where the ``cli`` extra is missing."""
     try:
-        import rich  # noqa: F401
-        import typer  # noqa: F401
-    except ImportError:
-        print(f"aiopqr: {MissingExtra('the command line', 'cli')}", file=sys.stderr)
+        from .cli import run
+    except MissingExtra as exc:
+        print(f"aiopqr: {exc}", file=sys.stderr)
         sys.exit(2)
-    from .cli import run
-
     run(sys.argv[1:])
 
 

@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="embedded|embedded18|system|testcontainers|DSN",
         help="the Postgres to test on (default: AIOPQR_TEST_POSTGRES, or embedded)",
     )
-    group.addoption("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the event loop to test on")
+    group.addoption("--loop", choices=list(_LOOPS), default="asyncio", help="the event loop to test on")
     group.addoption(
         "--expect-skips", metavar="REGEX", help="fail the run if a test is skipped for a reason that does not match"
     )
@@ -44,14 +44,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_Skips(config.option.expect_skips))
-    if config.option.loop == "uvloop":
-        config.pluginmanager.register(_Uvloop())
+    if config.option.loop != "asyncio":
+        config.pluginmanager.register(_OtherLoop())
 
 
-class _Uvloop:
+class _OtherLoop:
     def pytest_asyncio_loop_factories(self, config: pytest.Config, item: pytest.Item) -> dict[str, object]:
-        uvloop = pytest.importorskip("uvloop", reason="uvloop is not installed")
-        return {"uvloop": uvloop.new_event_loop}
+        return {config.option.loop: _LOOPS[config.option.loop]}
+
+
+def _uvloop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+def _eager() -> asyncio.AbstractEventLoop:
+    """A loop whose tasks begin to run when they are created (Python 3.12)."""
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+
+
+_LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": _uvloop, "eager": _eager}
 
 
 # The servers.

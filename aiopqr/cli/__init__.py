@@ -10,10 +10,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import typer
-
 from .. import __version__
 from ..errors import AiopqrError, MissingExtra
+
+try:
+    import rich  # noqa: F401
+    import typer
+except ImportError as exc:
+    raise MissingExtra("the command line", "cli") from exc
 
 COMMANDS = {
     "demo": "Watch passwords change under load, on a real Postgres, with nothing failing.",

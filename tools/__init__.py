@@ -1,0 +1,1 @@
+"""What `make release`, `make matrix` and `make agents` run. No part of the package."""
