@@ -384,7 +384,7 @@ asyncio.run(parent())
 def test_a_forked_child_makes_a_connector_of_its_own(postgres: RotatingPostgres, pool: str) -> None:
     accounts = "".join(f"{one.username} {one.password.reveal()}\n" for one in postgres.pair.credentials())
     ran = subprocess.run(
-        [sys.executable, "-c", FORK, url(postgres), pool],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, url(postgres), pool],  # of a fork with threads
         input=accounts,
         capture_output=True,
         text=True,
