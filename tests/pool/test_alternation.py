@@ -45,7 +45,7 @@ AWKWARD = [
     " leading and trailing ",
     "x" * 200,
     "pässwörd-ß-ñ-密码-🔑",
-    "$HOME `id` \t\n",
+    "$HOME \t\n`id`",
     "%41%zz",
 ]
 
