@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .._login import place_of
 from ..credentials import CredentialPair, Parity
 from ..errors import AiopqrError, SourceError, describe
 from ..rotation.errors import StoreError
@@ -24,7 +25,7 @@ from ..rotation.gates import Rules
 from ..rotation.stores.file import FileStore
 from ..sources import as_source
 from .check_facts import look
-from .check_findings import Facts, Finding, Level, Schedule, findings, period_of
+from .check_findings import Facts, Finding, Level, Schedule, file_findings, findings, period_of
 from .check_vault import looking
 from .ops_input import VAULT_HELP, dsn_without_password, exactly_one, from_aws, imported, run, vault_place
 
@@ -68,6 +69,8 @@ def check(
         if file is not None:
             stored = await FileStore(file).read()
             pair, times = stored.pair, {parity: stored.changed_at(parity) for parity in Parity}
+            about = file.stat()
+            more = tuple(file_findings(about.st_mode, about.st_nlink))
         elif secret is not None:
             pair, times, schedule = await _from_aws(secret, region, endpoint_url)
         elif vault is not None or vault_roles is not None or vault_dynamic is not None:
@@ -76,10 +79,16 @@ def check(
             pair, times, more = looked.pair, looked.times, looked.findings
         else:
             pair = await _from_source(source or "")
-        accounts = {parity: await look(dsn, account) for parity in Parity if (account := pair[parity])}
+        accounts = {
+            parity: await look(dsn, account, other.username if (other := pair[parity.other]) else "")
+            for parity in Parity
+            if (account := pair[parity])
+        }
         problems = [account.problem for account in accounts.values() if account.is_untried]
         if problems and len(problems) == len(accounts):
-            raise AiopqrError(f"could not be checked: the applications' path is down: {problems[0]}")
+            down = all(account.unreachable for account in accounts.values())
+            why = "the applications' path is down: nothing answered at" if down else "no account could log in at"
+            raise AiopqrError(f"could not be checked: {why} {place_of(dsn) or 'that place'}: {problems[0]}")
         facts = Facts(pair, accounts, sslmode_of(dsn), rules, max_size, times, schedule)
         found = [*findings(facts), *more]
         _print_json(found) if as_json else _print_table(found)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from .._login import DRIVER_ERRORS, connect_once
+from .._login import DRIVER_ERRORS, answered, connect_once
 from ..credentials import Credential
 from ..errors import describe
 from ..refusals import Verdict, classify
@@ -33,6 +33,23 @@ WITH RECURSIVE roles (oid) AS (
     SELECT m.roleid FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member WHERE r.rolname = session_user
     UNION SELECT m.roleid FROM pg_auth_members m JOIN roles ON roles.oid = m.member)
 SELECT rolname FROM pg_roles JOIN roles USING (oid)
+"""
+
+# What it may do is what any of its roles may, the owner that it acts as included.
+_POWERS = """
+WITH RECURSIVE roles (oid) AS (
+    SELECT m.roleid FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member WHERE r.rolname = session_user
+    UNION SELECT m.roleid FROM pg_auth_members m JOIN roles ON roles.oid = m.member)
+SELECT rolname, rolsuper AS superuser, rolbypassrls AS bypassrls, rolcreaterole AS createrole,
+       rolreplication AS replication
+FROM pg_roles JOIN roles USING (oid) WHERE rolsuper OR rolbypassrls OR rolcreaterole OR rolreplication
+"""
+
+# Of the other account, which may not log in to be asked itself.
+_OTHER = """
+SELECT rolcanlogin AS can_login, now() AS now,
+       CASE WHEN rolvaliduntil < 'infinity' THEN rolvaliduntil END AS valid_until
+FROM pg_roles WHERE rolname = $1
 """
 
 # `role` is where it is to be: who the account acts as is compared by itself.
@@ -84,6 +101,7 @@ class Account:
     problem: str | None = None
     verdict: Verdict | None = None
     connected: bool = True
+    unreachable: bool = False
     role: Mapping[str, Any] = field(default_factory=dict)
     authentication: str | None = None
     proxied: bool = False
@@ -91,6 +109,8 @@ class Account:
     settings: Mapping[str, str] = field(default_factory=dict)
     privileges: frozenset[str] = frozenset()
     default_privileges: frozenset[str] = frozenset()
+    powers: tuple[Mapping[str, Any], ...] = ()
+    other: Mapping[str, Any] | None = None
 
     @property
     def logs_in(self) -> bool:
@@ -110,8 +130,11 @@ class Account:
         return value
 
 
-async def look(dsn: str, credential: Credential, *, timeout: float = 10.0) -> Account:
-    """Log in with ``credential`` on the applications' path, and look around. Changes nothing."""
+async def look(dsn: str, credential: Credential, other: str = "", *, timeout: float = 10.0) -> Account:
+    """Log in with ``credential`` on the applications' path, and look around, at the ``other`` account's role as well.
+
+    Changes nothing.
+    """
     try:
         con = await connect_once(
             dsn,
@@ -122,10 +145,12 @@ async def look(dsn: str, credential: Credential, *, timeout: float = 10.0) -> Ac
             command_timeout=60.0,
         )
     except Exception as exc:
-        return Account(credential.username, describe(exc), classify(exc), connected=False)
+        verdict = classify(exc)
+        unreachable = verdict is Verdict.OUTAGE and not answered(exc)
+        return Account(credential.username, describe(exc), verdict, connected=False, unreachable=unreachable)
     try:
         async with con.transaction(readonly=True):  # which keeps a pooling proxy on one server connection
-            return await _account(con, credential.username)
+            return await _account(con, credential.username, other)
     except DRIVER_ERRORS as exc:
         return Account(credential.username, f"logs in, but cannot look around: {describe(exc)}", classify(exc))
     finally:
@@ -133,7 +158,7 @@ async def look(dsn: str, credential: Credential, *, timeout: float = 10.0) -> Ac
             await con.close(timeout=5.0)
 
 
-async def _account(con: Any, username: str) -> Account:
+async def _account(con: Any, username: str, other: str) -> Account:
     role = dict(await con.fetchrow(_ROLE))
     authentication = None
     if con.get_server_version().major >= 16:
@@ -143,6 +168,7 @@ async def _account(con: Any, username: str) -> Account:
     async def texts(sql: str) -> frozenset[str]:
         return frozenset(row[0] for row in await con.fetch(sql))
 
+    about = await con.fetchrow(_OTHER, other)
     # What an account may do is compared by name, and its own name is where the two have to differ.
     default_privileges = await texts(_DEFAULT_PRIVILEGES)
     return Account(
@@ -152,6 +178,8 @@ async def _account(con: Any, username: str) -> Account:
         # A pooling proxy gives its clients keys of its own making, as it must.
         proxied=con.get_server_pid() != role["pid"],
         memberships=await texts(_MEMBERSHIPS),
+        powers=tuple(dict(row) for row in await con.fetch(_POWERS)),
+        other=dict(about) if about else None,
         settings={row["name"]: row["setting"] for row in await con.fetch(_SETTINGS)},
         privileges=await texts(_PRIVILEGES),
         default_privileges=frozenset(text.replace(role["current_user"], "<itself>") for text in default_privileges),

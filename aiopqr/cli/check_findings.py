@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from ..credentials import CredentialPair, Parity
 from ..rotation.gates import Rules
+from ..rotation.words import duration, moment
 from .check_facts import Account
 
 _SHOWN = 5
@@ -72,6 +73,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
         yield from _authentication(accounts)
         yield from _proxy(accounts)
     yield from _times(facts)
+    yield from _next_rotation(facts)
     if facts.schedule is not None:
         yield from _schedule(facts.schedule, facts.rules)
 
@@ -91,6 +93,11 @@ def _pair(facts: Facts) -> Iterator[Finding]:
         yield Finding(Level.PROBLEM, "pair", text, "make both accounts (`aiopqr setup`) and store both")
     elif pending:
         text = f"a new password of {pending.username!r} is staged: a rotation is under way, or was interrupted"
+        if facts.pair.pending_since:
+            text += (
+                f"; it was staged at {moment(facts.pair.pending_since)}, and pools step aside from the account for "
+                "15 minutes at most"
+            )
         yield Finding(Level.WARNING, "pair", text, "if it stays so, run `aiopqr rotate`, which finishes it")
     else:
         yield Finding(Level.OK, "pair", "both accounts are in the secret")
@@ -102,10 +109,26 @@ def _logins(facts: Facts) -> Iterator[Finding]:
         if account.logs_in:
             yield Finding(Level.OK, name, account.username)
             continue
-        advice = "find out why; `aiopqr rotate --account … --force-mismatch` gives it a password that the store knows"
+        why, advice = _why_not(parity, facts.accounts.get(parity.other))
         if account.verdict is None or not account.verdict.blames_account:
             advice = "check the DSN, the network and pg_hba.conf: this is no matter of its password"
-        yield Finding(Level.PROBLEM, name, f"{account.username!r} does not: {account.problem}", advice)
+        yield Finding(Level.PROBLEM, name, f"{account.username!r} does not: {account.problem}{why}", advice)
+
+
+def _why_not(parity: Parity, other: Account | None) -> tuple[str, str]:
+    """Why an account does not log in, as far as the other one sees it, and what to do."""
+    repair = f"`aiopqr rotate --account {parity} --force-mismatch` gives it a password that the store knows"
+    if other is None or not other.logs_in:
+        return "", f"find out why in the server's log; {repair}"
+    if other.other is None:
+        advice = "check the name in the secret; or drop the other account, remove the secret, and run `aiopqr setup`"
+        return "; no role has this name", advice
+    end, now = other.other["valid_until"], other.other["now"]
+    if end is not None and end <= now:
+        return f"; its VALID UNTIL passed at {moment(end)}", f"`aiopqr rotate --account {parity}` renews it"
+    if not other.other["can_login"]:
+        return "; the role is NOLOGIN", "ALTER ROLE … LOGIN (`aiopqr setup` does it)"
+    return "; the role may log in, so the stored password is not the database's", repair
 
 
 def _tls(facts: Facts) -> Iterator[Finding]:
@@ -137,10 +160,19 @@ def _account(account: Account, facts: Facts) -> Iterator[Finding]:
     if powers and not role["superuser"]:
         text = f"{name!r} has {', '.join(powers).upper()}"
         yield Finding(Level.WARNING, "powers", text, "take what the application does not need")
+    for power in account.powers:
+        level = Level.PROBLEM if power["superuser"] or power["bypassrls"] else Level.WARNING
+        names = "superuser", "bypassrls", "createrole", "replication"
+        may = ", ".join(name.upper() for name in names if power[name])
+        text = f"{name!r} is a member of {power['rolname']!r}, which has {may}, so the application has it in effect"
+        yield Finding(level, "powers", text, "give the application an owner role of its own, without such powers")
     if account.valid_until:
-        ends = f"{account.valid_until:%Y-%m-%d %H:%M %Z}"
-        advice = f"ALTER ROLE {name} VALID UNTIL 'infinity' (`aiopqr setup` does it): no rotation moves that date"
-        yield Finding(Level.PROBLEM, "VALID UNTIL", f"{name!r} cannot log in after {ends}", advice)
+        # Each account is changed by every second rotation only.
+        soon = role["now"] + timedelta(seconds=2 * facts.rules.spacing) if "now" in role else None
+        level = Level.PROBLEM if soon is None or account.valid_until < soon else Level.WARNING
+        advice = "each rotation of the account renews it (`aiopqr rotate --valid-for`); rotate both before that"
+        text = f"{name!r} cannot log in after {moment(account.valid_until)}"
+        yield Finding(level, "VALID UNTIL", text, advice)
     # Each account alone, since while the other is refused it carries all; one more for a replacement.
     needed = facts.max_size + 1
     for whose, limit in ((f"{name!r}", role["connection_limit"]), ("the database", role["database_limit"])):
@@ -250,6 +282,31 @@ def _times(facts: Facts) -> Iterator[Finding]:
     else:
         text = f"no pool of lifetime + refresh interval {horizon:.0f} s can have become wholly stale"
         yield Finding(Level.OK, "rotation spacing", text)
+
+
+def _next_rotation(facts: Facts) -> Iterator[Finding]:
+    """When the gate too-soon opens: a spacing after the change of the account that is not to be changed next."""
+    times = [time for time in (facts.changed_at.get(parity) for parity in Parity) if time]
+    now = next((account.role["now"] for account in facts.accounts.values() if "now" in account.role), None)
+    if len(times) < 2 or now is None:
+        return
+    possible = max(times) + timedelta(seconds=facts.rules.spacing)
+    left = (possible - now).total_seconds()
+    text = f"possible at {moment(possible)}, in {duration(left)}" if left > 0 else f"possible since {moment(possible)}"
+    yield Finding(Level.OK, "next rotation", text)
+
+
+def file_findings(mode: int, links: int) -> Iterator[Finding]:
+    """About the file of the secret: who can read it, and whether it has another name."""
+    if mode & 0o007:
+        text = f"every user of this machine can read or write the secret (mode {mode & 0o777:o})"
+        yield Finding(Level.WARNING, "file", text, "chmod 640 or less; for a mounted Secret, defaultMode: 0440")
+    elif mode & 0o020:
+        text = f"the group can write the secret (mode {mode & 0o777:o})"
+        yield Finding(Level.WARNING, "file", text, "chmod 640 or less")
+    if links > 1:
+        text = f"the file has {links} names (hard links); a rotation replaces one, and the others keep the old content"
+        yield Finding(Level.WARNING, "file", text, "leave one name, or make the others symlinks to it")
 
 
 def _schedule(schedule: Schedule, rules: Rules) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +18,10 @@ from ..credentials import Credential, CredentialPair, Secret
 from ..errors import ConfigurationError, RotationError, describe
 from ..rotation.database import Database
 from ..rotation.errors import StoreConflict, StoreError
+from ..rotation.gates import Rules
 from ..rotation.passwords import PasswordRule
 from ..rotation.sql import identifier
+from ..rotation.words import moment
 from .ops_input import admin_connect, admin_password, dsn_without_password, open_store, run
 from .setup_roles import STATE, Change, Role, changes, differences, role_of
 
@@ -96,7 +98,7 @@ class Outcome:
         for line in self.attention:
             typer.echo(f"to do: {line}", err=True)
         for line in self.notes:
-            typer.echo(f"note: {line}", err=True)
+            typer.echo(line if line.startswith("next: ") else f"note: {line}", err=True)
 
 
 async def perform(
@@ -113,8 +115,14 @@ async def perform(
             found = await _found(con, owner, *names)
             if owner not in found:
                 raise ConfigurationError(f"role {owner!r} does not exist: CREATE ROLE, or give the application's role")
+            _check_owner(found[owner])
             accounts = {name: found.get(name) for name in names}
             created = [name for name, role in accounts.items() if role is None]
+            if created and not store:
+                raise ConfigurationError(
+                    f"{' and '.join(map(repr, created))} would have no password that anybody knows, so nothing was "
+                    "changed: say where new passwords go, with --file, --secret or --vault"
+                )
             stored = await _Stored.of(store) if store else None
             passwords = stored.for_new(names, created) if stored else {}
             outcome = Outcome(list(changes(found[owner], accounts, passwords, version=version)))
@@ -125,8 +133,40 @@ async def perform(
                     await stored.save()
         if stored:
             outcome.attention += stored.missing([name for name in names if name not in created])
-        _comment(outcome, found, names, [] if store else created, dry_run)
+        _comment(outcome, found, names, dry_run)
+        if not dry_run and stored and not outcome.attention:
+            outcome.notes += await _next_steps(con, stored)
     return outcome
+
+
+def _check_owner(owner: Role) -> None:
+    """Both accounts act as the owner: it must be no role that may do everything."""
+    power = "is a superuser" if owner.is_superuser else "may bypass row security (BYPASSRLS)"
+    if owner.is_superuser or owner.bypasses_row_security:
+        raise ConfigurationError(
+            f"role {owner.name!r} {power}, and so would both accounts in effect; nothing was changed. Give the "
+            "application a role of its own"
+        )
+
+
+async def _next_steps(con: Any, stored: _Stored) -> list[str]:
+    """What a person does after this, the admin's grants included."""
+    grants = await con.fetch(
+        "SELECT role FROM unnest(ARRAY['pg_read_all_stats', 'pg_signal_backend']) role "
+        "WHERE NOT pg_has_role(current_user, role, 'MEMBER')"
+    )
+    admin = identifier(await con.fetchval("SELECT session_user::text"))
+    why = {
+        "pg_read_all_stats": "without it a rotation is refused as unseen-sessions",
+        "pg_signal_backend": "for --end-sessions-after alone",
+    }
+    steps = [f"next: as a superuser, GRANT {row['role']} TO {admin} ({why[row['role']]})" for row in grants]
+    possible = moment(datetime.now(UTC) + timedelta(seconds=Rules().spacing))
+    return [
+        *steps,
+        f"next: let the pools read {stored.store}, then run `aiopqr check`",
+        f"next: run `aiopqr rotate`, with its defaults at {possible} at the earliest",
+    ]
 
 
 async def _found(con: Any, *names: str) -> dict[str, Role]:
@@ -203,12 +243,8 @@ def _comment(
     outcome: Outcome,
     found: Mapping[str, Role],
     names: tuple[str, str],
-    without: list[str],
     dry: bool,
 ) -> None:
-    if without:
-        whom = ", ".join(repr(name) for name in without)
-        outcome.attention.append(f"give {whom} a password (with --file, --secret or --vault, new accounts have one)")
     if all(name in found for name in names):
         owner = next(role for name, role in found.items() if name not in names)
         if not dry:

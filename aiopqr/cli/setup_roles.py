@@ -37,6 +37,8 @@ class Role:
     inherits: bool = True
     valid_until: datetime | None = None
     connection_limit: int = -1
+    is_superuser: bool = False
+    bypasses_row_security: bool = False
     memberships: Mapping[str, Membership] = field(default_factory=dict)
     settings: Settings = field(default_factory=dict)
 
@@ -161,7 +163,7 @@ def _parameter(name: str) -> str:
 
 
 STATE = """
-SELECT r.rolname, r.rolcanlogin, r.rolinherit, r.rolconnlimit,
+SELECT r.rolname, r.rolcanlogin, r.rolinherit, r.rolconnlimit, r.rolsuper, r.rolbypassrls,
        CASE WHEN r.rolvaliduntil < 'infinity' THEN r.rolvaliduntil END AS valid_until,
        coalesce((SELECT jsonb_object_agg(coalesce(d.datname, ''), to_jsonb(s.setconfig)) FROM pg_db_role_setting s
                  LEFT JOIN pg_database d ON d.oid = s.setdatabase WHERE s.setrole = r.oid), '{}') AS settings,
@@ -185,6 +187,8 @@ def role_of(row: Mapping[str, Any]) -> Role:
         inherits=row["rolinherit"],
         valid_until=row["valid_until"],
         connection_limit=row["rolconnlimit"],
+        is_superuser=row["rolsuper"],
+        bypasses_row_security=row["rolbypassrls"],
         memberships=memberships,
         settings={
             database: dict(entry.split("=", 1) for entry in entries)

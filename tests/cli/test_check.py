@@ -93,7 +93,7 @@ async def test_two_equal_accounts_are_well(cli: Cli) -> None:
         ("ALTER ROLE {even} NOLOGIN", "even logs in", "problem", "not permitted to log in"),
         ("ALTER ROLE {odd} SUPERUSER", "superuser", "problem", "superuser"),
         ("ALTER ROLE {odd} BYPASSRLS", "powers", "warning", "BYPASSRLS"),
-        ("ALTER ROLE {even} VALID UNTIL '2099-01-01'", "VALID UNTIL", "problem", "2099-01-01"),
+        ("ALTER ROLE {even} VALID UNTIL '2099-01-01'", "VALID UNTIL", "warning", "2099-01-01"),
         ("ALTER ROLE {even} CONNECTION LIMIT 10", "connection limit", "problem", "needs up to 11"),
         ("ALTER ROLE {even} CONNECTION LIMIT 25", "connection limit", "note", "2 pools of 10"),
         ("ALTER ROLE {even} CONNECTION LIMIT 25", "connection limits differ", "warning", "-1 and 25"),
@@ -380,7 +380,52 @@ async def test_a_path_on_which_no_account_could_be_tried_is_2(cli: Cli, dsn: str
     cli.dsn = dsn
     code, out, err = await cli()
     assert (code, out) == (2, "")
-    assert "could not be checked: the applications' path is down: " in err
+    assert "could not be checked: " in err
+    assert ("the applications' path is down: nothing answered at 127.0.0.1:1/x" in err) is dsn.endswith(":1/x")
+
+
+async def test_an_account_that_does_not_log_in_is_explained_by_what_the_other_one_sees(cli: Cli) -> None:
+    name = cli.postgres.usernames[0]
+    for sql, why, advice in (
+        ("ALTER ROLE {odd} VALID UNTIL '2020-01-01'", "VALID UNTIL passed at 2020-01-01", "--account odd` renews it"),
+        (
+            "ALTER ROLE {odd} VALID UNTIL 'infinity' PASSWORD 'other'",
+            "password is not the database's",
+            "--force-mismatch",
+        ),
+        ("ALTER ROLE {odd} NOLOGIN", "NOLOGIN", "`aiopqr setup` does it"),
+        (f"ALTER ROLE {{odd}} RENAME TO {name}_gone", "no role has this name", "`aiopqr setup`"),
+    ):
+        await cli.run_sql(sql)
+        [finding] = (await cli.found())["odd logs in"]
+        assert why in finding["text"]
+        assert advice in finding["advice"]
+    await cli.postgres.server.execute(f"ALTER ROLE {name}_gone RENAME TO {name}")
+
+
+@pytest.mark.parametrize("power", ["SUPERUSER", "BYPASSRLS"])
+async def test_an_owner_that_may_do_everything_is_a_problem(cli: Cli, power: str) -> None:
+    await cli.postgres.server.execute(f"ALTER ROLE {cli.postgres.owner} {power}")
+    findings = (await cli.found())["powers"]
+    assert {finding["level"] for finding in findings} == {"problem"}
+    assert all(f"'{cli.postgres.owner}', which has {power}" in finding["text"] for finding in findings)
+
+
+async def test_a_file_that_others_can_read_or_that_has_a_second_name_is_warned_of(cli: Cli) -> None:
+    cli.path.chmod(0o604)
+    os.link(cli.path, cli.path.with_name("other.json"))
+    texts = [finding["text"] for finding in (await cli.found())["file"]]
+    assert ["mode 604" in texts[0], "2 names (hard links)" in texts[1]] == [True, True]
+    cli.path.chmod(0o600)
+    os.unlink(cli.path.with_name("other.json"))
+    assert "file" not in await cli.found()
+
+
+def test_the_next_rotation_is_dated() -> None:
+    accounts = {ODD: account("app_odd", role={"now": NOW}), EVEN: account("app_even", role={"now": NOW})}
+    assert judge(accounts=accounts)["next rotation"].text == "possible at 2025-03-01 12:18:20 UTC, in 18 min"
+    past = {ODD: NOW - timedelta(hours=1), EVEN: NOW - timedelta(days=1)}
+    assert judge(accounts=accounts, changed_at=past)["next rotation"].text == "possible since 2025-03-01 11:18:20 UTC"
 
 
 async def test_what_is_piped_is_not_folded(cli: Cli) -> None:

@@ -161,10 +161,37 @@ async def test_a_run_killed_after_the_file_was_written_is_completed_by_the_next(
     await (await cli.log_in("even")).close()
 
 
-async def test_without_a_file_the_missing_passwords_are_left_to_do(cli: Cli) -> None:
-    code, told = await cli.json()
-    assert code == 3
-    assert "a password" in told["attention"][0]
+async def test_without_a_store_no_role_is_created(cli: Cli) -> None:
+    code, out, err = await cli()
+    assert (code, out) == (2, "")
+    assert "--file, --secret or --vault" in err
+    assert await cli.server.execute("SELECT 1 FROM pg_roles WHERE rolname = $1", f"{cli.owner}_odd") == []
+
+
+@pytest.mark.parametrize("power", ["SUPERUSER", "BYPASSRLS"])
+async def test_an_owner_that_may_do_everything_is_refused(cli: Cli, power: str) -> None:
+    await cli.server.execute(f'ALTER ROLE "{cli.owner}" {power}')
+    code, out, err = await cli("--file", str(cli.path))
+    assert (code, out) == (2, "")
+    assert "Give the application a role of its own" in err
+    assert not cli.path.exists()
+
+
+async def test_the_last_lines_say_what_to_do_next(cli: Cli) -> None:
+    code, _, err = await cli("--file", str(cli.path))
+    assert code == 0
+    *_, check, rotate = err.splitlines()
+    assert check.startswith("next: let the pools read")
+    assert "aiopqr rotate" in rotate
+    assert rotate.endswith("UTC at the earliest")
+
+
+async def test_an_admin_dsn_that_names_no_database_of_the_server_is_2(cli: Cli) -> None:
+    server = cli.server
+    wrong = server.dsn_of("no-such-database").replace("//", f"//{server.admin}@", 1)
+    code, _, err = await cli("--admin", wrong, "--file", str(cli.path))
+    assert code == 2
+    assert "'no-such-database', which the admin's DSN names, does not exist" in err
 
 
 async def test_differences_that_are_nobody_elses_to_choose_are_told_and_left(cli: Cli) -> None:

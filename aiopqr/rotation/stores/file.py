@@ -7,6 +7,7 @@ held for one change only; a killed writer's lock goes with it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import glob
@@ -21,8 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import anyio.to_thread
-
+from ..._threads import OwnThread
 from ...credentials import Credential, CredentialPair, parse_secret
 from ...errors import InvalidSecret, without_frames
 from ..errors import StoreConflict, StoreError
@@ -42,6 +42,7 @@ class FileStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
+        self._thread = OwnThread("aiopqr-store")
 
     def __repr__(self) -> str:
         return f"FileStore({str(self._path)!r})"
@@ -49,6 +50,10 @@ class FileStore:
     async def read(self) -> StoredSecret:
         """See :meth:`SecretStore.read`. A file that cannot be read or used raises :class:`StoreError`."""
         return await self._in_thread(lambda: self._load(self._path.resolve())[1])
+
+    async def check_writable(self) -> None:
+        """Raise :class:`StoreError` if the file could not be replaced. Makes a file next to it, and removes that."""
+        await self._in_thread(self._try_writing)
 
     async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
         """See :meth:`SecretStore.stage`."""
@@ -76,8 +81,14 @@ class FileStore:
         return await self._in_thread(lambda: self._replace(secret.revision, change))
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        job = self._thread.submit(work)
         try:
-            return await anyio.to_thread.run_sync(work)
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            await asyncio.wait({job})
+            if not job.cancelled():
+                job.exception()  # nobody else will look at it
+            raise
         except OSError as exc:
             problem: Exception = StoreError(f"{self._path}: {exc.strerror or type(exc).__name__}")
         except UnicodeDecodeError:
@@ -87,6 +98,25 @@ class FileStore:
         except StoreError as exc:
             problem = without_frames(exc)
         raise problem  # outside the handlers: their frames hold what was read
+
+    def _try_writing(self) -> None:
+        path, problem = self._path.resolve(), ""
+        try:
+            with _locked(path):
+                _clear_leftovers(path)
+                handle, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)
+                try:
+                    _keep_access(path, path.stat(), handle)
+                finally:
+                    os.close(handle)
+                    os.unlink(name)
+        except OSError as exc:
+            problem = exc.strerror or type(exc).__name__
+        if problem:
+            raise StoreError(
+                f"{self._path} cannot be written ({problem}), and nothing was changed. A mounted Secret is read-only: "
+                "rotate where it is kept"
+            )
 
     def _replace(self, revision: str, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> StoredSecret:
         path = self._path.resolve()
@@ -141,10 +171,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _write(path: Path, content: bytes, *, like: os.stat_result | None) -> None:
     """Replace ``path`` by ``content``: atomically, durably, with the owner, mode and attributes of what was there."""
-    prefix = f".{path.name}.aiopqr-"
-    for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):  # of a writer that was killed; we hold the lock
-        leftover.unlink()
-    handle, name = tempfile.mkstemp(prefix=prefix, dir=path.parent)  # mode 0600
+    _clear_leftovers(path)
+    handle, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)  # mode 0600
     try:
         with open(handle, "wb") as file:
             if like is not None:
@@ -162,6 +190,15 @@ def _write(path: Path, content: bytes, *, like: os.stat_result | None) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.aiopqr-"
+
+
+def _clear_leftovers(path: Path) -> None:
+    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*"):  # of a writer that was killed; we hold the lock
+        leftover.unlink()
 
 
 def _keep_access(path: Path, like: os.stat_result, handle: int) -> None:

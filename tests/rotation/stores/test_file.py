@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import stat
@@ -325,3 +326,18 @@ async def _change(store: FileStore, secret: StoredSecret, change: str) -> Stored
 
 def _refuse(*_: object) -> None:
     raise PermissionError(28, "No space left on device")
+
+
+async def test_a_file_that_cannot_be_replaced_is_found_before_anything_changes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FileStore(path)
+    await store.check_writable()
+    assert os.listdir(path.parent) == ["pair.json"]
+
+    def read_only(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.mkstemp", read_only)
+    with pytest.raises(StoreError, match=r"Read-only file system.*nothing was changed. A mounted Secret is read-only"):
+        await store.check_writable()
