@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from datetime import UTC, datetime
 
 import pytest
+from support.load import Load
 from support.vault import closing
 
+import aiopqr
+from aiopqr import events
+from aiopqr.errors import CredentialsRefused
 from aiopqr.sources import VaultSource
-from aiopqr.testing import VaultDatabase
+from aiopqr.testing import RotatingPostgres, VaultDatabase
+from aiopqr.testing.server import beside_the_loop
 
+SECONDS = 120.0 if os.environ.get("AIOPQR_PROOF") == "1" else 12.0
+MARGIN = 2.0
 READ = 'path "{mount}/creds/*" {{ capabilities = ["read"] }}'
 
 
@@ -87,3 +95,78 @@ async def test_without_the_right_to_renew_leases_are_replaced(
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [text for text in warned if "Allow update on sys/leases/renew" in text]
     assert "leases end by themselves" in warned[-1]
+
+
+async def orphans(postgres: RotatingPostgres, margin: float) -> int:
+    """How many sessions have been there for ``margin`` seconds, now and then, although their role is gone."""
+    sql = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND usesysid IS NOT NULL"
+        " AND NOT EXISTS (SELECT FROM pg_roles WHERE oid = usesysid)"
+    )
+    before = {row["pid"] for row in await postgres.server.execute(sql, postgres.database)}
+    await asyncio.sleep(margin)
+    return len(before & {row["pid"] for row in await postgres.server.execute(sql, postgres.database)})
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(300)
+async def test_under_load_leases_come_and_go_unnoticed_and_end_their_sessions(
+    postgres: RotatingPostgres, vault_database: VaultDatabase
+) -> None:
+    await vault_database.dynamic_role("app", ttl="6s", max_ttl="15s")
+    found = 0
+    async with (
+        aiopqr.create_pool(
+            f"{postgres.dsn}?sslmode=disable", credentials=source(vault_database), min_size=4, max_size=4
+        ) as pool,
+        Load(pool).running(6) as load,
+    ):
+        until = time.monotonic() + SECONDS
+        while time.monotonic() < until:
+            found += await orphans(postgres, MARGIN)
+    assert load.unexpected == []
+    assert load.served > 100
+    assert found == 0
+    assert await vault_database.leases("app") == []
+    await eventually_no_role_is_left(postgres)
+
+
+async def eventually_no_role_is_left(postgres: RotatingPostgres) -> None:
+    """Revoked leases' roles are dropped by Vault, in the background."""
+    async with asyncio.timeout(20.0):
+        while await postgres.server.fetchval(
+            "SELECT count(*) FROM pg_roles WHERE pg_has_role(oid, $1, 'member') AND rolname LIKE 'v-%'", postgres.owner
+        ):
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.timeout(180)
+async def test_where_vault_stays_away_longer_than_a_lease_the_error_says_so_and_vault_back_ends_it(
+    postgres: RotatingPostgres, vault_database: VaultDatabase
+) -> None:
+    heard: list[events.Event] = []
+    await vault_database.dynamic_role("app", ttl="4s", max_ttl="1h")
+    async with aiopqr.create_pool(
+        f"{postgres.dsn}?sslmode=disable",
+        credentials=source(vault_database, timeout=0.5),
+        min_size=2,
+        max_size=2,
+        timeout=1.0,  # of a connect
+        listeners=[heard.append],
+    ) as pool:
+        assert await pool.fetchval("SELECT 1") == 1
+        await beside_the_loop(vault_database.vault.kill)
+        try:
+            await asyncio.sleep(5.0)
+            with pytest.raises(CredentialsRefused, match="expired"):
+                await pool.fetchval("SELECT 1")
+            assert any(isinstance(event, events.RefreshFailed) for event in heard)
+        finally:
+            await beside_the_loop(vault_database.vault.resume)
+        async with asyncio.timeout(60.0):
+            while True:
+                try:
+                    assert await pool.fetchval("SELECT 1") == 1
+                    break
+                except (CredentialsRefused, TimeoutError):
+                    await asyncio.sleep(0.1)
