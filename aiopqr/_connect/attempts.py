@@ -131,7 +131,7 @@ class Connect:
             self._state.request_newer()
         try:
             async with asyncio.timeout_at(_finite(min(until, self._deadline))):
-                await self._state.refresher.wait_changed()
+                await self._state.feed.wait_changed()
         except TimeoutError:
             if self._is_late():
                 raise _TimeIsUp from None
@@ -150,7 +150,7 @@ class Connect:
             names = " and ".join(f"{parity} ({c.username})" for parity in Parity if (c := pair[parity]))
             return CredentialsRefused(
                 f"{state.name}: the server refused {names}. The credentials were last fetched "
-                f"{state.refresher.pair_age:.0f} s ago, and no newer ones came within {waited}{advice}",
+                f"{state.feed.pair_age:.0f} s ago, and no newer ones came within {waited}{advice}",
                 state.refusals(),
             )
         last = describe(cause) if cause else "none was worth making"

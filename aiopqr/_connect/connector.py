@@ -11,7 +11,7 @@ from typing import Any, Self
 import asyncpg
 
 from .._login import KeyCache
-from .._refresh import Attempt, Refresher
+from .._refresh import Attempt, Refresher, feed_of
 from ..credentials import CredentialPair, Parity
 from ..errors import ConfigurationError, PoolClosing
 from ..events import Emitter, Event, Listener
@@ -70,6 +70,7 @@ class Connector:
             self.refresher = credentials
         else:
             self.refresher = Refresher(credentials, interval=refresh_interval, timeout=fetch_timeout, name=name)
+        self._feed = feed_of(self.refresher)
         self._state: ConnectorState | None = None
         self._attempts: weakref.WeakKeyDictionary[Any, Attempt] = weakref.WeakKeyDictionary()
         self._logins = Logins(name)
@@ -81,11 +82,11 @@ class Connector:
     async def start(self) -> Self:
         """Fetch the first credentials. Raises what the source raised. A second call does nothing."""
         if self._state is None:
-            self.refresher.subscribe(self)
+            self._feed.subscribe(self)
             await self.refresher.start()
         if self._state is None:  # another task may have started it meanwhile
             connect = self._driver_connect
-            self._state = ConnectorState(self.name, self.events, self.refresher, connect, self._keys, self._logins)
+            self._state = ConnectorState(self.name, self.events, self._feed, connect, self._keys, self._logins)
             if self._keys is not None:
                 self._keys.keep_only(self.refresher.pair.credentials())
         return self
@@ -101,10 +102,10 @@ class Connector:
             check_connect_arguments(args, kwargs, connect=self._own_connect)
         if self._closed:
             raise PoolClosing(f"{self.name}: the connector is closed")
-        self.refresher.revive()
+        self._feed.revive()
         kwargs = {**self._kwargs, **kwargs}
         if self._own_connect is None:
-            self.refresher.check_connect(args or self._args, kwargs)
+            self._feed.check_connect(args or self._args, kwargs)
         timeout = kwargs.pop("timeout", CONNECT_TIMEOUT)
         if timeout is not None:
             timeout = positive("timeout", timeout)

@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 
 from .._login import Address, KeyCache, login
-from .._refresh import Attempt, Need, Refresher
+from .._refresh import Attempt, Feed, Need
 from ..credentials import CredentialPair
 from ..errors import describe, without_frames
 from ..events import (
@@ -41,15 +41,15 @@ class ConnectorState:
         self,
         name: str,
         events: Emitter,
-        refresher: Refresher,
+        feed: Feed,
         connect: Callable[..., Awaitable[Any]],
         keys: KeyCache | None,
         logins: Logins,
     ) -> None:
         self.name = name
         self.events = events
-        self.refresher = refresher
-        self.alternator = Alternator(refresher.pair, refresher.quarantine, refresher.announcement, refresher.expiry)
+        self.feed = feed
+        self.alternator = Alternator(feed.pair, feed.quarantine, feed.announcement, feed.expiry)
         self.counts = ConnectorCounts()
         self.keys = keys
         self.logins = logins
@@ -162,7 +162,7 @@ class ConnectorState:
             self.events.emit(LoginRefused(**told))
         if self.alternator.is_refused() and not were_all_refused:
             names = tuple(c.username for c in self.alternator.pair.credentials())
-            self.events.emit(AllRefused(name=self.name, usernames=names, pair_age=self.refresher.pair_age))
+            self.events.emit(AllRefused(name=self.name, usernames=names, pair_age=self.feed.pair_age))
         if verdict is not Verdict.ACCOUNT_FULL:
             self.request_newer()
         if isinstance(exc.__cause__, asyncpg.PostgresError) and not self._warned:
@@ -188,7 +188,7 @@ class ConnectorState:
 
     def request_newer(self) -> None:
         is_starved = self.alternator.is_refused(asyncio.get_running_loop().time())
-        self.refresher.request(Need.STARVED if is_starved else Need.REFUSED)
+        self.feed.request(Need.STARVED if is_starved else Need.REFUSED)
 
     def expired(self, waited: str) -> str:
         """What to tell whoever gets no connection since every account has expired."""
@@ -214,7 +214,7 @@ class ConnectorState:
         if after is not None:
             names: dict[str, Any] = {"parity": attempt.parity, "username": attempt.credential.username}
             self.events.emit(AccountRecovered(name=self.name, after=after, **names))
-            self.refresher.wake_waiting()
+            self.feed.wake_waiting()
         self.answered(now)
         self.has_worked = True
         self.last_failure = None
@@ -224,7 +224,7 @@ class ConnectorState:
         """The attempt says nothing about its account. If it was a probe, another connect may make it."""
         self.alternator.abandoned(attempt, now)
         if attempt.probe:
-            self.refresher.wake_waiting()
+            self.feed.wake_waiting()
 
     def answered(self, now: float) -> None:
         """The server let an account in, or refused it: it is up."""

@@ -1,20 +1,24 @@
 """Keeps a credential pair fresh.
 
-``plan`` says when to fetch, ``refresher`` does it, ``quarantine`` remembers which credentials are refused,
-``announcement`` which account is about to change, and ``expiry`` until when each is good.
+``plan`` says when to fetch, and ``feed`` does it, behind ``refresher``. ``quarantine`` remembers which credentials are
+refused, ``announcement`` which account is about to change, ``expiry`` until when each is good, and ``renaming`` which
+account a store named before.
 """
 
 from .announcement import Announcement
 from .expiry import Expiry
+from .feed import Feed
 from .plan import Need
 from .quarantine import Attempt, Quarantine
-from .refresher import Refresher
+from .refresher import Refresher, feed_of
 
 __all__ = [
     "Announcement",
     "Attempt",
     "Expiry",
+    "Feed",
     "Need",
     "Quarantine",
     "Refresher",
+    "feed_of",
 ]

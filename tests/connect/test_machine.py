@@ -356,7 +356,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(parity=st.sampled_from(Parity))
     def a_password_is_changed_back(self, parity: Parity) -> None:
-        if account := self.world.pair[parity]:
+        if account := next((c for c in self.world.pair.credentials() if c.username == f"app_{parity}"), None):
             self.world.database[parity] = account
 
     @rule(active=st.sampled_from(Parity), missing=st.sampled_from([None, None, None, *Parity]))

@@ -13,6 +13,7 @@ from hypothesis import given
 
 import aiopqr
 from aiopqr._connect.alternation import EXPIRED_PAUSE, Alternator, Wait
+from aiopqr._refresh import feed_of
 from aiopqr._refresh.expiry import Expiry
 from aiopqr._refresh.plan import BACKOFF_FIRST, URGENT_MAX, Need, RefreshPlan
 from aiopqr._refresh.quarantine import Attempt
@@ -177,11 +178,11 @@ async def test_an_expired_account_counts_as_one_that_needs_newer_credentials() -
 async def test_a_longer_expiry_of_the_same_password_reaches_those_who_wait_for_it() -> None:
     source = ScriptedSource(lasting(-5))
     async with aiopqr.Refresher(source, interval=0.2) as refresher:
-        changed = asyncio.create_task(refresher.wait_changed())
+        changed = asyncio.create_task(feed_of(refresher).wait_changed())
         await asyncio.sleep(0)
         source.pair = replace(lasting(1000))
         await asyncio.wait_for(changed, 10)
-        assert refresher.expiry.at(Credential("app", "t")) > asyncio.get_running_loop().time() + 900
+        assert feed_of(refresher).expiry.at(Credential("app", "t")) > asyncio.get_running_loop().time() + 900
 
 
 async def test_without_a_usable_credential_a_connect_says_that_they_have_expired() -> None:

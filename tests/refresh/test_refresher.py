@@ -10,6 +10,7 @@ import pytest
 
 import aiopqr
 from aiopqr import events
+from aiopqr._refresh import feed_of
 from aiopqr._refresh.plan import Need
 from aiopqr.testing import ScriptedSource
 from aiopqr.testing.source import HANG
@@ -38,7 +39,7 @@ async def test_any_number_of_requests_during_a_fetch_cause_one_more() -> None:
     source = ScriptedSource(PAIR)
     async with aiopqr.Refresher(source, interval=0) as refresher:
         source.gate = asyncio.Event()
-        refresher.request(Need.ASKED)
+        feed_of(refresher).request(Need.ASKED)
         await source.wait_begun(2)
         waiting = [asyncio.create_task(refresher.refresh()) for _ in range(50)]
         await asyncio.sleep(0)
@@ -202,8 +203,8 @@ async def test_starved_connects_fetch_at_once_and_go_on_asking() -> None:
     source = ScriptedSource(PAIR, interval=0)
     starved = Starved()
     async with aiopqr.Refresher(source) as refresher:
-        refresher.subscribe(starved)
-        refresher.request(Need.STARVED)
+        feed_of(refresher).subscribe(starved)
+        feed_of(refresher).request(Need.STARVED)
         await asyncio.wait_for(source.wait_fetched(4), 10)
 
 

@@ -14,7 +14,8 @@ from dataclasses import replace
 import pytest
 
 import aiopqr
-from aiopqr._refresh import refresher as module
+from aiopqr._refresh import feed as module
+from aiopqr._refresh import feed_of
 from aiopqr._refresh.plan import Need
 from aiopqr._refresh.quarantine import Attempt, Quarantine
 from aiopqr.testing import ScriptedSource
@@ -43,7 +44,7 @@ async def test_whatever_is_raised_in_the_task_is_logged_and_refreshing_goes_on(
     async with aiopqr.Refresher(source) as refresher:
         await source.wait_fetched(2)
         unforeseen = RuntimeError("unforeseen")
-        state = refresher._state
+        state = refresher._feed._state
         assert state
         if where == "lock":
             monkeypatch.setattr(state.lock, "acquire", raising_once(state.lock.acquire, unforeseen))
@@ -51,8 +52,9 @@ async def test_whatever_is_raised_in_the_task_is_logged_and_refreshing_goes_on(
             owner, name = (module, "wait_until") if where == "sleep" else (module.asyncio, "wait")
             monkeypatch.setattr(owner, name, raising_once(getattr(owner, name), unforeseen))
         else:
-            monkeypatch.setattr(refresher, f"_{where}", raising_once(getattr(refresher, f"_{where}"), unforeseen))
-        refresher.request(Need.REFUSED)
+            feed = feed_of(refresher)
+            monkeypatch.setattr(feed, f"_{where}", raising_once(getattr(feed, f"_{where}"), unforeseen))
+        feed_of(refresher).request(Need.REFUSED)
         async with asyncio.timeout(20):
             while "unforeseen" not in caplog.text:
                 await asyncio.sleep(0.01)
@@ -102,7 +104,7 @@ async def test_a_subscriber_that_raises_harms_nobody(caplog: pytest.LogCaptureFi
 
     source, bad = ScriptedSource(PAIR), Bad()
     async with aiopqr.Refresher(source) as refresher:
-        refresher.subscribe(bad)
+        feed_of(refresher).subscribe(bad)
         source.pair = CHANGED
         await refresher.refresh()
         assert refresher.pair == CHANGED
@@ -163,7 +165,7 @@ def test_a_loop_that_ended_in_the_middle_of_a_fetch_leaves_nothing_behind(caplog
     async def stop_while_fetching() -> None:
         await refresher.start()
         source.gate = asyncio.Event()
-        refresher.request(Need.ASKED)
+        feed_of(refresher).request(Need.ASKED)
         await source.wait_begun(2)
 
     loop.run_until_complete(stop_while_fetching())

@@ -1,0 +1,396 @@
+"""Carries out the refresh plan: one background task, one fetch at a time, and everybody hears of a newer pair.
+
+The task holds its feed weakly while it sleeps, so that a refresher that was dropped unclosed is collected, and warns of
+it. Whatever is raised in the task is logged, and the task goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from ..clock import cancel, wait_until
+from ..credentials import CredentialPair, Parity
+from ..errors import (
+    AiopqrError,
+    ConfigurationError,
+    InvalidSecret,
+    SourceError,
+    SourceTimeout,
+    describe,
+    without_locals,
+)
+from ..events import (
+    CredentialExpired,
+    CredentialsRenewed,
+    Emitter,
+    Event,
+    Listener,
+    PairDegraded,
+    Refreshed,
+    RefreshFailed,
+    RefreshRecovered,
+    SteppedAside,
+    SteppedBack,
+    report,
+    reporting,
+)
+from ..sources import CredentialSource
+from ..stats import RefreshStats, SteppingAside
+from .announcement import Announcement, Ended
+from .expiry import Expiry
+from .loops import LoopState
+from .plan import Need, RefreshPlan
+from .quarantine import Quarantine
+from .renaming import Renaming
+
+_CLOSE_PATIENCE = 1.0
+_RECOVERY_PAUSE = 1.0
+
+
+class Subscriber(Protocol):
+    """Who wants to hear of a newer pair. Held weakly."""
+
+    def replace(self, pair: CredentialPair) -> None: ...
+
+    def is_refused(self) -> bool:
+        """Whether none of the pair's accounts works for it."""
+        ...
+
+    def heard(self, event: Event) -> None: ...
+
+
+class Feed:
+    """What is behind a :class:`~aiopqr.Refresher`, for the connectors that it feeds. ``interval`` and ``timeout`` are
+    in seconds.
+    """
+
+    def __init__(
+        self,
+        source: CredentialSource,
+        *,
+        interval: float,
+        timeout: float,
+        keep_renamed: bool,
+        name: str,
+        listeners: Iterable[Listener],
+    ) -> None:
+        self._source = source
+        self.interval = interval
+        self._timeout = timeout
+        self.name = name
+        self.events = Emitter(listeners)
+        self.quarantine = Quarantine()
+        self.announcement = Announcement()
+        self.expiry = Expiry()
+        self._renaming = Renaming(keeps=keep_renamed)
+        self._known_expired: set[str] = set()
+        self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
+        self._pair: CredentialPair | None = None
+        self._plan = RefreshPlan(self.interval, 0.0)
+        self._state: LoopState | None = None
+        self._ok = self._failed = 0
+        self._confirmed_at = 0.0  # loop time
+        self._last_success: float | None = None  # Unix time
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Feed {self.name!r} of {type(self._source).__name__}>"
+
+    @property
+    def kind(self) -> str:
+        """The class of the source."""
+        return type(self._source).__name__
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        return self._state.task if self._state else None
+
+    @property
+    def pair(self) -> CredentialPair:
+        """The pair in use. Raises :class:`ConfigurationError` before the first fetch."""
+        if self._pair is None:
+            raise ConfigurationError(f"refresher {self.name!r} is not started: use `async with`, or await start()")
+        return self._pair
+
+    @property
+    def pair_age(self) -> float:
+        """Seconds since a fetch last confirmed the pair."""
+        return asyncio.get_running_loop().time() - self._confirmed_at if self._pair else 0.0
+
+    async def start(self) -> None:
+        """See :meth:`Refresher.start`."""
+        state = self._here()
+        async with state.lock:
+            if self._closed:
+                raise AiopqrError(f"refresher {self.name!r} is closed")
+            if self._pair is None:
+                self._plan.request(Need.ASKED, asyncio.get_running_loop().time())
+                if error := await self._fetch(state):
+                    raise error
+        self._here()
+
+    def check_connect(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Let the source refuse arguments of a connect that cannot work with its credentials."""
+        if check := getattr(self._source, "check_connect", None):
+            check(args, kwargs)
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Tell ``subscriber`` of each newer pair and each event, as long as it lives."""
+        self._subscribers.add(subscriber)
+
+    def request(self, need: Need) -> None:
+        """Ask for a fetch soon, without waiting for it."""
+        state = self._here()
+        self._plan.request(need, asyncio.get_running_loop().time())
+        state.wake.set()
+
+    async def refresh(self) -> None:
+        """See :meth:`Refresher.refresh`."""
+        if self._closed or self._pair is None:
+            raise AiopqrError(f"refresher {self.name!r} is {'closed' if self._closed else 'not started'}")
+        loop, state = asyncio.get_running_loop(), self._here()
+        waiter: asyncio.Future[None] = loop.create_future()
+        state.waiters.append((self._plan.request(Need.ASKED, loop.time()), waiter))
+        state.wake.set()
+        await waiter
+
+    async def wait_changed(self) -> None:
+        """Wait until a newer pair is in use, or a refused account may be worth a login again."""
+        await self._here().changed.wait()
+
+    def wake_waiting(self) -> None:
+        """Wake all that wait for a change."""
+        state = self._here()
+        state.changed.set()
+        state.changed = asyncio.Event()
+
+    def revive(self) -> None:
+        """Make anew what belonged to an event loop that is gone, and a task that somebody has cancelled."""
+        self._here()
+
+    def stats(self) -> RefreshStats:
+        stage, now = self.announcement.stage, asyncio.get_running_loop().time()
+        aside = None
+        if stage and self.announcement.avoided(now):
+            aside = SteppingAside(stage.parity, stage.pending.username, now - stage.since, stage.until - now)
+        return RefreshStats(
+            ok=self._ok,
+            failed=self._failed,
+            failures_in_a_row=self._plan.failures,
+            last_success=self._last_success,
+            pair_age=self.pair_age if self._pair else None,
+            stepping_aside=aside,
+        )
+
+    async def close(self) -> None:
+        """End the background task, and close the source. A second call does nothing."""
+        self.terminate()
+        tasks = self._state.tasks if self._state and self._state.is_current else []
+        if tasks:
+            # A fetch may be stuck in code that ignores its cancellation; it is not waited for longer than this.
+            await asyncio.wait(tasks, timeout=_CLOSE_PATIENCE)
+        if aclose := getattr(self._source, "aclose", None):
+            await aclose()
+
+    def terminate(self) -> None:
+        """End the background task without waiting for it, where nothing can be awaited."""
+        self._closed = True
+        if self._state:
+            self._state.cancel()
+            self._settle(self._state, self._plan.started + 1, AiopqrError(f"refresher {self.name!r} is closed"))
+
+    def __del__(self) -> None:
+        state = getattr(self, "_state", None)
+        if state and state.task and not self._closed:
+            warnings.warn(f"unclosed refresher {self.name!r}", ResourceWarning, source=self, stacklevel=2)
+
+    def _here(self) -> LoopState:
+        """What belongs to the running loop. Once there is a pair, the task runs."""
+        state = self._state
+        if state is None or not state.is_current:
+            if state:
+                state.drop(self.name)
+                self._plan.abandoned(asyncio.get_running_loop().time())
+            self._state = state = LoopState()
+        if self._pair and not self._closed and not state.is_running:
+            wake, loop = state.wake, asyncio.get_running_loop()
+            ref: weakref.ref[Feed] = weakref.ref(self, lambda _: None if loop.is_closed() else wake.set())
+            state.task = asyncio.create_task(_keep_fresh(ref, state), name=f"aiopqr-{self.name}-refresh")
+        return state
+
+    async def _fetch(self, state: LoopState) -> BaseException | None:
+        """Make the fetch that is due, if any. What went wrong is returned, and has been reported."""
+        loop = asyncio.get_running_loop()
+        ticket = self._plan.start(loop.time())
+        if ticket is None:
+            return None
+        flight = asyncio.create_task(_ask(self._source), name=f"aiopqr-{self.name}-fetch")
+        state.flights.add(flight)
+        flight.add_done_callback(state.flights.discard)
+        try:
+            await asyncio.wait({flight}, timeout=self._timeout)
+            outcome = self._outcome(flight)
+            events = self._land(ticket, outcome, loop.time())
+        except BaseException as exc:  # a cancellation, or something unforeseen
+            cancel((flight,))
+            self._plan.failed(ticket, Need.NONE, loop.time())
+            self._settle(state, ticket, exc if isinstance(exc, Exception) else None)
+            raise
+        error = outcome if isinstance(outcome, BaseException) else None
+        self._settle(state, ticket, error)
+        for event in events:
+            self._tell(event)
+        return error
+
+    def _outcome(self, flight: asyncio.Task[object]) -> CredentialPair | BaseException:
+        """What a fetch came to."""
+        if not flight.done():
+            # Given up, and not awaited: it may be stuck. What it may still bring is never installed.
+            flight.cancel()
+            flight.add_done_callback(_consume)
+            return SourceTimeout(f"{_kind(self._source)} did not answer within {self._timeout:g} s")
+        if flight.cancelled():
+            return SourceError(f"{_kind(self._source)} cancelled its own fetch")
+        if exc := flight.exception():
+            return without_locals(exc)
+        pair = flight.result()
+        if isinstance(pair, CredentialPair):
+            try:
+                return self._renaming.completed(pair)
+            except InvalidSecret:  # a pending password of a third account
+                return pair
+        return InvalidSecret(f"{_kind(self._source)} must return a CredentialPair, not {type(pair).__name__}")
+
+    def _land(self, ticket: int, outcome: CredentialPair | BaseException, now: float) -> list[Event]:
+        """The end of every fetch: take note of what it came to. Returns what there is to report."""
+        if isinstance(outcome, CredentialPair):
+            failures = self._plan.failures
+            events = self._install(outcome, now)
+            within, remaining = outcome.refresh_in, self.expiry.remaining(outcome, now)
+            self._plan.succeeded(ticket, self._need(now), now, within=within, remaining=remaining)
+            events += self._expired(now)
+            return [*events, RefreshRecovered(name=self.name, failures=failures)] if failures else events
+        self._failed += 1
+        self._plan.failed(ticket, self._need(now), now)
+        retry_in = max(self._plan.due - now, 0.0)
+        why, failures = describe(outcome), self._plan.failures
+        age = self.pair_age if self._pair else None
+        return [
+            *self._expired(now),
+            RefreshFailed(name=self.name, error=why, failures=failures, retry_in=retry_in, pair_age=age),
+        ]
+
+    def _install(self, pair: CredentialPair, now: float) -> list[Event]:
+        before, self._pair = self._pair, pair
+        self._ok += 1
+        self._confirmed_at, self._last_success = now, time.time()
+        self.expiry.hear(pair, now, datetime.now(UTC))
+        events = list(self._announce(pair, now))
+        if before is not None and (pair != before or _expiries(pair) != _expiries(before)):
+            for subscriber in tuple(self._subscribers):
+                with reporting("%s: a subscriber failed on a newer pair", self.name):
+                    subscriber.replace(pair)
+            self.wake_waiting()
+            if pair == before:
+                events.append(CredentialsRenewed(name=self.name, expires_in=self.expiry.remaining(pair, now)))
+        if pair == before:
+            return events
+        if pair.missing and (before is None or before.missing is None):
+            events.append(PairDegraded(name=self.name, missing=pair.missing))
+        if before is None:
+            return events
+        changed = tuple(parity for parity in Parity if pair[parity] != before[parity])
+        return [*events, Refreshed(name=self.name, changed=changed, pending=pair.pending_parity)]
+
+    def _expired(self, now: float) -> list[Event]:
+        """Accounts that have expired since the last time, without anything newer."""
+        accounts = [(p, a) for p in Parity if self._pair and (a := self._pair[p]) and self.expiry.has_passed(a, now)]
+        known, self._known_expired = self._known_expired, {account.username for _, account in accounts}
+        return [
+            CredentialExpired(name=self.name, parity=parity, username=account.username)
+            for parity, account in accounts
+            if account.username not in known
+        ]
+
+    def _announce(self, pair: CredentialPair, now: float) -> Iterator[Event]:
+        age = (datetime.now(UTC) - pair.pending_since).total_seconds() if pair.pending_since else 0.0
+        for step in self.announcement.hear(pair, now, age):
+            stage = step.stage if isinstance(step, Ended) else step
+            account: dict[str, Any] = {"name": self.name, "parity": stage.parity, "username": stage.pending.username}
+            if isinstance(step, Ended):
+                yield SteppedBack(**account, after=now - stage.since, closed=step.closed)
+            else:
+                yield SteppedAside(**account, ends_in=stage.until - now)
+
+    def _tell(self, event: Event) -> None:
+        # A source that is polled every second may fail for days: after the first, ever more rarely into the log.
+        if isinstance(event, RefreshFailed) and event.failures & (event.failures - 1):
+            self.events.tell(event)
+        else:
+            self.events.emit(event)
+        for subscriber in tuple(self._subscribers):
+            with reporting("%s: a subscriber failed on an event", self.name):
+                subscriber.heard(event)
+
+    def _need(self, now: float) -> Need:
+        if any(subscriber.is_refused() for subscriber in self._subscribers):
+            return Need.STARVED
+        accounts = [account for account in (self._pair.odd, self._pair.even) if account] if self._pair else []
+        if any(account in self.quarantine or self.expiry.has_passed(account, now) for account in accounts):
+            return Need.REFUSED
+        return Need.NONE
+
+    def _settle(self, state: LoopState, ticket: int, error: BaseException | None) -> None:
+        """Wake those who wait for a fetch up to this one."""
+        settled = [waiter for wanted, waiter in state.waiters if wanted <= ticket and not waiter.done()]
+        state.waiters = [(wanted, waiter) for wanted, waiter in state.waiters if wanted > ticket]
+        for waiter in settled:
+            if waiter.get_loop().is_closed():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+
+async def _keep_fresh(ref: weakref.ref[Feed], state: LoopState) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        state.wake.clear()
+        if (feed := ref()) is None:
+            return
+        name, due = feed.name, feed._plan.due
+        try:
+            if due <= loop.time():
+                async with state.lock:
+                    await feed._fetch(state)
+            else:
+                del feed
+                await wait_until(due, state.wake)
+        except Exception:
+            feed = None
+            report("%s: refreshing credentials failed unexpectedly, and goes on in a moment. Please report this", name)
+            await asyncio.sleep(_RECOVERY_PAUSE)
+
+
+async def _ask(source: CredentialSource) -> object:
+    return await source.fetch()
+
+
+def _expiries(pair: CredentialPair) -> list[datetime | None]:
+    return [credential.expires_at for credential in pair.credentials()]
+
+
+def _consume(flight: asyncio.Task[object]) -> None:
+    if not flight.cancelled():
+        flight.exception()
+
+
+def _kind(source: CredentialSource) -> str:
+    return f"the source ({type(source).__name__})"
