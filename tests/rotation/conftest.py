@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +16,8 @@ from aiopqr.credentials import Credential, CredentialPair, Parity
 from aiopqr.rotation.gates import Rules
 from aiopqr.rotation.rotator import Rotator
 from aiopqr.rotation.stores.file import FileStore
-from aiopqr.testing import RotatingPostgres
+from aiopqr.rotation.stores.vault import VaultStore
+from aiopqr.testing import RotatingPostgres, Vault
 
 
 @dataclass
@@ -24,6 +27,7 @@ class Rig:
     postgres: RotatingPostgres
     path: Path
     options: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def store(self) -> FileStore:
@@ -63,6 +67,10 @@ class Rig:
         self.path.unlink(missing_ok=True)
         await self.store.create(pair, changed_at=datetime.now(UTC) - timedelta(seconds=age))
 
+    def leftovers(self) -> list[str]:
+        """What lies beside the store that nobody needs."""
+        return sorted(set(os.listdir(self.path.parent)) - {self.path.name})
+
     def name(self, parity: Parity) -> str:
         credential = self.postgres.pair[parity]
         assert credential is not None
@@ -74,3 +82,32 @@ async def rig(postgres: RotatingPostgres, tmp_path: Path) -> Rig:
     rig = Rig(postgres, tmp_path / "pair.json")
     await rig.start(postgres.pair, age=3600.0)
     return rig
+
+
+class VaultRig(Rig):
+    """The pair in a KV engine instead."""
+
+    def __init__(self, postgres: RotatingPostgres, vault: Vault) -> None:
+        environment = {"VAULT_ADDR": vault.url, "VAULT_TOKEN": vault.token.reveal()}
+        super().__init__(postgres, Path(postgres.database), environment=environment)
+        self.vault = vault
+        self._store = VaultStore(postgres.database, **vault.options)
+
+    @property
+    def store(self) -> Any:
+        return self._store
+
+    async def start(self, pair: CredentialPair, age: float) -> None:
+        await self.vault.ask("DELETE", f"secret/metadata/{self.path}")
+        await self.store.create(pair, changed_at=datetime.now(UTC) - timedelta(seconds=age))
+
+    def leftovers(self) -> list[str]:
+        return []
+
+
+@pytest.fixture
+async def vault_rig(postgres: RotatingPostgres, vault: Vault) -> AsyncIterator[VaultRig]:
+    rig = VaultRig(postgres, vault)
+    await rig.start(postgres.pair, age=3600.0)
+    yield rig
+    await rig.store.aclose()

@@ -20,6 +20,7 @@ from aiopqr.rotation import Rotator, run
 from aiopqr.rotation.errors import RotationUndone
 from aiopqr.rotation.gates import Rules
 from aiopqr.rotation.stores.file import FileStore
+from aiopqr.rotation.stores.vault import VaultStore
 
 
 class Reaper:
@@ -76,8 +77,14 @@ async def main(setup: dict[str, Any], fatal: int | None) -> None:
     reaper = Reaper(fatal)
     run._REFUSED_LOGINS = 2  # else the pauses between them are most of the test
     for name in ("fsync", "replace"):
-        _watch(name, reaper)
-    known = (await FileStore(setup["path"]).read()).pair
+        _watch(os, name, reaper)
+    store: Any = FileStore(setup["path"])
+    if setup["vault"]:  # VAULT_ADDR and VAULT_TOKEN say where
+        import hvac.adapters
+
+        store = VaultStore(setup["path"])
+        _watch(hvac.adapters.RawAdapter, "request", reaper)
+    known = (await store.read()).pair
 
     async def admin() -> Any:
         con = await asyncpg.connect(setup["admin_dsn"], user=setup["admin"], password=os.environ["ADMIN_PASSWORD"])
@@ -93,7 +100,7 @@ async def main(setup: dict[str, Any], fatal: int | None) -> None:
     rotator = Rotator(
         admin=admin,
         verify=verify,
-        store=FileStore(setup["path"]),
+        store=store,
         rules=rules,
         announce=0.3,
         on_announcing=lambda _: reaper.moment("announcing"),
@@ -106,16 +113,17 @@ async def main(setup: dict[str, Any], fatal: int | None) -> None:
             raise
 
 
-def _watch(name: str, reaper: Reaper) -> None:
-    real = getattr(os, name)
+def _watch(owner: Any, name: str, reaper: Reaper) -> None:
+    real = getattr(owner, name)
 
-    def call(*args: Any) -> Any:
-        reaper.moment(f"before {name}")
-        result = real(*args)
-        reaper.moment(f"after {name}")
+    def call(*args: Any, **kwargs: Any) -> Any:
+        what = " ".join([name, *(str(arg) for arg in args[1:2] if name == "request")])
+        reaper.moment(f"before {what}")
+        result = real(*args, **kwargs)
+        reaper.moment(f"after {what}")
         return result
 
-    setattr(os, name, call)
+    setattr(owner, name, call)
 
 
 if __name__ == "__main__":

@@ -5,29 +5,40 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.load import Load
 
+import aiopqr
 from aiopqr.credentials import Parity
 from aiopqr.rotation.errors import RotationRefused
 from aiopqr.rotation.gates import Gate, Rules
+from aiopqr.sources import VaultSource
 
 DRIVER = Path(__file__).with_name("crash_driver.py")
 PROOF = os.environ.get("AIOPQR_PROOF") == "1"
+AT_ONCE = Rules(max_lifetime=0.0, refresh_interval=0.0, margin=0.0)
 RULES = Rules(max_lifetime=3000.0, refresh_interval=0.0, margin=0.0)
 
 
 async def drive(
-    rig: Any, *, fatal: int | None = None, refuse_new: bool = False, rules: Rules = RULES
+    rig: Any,
+    *,
+    fatal: int | None = None,
+    refuse_new: bool = False,
+    rules: Rules = RULES,
+    killed_after: float | None = None,
 ) -> tuple[int, list[str]]:
     """Run the driver: its exit code, and the moments it lived through."""
     server = rig.postgres.server
     setup = {
         "path": str(rig.path),
+        "vault": "VAULT_ADDR" in rig.environment,
         "dsn": rig.postgres.dsn,
         "admin_dsn": server.dsn,
         "admin": server.admin,
@@ -39,10 +50,12 @@ async def drive(
         str(DRIVER),
         json.dumps(setup),
         *([] if fatal is None else [str(fatal)]),
-        env={**os.environ, "ADMIN_PASSWORD": server.admin_password.reveal()},
+        env={**os.environ, **rig.environment, "ADMIN_PASSWORD": server.admin_password.reveal()},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+    if killed_after is not None:
+        asyncio.get_running_loop().call_later(killed_after, lambda: process.returncode is None and process.kill())
     out, err = await process.communicate()
     assert process.returncode in (0, -signal.SIGKILL), err.decode()
     return process.returncode, out.decode().splitlines()
@@ -60,7 +73,7 @@ async def check_after_a_crash(rig: Any) -> None:
     refused = await run_again(rig)
     assert refused in ([], [Gate.TOO_SOON])  # too soon: it had been done
     assert await rig.is_whole()
-    assert sorted(os.listdir(rig.path.parent)) == [rig.path.name]
+    assert rig.leftovers() == []
 
 
 async def run_again(rig: Any) -> list[Gate]:
@@ -89,8 +102,15 @@ async def test_the_driver_sees_every_step_of_a_rotation(rig: Any) -> None:
     told = await moments(rig)
     marks = [name for name in told if name in ("after replace", "after ALTER ROLE", "after SELECT session_user")]
     logins = ["after SELECT session_user"] * 2
-    judged_twice = logins + logins  # by the plan, and again under the lock
-    assert marks == [*judged_twice, "after replace", "after ALTER ROLE", "after SELECT session_user", "after replace"]
+    judged_twice = logins + logins  # by the plan, and again under the lock; and once more when it was announced
+    assert marks == [
+        *judged_twice,
+        "after replace",
+        *logins,
+        "after ALTER ROLE",
+        "after SELECT session_user",
+        "after replace",
+    ]
     assert "after COMMIT" in told[told.index("after ALTER ROLE") :]
 
 
@@ -107,9 +127,37 @@ async def test_killed_between_any_two_steps_the_next_run_makes_the_pair_whole(ri
         await check_after_a_crash(rig)
 
 
+async def test_with_vault_killed_between_any_two_steps_the_next_run_makes_the_pair_whole(vault_rig: Any) -> None:
+    rig, start = vault_rig, vault_rig.postgres.pair
+    told = await moments(rig)
+    assert told.count("after request POST") == 2  # staged and promoted
+    for number in range(len(told)) if PROOF else _reduced(told):
+        await rig.postgres.server.set_passwords(start.odd, start.even)
+        await rig.start(start, age=3600.0)
+        code, lived = await drive(rig, fatal=number)
+        assert (code, lived) == (-signal.SIGKILL, told[: number + 1])
+        await check_after_a_crash(rig)
+
+
+@pytest.mark.timeout(600)
+async def test_with_vault_killed_at_random_under_load_nothing_fails(vault_rig: Any) -> None:
+    rig = vault_rig
+    source = VaultSource.kv(str(rig.path), interval=0.2, start_spread=0, **rig.vault.options)
+    dsn = f"{rig.postgres.dsn}?sslmode=disable"
+    async with (
+        aiopqr.create_pool(dsn, credentials=source, min_size=4, max_size=4, max_lifetime=0.5) as pool,
+        Load(pool).running(2) as load,
+    ):
+        for _ in range(50 if PROOF else 3):
+            await drive(rig, rules=AT_ONCE, killed_after=random.uniform(0.2, 3.0))
+            await check_after_a_crash(rig)
+    assert load.unexpected == []
+    assert load.served > 50
+
+
 def _reduced(told: list[str]) -> list[int]:
     """The moments around what changes something: each rename, each ALTER ROLE, and the COMMIT after it."""
-    chosen = [n for n, name in enumerate(told) if name.endswith((" replace", " ALTER ROLE"))]
+    chosen = [n for n, name in enumerate(told) if name.endswith((" replace", " ALTER ROLE", " POST"))]
     chosen += [
         next(n for n in range(at, len(told)) if told[n] == "after COMMIT") for at in chosen if "ALTER" in told[at]
     ]
