@@ -24,6 +24,7 @@ from aiopqr import Credential, CredentialPair, Parity
 from aiopqr._connect.alternation import Alternator
 from aiopqr._pool.connection import Lifetime
 from aiopqr._pool.replacement import BACKOFF_FIRST, BACKOFF_MAX, OPEN_TIMEOUT
+from aiopqr._refresh.announcement import Announcement
 from aiopqr._refresh.plan import Need, RefreshPlan
 from aiopqr._refresh.quarantine import Attempt, Quarantine
 from aiopqr.refusals import Verdict
@@ -51,6 +52,7 @@ class Fleet:
     duration: float = 3600.0
     rotate_every: float = 0.0
     store_lag: float = 1.0  # from the database's change to the store's
+    announce: float = 0.0  # from staging a password to its change in the database
     outage: tuple[float, float] | None = None  # when the store is down for the fleet, from and to
     start_within: float = 0.0  # 0: all instances start at the same moment
     seed: int = 1
@@ -112,7 +114,18 @@ class Instance:
     """One process of the service: a pool of connections, and the machines that look after its credentials."""
 
     __slots__ = (
-        *("alternator", "due", "failed", "failures", "give_up", "plan", "quarantine", "replacing", "stale_since"),
+        *(
+            "alternator",
+            "announcement",
+            "due",
+            "failed",
+            "failures",
+            "give_up",
+            "plan",
+            "quarantine",
+            "replacing",
+            "stale_since",
+        ),
         *("turn", "version", "waits"),
     )
 
@@ -124,6 +137,7 @@ class Instance:
         self.plan = plan
         self.quarantine = quarantine
         self.alternator: Alternator | None = None
+        self.announcement = Announcement()
         self.stale_since: float | None = None  # since when none of its passwords is in force
         self.due = 0  # connections to be replaced
         self.replacing = False
@@ -161,7 +175,7 @@ class Simulation:
         for instance in self.instances:
             self._at(self._uniform(0.0, fleet.start_within) + self._uniform(0.0, START_SPREAD), self._fetch, instance)
         for number, when in enumerate(fleet.rotations):
-            self._at(when, self._rotate, Parity.ODD if number % 2 == 0 else Parity.EVEN)
+            self._at(when - fleet.announce, self._stage, Parity.ODD if number % 2 == 0 else Parity.EVEN)
         events = self._events
         while events and events[0][0] < fleet.duration:
             self.now, _, act, arguments = heapq.heappop(events)
@@ -187,8 +201,14 @@ class Simulation:
         self._passwords += 1
         return Credential(f"app_{parity}", f"password {self._passwords}")
 
-    def _rotate(self, parity: Parity) -> None:
-        changes: dict[str, Any] = {str(parity): self._new(parity)}
+    def _stage(self, parity: Parity) -> None:
+        new = self._new(parity)
+        if self.fleet.announce:
+            self._store(replace(self.in_force, pending=new))
+        self._at(self.now + self.fleet.announce, self._rotate, parity, new)
+
+    def _rotate(self, parity: Parity, new: Credential) -> None:
+        changes: dict[str, Any] = {str(parity): new}
         self.in_force = replace(self.in_force, **changes)
         self._at(self.now + self.fleet.store_lag, self._store, self.in_force)
         for instance in self.instances:
@@ -242,8 +262,9 @@ class Simulation:
         self._plan_fetch(instance)
 
     def _install(self, instance: Instance, pair: CredentialPair) -> None:
+        list(instance.announcement.hear(pair, self.now))
         if instance.alternator is None:
-            instance.alternator = Alternator(pair, instance.quarantine)
+            instance.alternator = Alternator(pair, instance.quarantine, instance.announcement)
             self._open(instance)
             self.started += 1
             if self.started == self.fleet.instances:

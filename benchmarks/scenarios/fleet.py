@@ -30,6 +30,8 @@ SCENES: dict[str, dict[str, Any]] = {
     "one rotation, the store down for 20 minutes": {"outage": OUTAGE},
     "a rotation every 10 minutes, the store down for 20 minutes": {"rotate_every": 600.0, "outage": OUTAGE},
     "one rotation, started within ten minutes": {"start_within": 600.0},
+    "one rotation, announced 70 s before": {"announce": 70.0},
+    "a rotation every 10 minutes, each announced 70 s before": {"rotate_every": 600.0, "announce": 70.0},
 }
 
 TOKEN_SCENES: dict[str, dict[str, Any]] = {

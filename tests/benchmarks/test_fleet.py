@@ -34,6 +34,19 @@ def test_a_rotation_costs_an_instance_at_most_one_failed_login() -> None:
         assert run.worst_stale == 0
 
 
+def test_an_announced_rotation_costs_no_failed_login() -> None:
+    for seed in range(5):
+        run = Simulation(Fleet(40, seed=seed, announce=70.0)).run()
+        assert run.failed_logins.total() == 0
+        assert run.waited == 0
+    assert simulate(Fleet(40, rotate_every=600.0, announce=70.0))["failed_logins"] == 0
+
+
+def test_an_announcement_that_is_too_short_still_spares_those_that_heard_it() -> None:
+    silent, short = (simulate(Fleet(200, announce=announce))["failed_logins"] for announce in (0.0, 30.0))
+    assert 0 < short < silent
+
+
 def test_a_rotation_every_ten_minutes_never_leaves_an_instance_without_a_password() -> None:
     result = simulate(Fleet(40, rotate_every=600.0))
     assert result["rotations"] == 6

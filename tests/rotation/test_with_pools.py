@@ -26,6 +26,7 @@ from . import test_crashes
 
 PROOF = os.environ.get("AIOPQR_PROOF") == "1"
 ROTATIONS = 100 if PROOF else 6
+ANNOUNCED = 100 if PROOF else 4
 KILLS = 200 if PROOF else 6
 POOLS = 4
 LIFETIME, INTERVAL = 0.4, 0.1
@@ -41,8 +42,8 @@ class Load:
 
 
 @contextlib.asynccontextmanager
-async def pools_under_load(rig: Any) -> AsyncIterator[Load]:
-    """Four pools with their own sources, two workers each."""
+async def pools_under_load(rig: Any, *, spread: bool = False) -> AsyncIterator[Load]:
+    """Four pools with their own sources, two workers each; ``spread``: with intervals of their own."""
     load, stop = Load(), asyncio.Event()
 
     async def work(pool: Any) -> None:
@@ -57,8 +58,8 @@ async def pools_under_load(rig: Any) -> AsyncIterator[Load]:
 
     async with contextlib.AsyncExitStack() as stack:
         workers = []
-        for _ in range(POOLS):
-            source = FileSource(rig.path, interval=INTERVAL)
+        for number in range(POOLS):
+            source = FileSource(rig.path, interval=INTERVAL * (1 + number * spread))
             pool = aiopqr.create_pool(
                 rig.postgres.dsn, credentials=source, max_lifetime=LIFETIME, min_size=1, max_size=3, ssl=False
             )
@@ -93,6 +94,24 @@ async def test_alternating_rotations_go_unnoticed_by_pools_under_load(rig: Any) 
             await asyncio.sleep(0.01)
     assert load.errors == []
     assert set(itertools.pairwise(taken)) == {(Parity.ODD, Parity.EVEN), (Parity.EVEN, Parity.ODD)}
+    assert await rig.is_whole()
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(1800)
+async def test_announced_rotations_cost_no_failed_login(rig: Any) -> None:
+    """Pools of different phases poll the file; every login that the server refuses is in its log."""
+    server = rig.postgres.server
+    async with pools_under_load(rig, spread=True) as load:
+        mark = server.mark()
+        rotator = rig.rotator(rules=RULES, announce=1.5)
+        changed = [(await rotate_when_it_may(rotator)).parity for _ in range(ANNOUNCED)]
+        served = load.done
+        while load.done < served + 100:
+            await asyncio.sleep(0.01)
+        assert sum(server.failed_logins(mark, username=name) for name in rig.postgres.usernames) == 0
+    assert load.errors == []
+    assert len(set(changed)) == 2
     assert await rig.is_whole()
 
 
