@@ -150,8 +150,9 @@ async def test_a_store_that_flips_between_two_names_is_followed_without_an_error
                 source.pair = CredentialPair.single(current)
                 await load.serves()
                 if step >= 1:  # the store has come back to an earlier name
-                    async with asyncio.timeout(20):
-                        while not all(account.open for account in pool.stats().accounts.values()):
+                    before = {parity: account.opened for parity, account in pool.stats().accounts.items()}
+                    async with asyncio.timeout(60):
+                        while not all(a.opened > before[p] for p, a in pool.stats().accounts.items()):
                             await asyncio.sleep(0.01)
     assert load.unexpected == []
 
