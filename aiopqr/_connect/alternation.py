@@ -2,14 +2,15 @@
 
 The rules, and why:
 
-* :meth:`Alternator.begin` decides from what is known now, without awaiting: the account not taken last time, unless it
-  is set aside and the other is not. So of 2n connects that begin, concurrently or not, n take each account.
-* What a refusal sets aside is a credential *by content*, never an account. A late refusal of an old password says
-  nothing about the new one, and a store that flips back to a refused password lifts nothing. A rotation thus costs one
-  failed login, or as many as were in flight: servers and proxies lock out, alarm and rate-limit on failed logins.
-* A fallback is the other account than *this attempt's*, never whatever would be next by now.
-* Nothing logs in with what is known to be refused, but a probe: one at a time, 30 s after the refusal, then at doubling
-  intervals up to 10 min. While any account works, probes are for the background.
+* :meth:`Alternator.begin` decides from what is known now, without awaiting. It uses the account that the previous
+  connection did not, unless that one is refused and the other is not. While both accounts work, new connections split
+  evenly, even when opened concurrently.
+* A refusal counts against a password, never against an account. A late refusal of an old password says nothing about
+  the new one, and a refused password is not tried again because the store returns to it. So a rotation costs one failed
+  login, or as many as were in flight; servers and proxies lock out, alarm and rate-limit on failed logins.
+* A fallback uses the account that *this attempt* did not, never whatever would be next by now.
+* A password that is known to be refused is not used, except by a probe: one at a time, 30 s after the refusal, then at
+  doubling intervals up to 10 min. While any account works, probes run in the background.
 * A pending password (one that the store holds but nobody promised to be in force) is the last resort. It announces that
   its account is about to change, so while the :class:`Announcement` counts, the other account is used as long as it
   works. Whatever moment the rotator then picks for the change, nobody is refused.
@@ -82,7 +83,7 @@ class Alternator:
         return None
 
     def rejected(self, attempt: Attempt, verdict: Verdict, now: float) -> bool:
-        """The server refused the attempt. True if that set the credential aside anew."""
+        """The server refused the attempt. True if its password was not known to be refused."""
         match verdict:
             case Verdict.CREDENTIAL:
                 return self.refused.refuse(attempt, now)
@@ -94,20 +95,20 @@ class Alternator:
         return False
 
     def accepted(self, attempt: Attempt, now: float) -> float | None:
-        """The attempt logged in: for how long its credential had been set aside, or None if it was not."""
+        """The attempt logged in. Returns for how long its password had been refused, or None if it was not."""
         self._full_until.pop(attempt.credential.username, None)
         locally = self._local.accept(attempt, now)
         shared = self.refused.accept(attempt, now)
         return shared if locally is None else locally
 
     def abandoned(self, attempt: Attempt, now: float) -> None:
-        """The attempt came to nothing that says anything of the account: an outage, a cancellation."""
+        """The attempt was inconclusive: an outage, or a cancellation. If it was a probe, another one is allowed now."""
         if attempt.probe:
             self.refused.release_probe(attempt, now)
             self._local.release_probe(attempt, now)
 
     def replace(self, pair: CredentialPair) -> None:
-        """Take a newer pair. The alternation goes on where it was, and what changed is no longer set aside."""
+        """Use a newer pair. The alternation goes on where it was, and a password that changed is no longer refused."""
         self.version += pair != self.pair
         self.pair = pair  # also one that is equal: it may expire later
 
@@ -117,7 +118,7 @@ class Alternator:
         A newer password of an account that expires is a renewal: what was opened with the one before stays as good.
         """
         if attempt.credential == self.pair.last_resort:
-            return not self.is_refused()  # it serves for as long as it is needed
+            return not self.is_refused(-math.inf)  # it serves for as long as the others are refused
         if self._is_current(attempt):
             return False
         account = self.account(attempt.credential.username)
@@ -141,14 +142,14 @@ class Alternator:
         usable = [account for account in (self.pair.odd, self.pair.even) if account and self._is_usable(account, now)]
         return max((self._end(account) for account in usable), default=-math.inf)
 
-    def is_worthwhile(self, attempt: Attempt, now: float = -math.inf) -> bool:
+    def is_worthwhile(self, attempt: Attempt, now: float) -> bool:
         """Whether an attempt that had to wait is still to be made: what is newer, refused or expired is known now."""
         credential = attempt.credential
         if not self._is_current(attempt) or self.expiry.has_passed(credential, now):
             return False
         return attempt.probe or not self._is_refused(credential)
 
-    def is_refused(self, now: float = -math.inf) -> bool:
+    def is_refused(self, now: float) -> bool:
         """Whether every account of the pair is refused, or expired at ``now``. A pending password does not count."""
         accounts = [account for account in (self.pair.odd, self.pair.even) if account]
         return all(self._is_refused(account) or self.expiry.has_passed(account, now) for account in accounts)
@@ -163,7 +164,7 @@ class Alternator:
         return all(self.expiry.has_passed(a, now) for a in (self.pair.odd, self.pair.even) if a)
 
     def retry_at(self, credential: Credential) -> float:
-        """When a credential that is set aside may be probed."""
+        """When a refused password may be probed."""
         return max(q.retry_at(credential) for q in (self.refused, self._local) if credential in q)
 
     def refused_since(self, credential: Credential) -> float | None:

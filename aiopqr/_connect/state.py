@@ -146,7 +146,7 @@ class ConnectorState:
     def refused(self, attempt: Attempt, verdict: Verdict, exc: BaseException, now: float) -> None:
         self.counts.accounts[attempt.parity].refused += 1
         self._refusals[attempt.credential.username] = exc
-        were_all_refused = self.alternator.is_refused()
+        were_all_refused = self.alternator.is_refused(now)
         anew = self.alternator.rejected(attempt, verdict, now)
         told: dict[str, Any] = {
             "name": self.name,
@@ -160,7 +160,7 @@ class ConnectorState:
             self.events.emit(AccountQuarantined(**told, retry_in=retry_in))
         else:
             self.events.emit(LoginRefused(**told))
-        if self.alternator.is_refused() and not were_all_refused:
+        if self.alternator.is_refused(now) and not were_all_refused:
             names = tuple(c.username for c in self.alternator.pair.credentials())
             self.events.emit(AllRefused(name=self.name, usernames=names, pair_age=self.feed.pair_age))
         if verdict is not Verdict.ACCOUNT_FULL:

@@ -2,13 +2,13 @@
 
 * One fetch at a time. What asks for one *during* a fetch gets exactly one more after it, since the running one may have
   read the old value.
-* A fetch that was given up (its time ran out, it was cancelled) never installs its result late.
-* Failures back off with jitter. Only a human's :meth:`~aiopqr.Refresher.refresh` jumps that queue.
+* A fetch that was given up (it took too long, or was cancelled) never installs its result later.
+* Failures back off with jitter. Only an explicit :meth:`~aiopqr.Refresher.refresh` does not wait for that.
 * A fetch that brought nothing newer for a refused account is repeated soon: the store may lag behind the database, as
-  in AWS's own rotation, by up to a minute. The more depends on it, the sooner.
+  in AWS's own rotation, by up to a minute. The more depends on it, the sooner it is repeated.
 * Credentials that expire are fetched anew when two thirds of their time have passed, and failures are then repeated
   often enough for several tries before the end.
-* Whatever a fleet does at the same moment is spread by jitter, except where a connect waits for it.
+* Jitter spreads what a whole fleet would do at the same moment, except where a connect waits for it.
 """
 
 from __future__ import annotations

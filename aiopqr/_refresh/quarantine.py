@@ -1,7 +1,7 @@
 """Which credentials are refused, and when each may be tried again: a state machine that pools may share.
 
-It knows credentials by content, never accounts: a late refusal of an old password says nothing about the new one. It
-keeps a keyed digest of each, so that a password that has left the store does not stay in memory.
+A refusal counts against a password, never against an account: a late refusal of an old password says nothing about the
+new one. Only a keyed digest of each is kept, so a password that has left the store does not stay in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def digest(credential: Credential) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A login to be made. ``version`` is that of the pair when it began, by which what comes of it is judged."""
+    """A login to be made. Its outcome is judged by ``version``, that of the pair when the attempt began."""
 
     parity: Parity
     credential: Credential
@@ -64,10 +64,10 @@ class Quarantine:
         return self._refused[digest(credential)].retry_at
 
     def refuse(self, attempt: Attempt, now: float) -> bool:
-        """Set the attempt's credential aside; False when that was known, or is out of date."""
+        """The attempt's password was refused. False if that was known, or is out of date."""
         credential = digest(attempt.credential)
         if self._accepted.get(credential, float("-inf")) > attempt.begun:
-            return False  # a login that began later was accepted: the password has come into force meanwhile
+            return False  # a login that began later was accepted: the password is in force by now
         known = self._refused.get(credential)
         if known:
             known.begun = max(known.begun, attempt.begun)
@@ -81,18 +81,18 @@ class Quarantine:
         return not known
 
     def accept(self, attempt: Attempt, now: float) -> float | None:
-        """The attempt's credential logs in: how long it had been set aside, or None if it was not."""
+        """The attempt's password works. Returns for how long it had been refused, or None if it was not."""
         credential = digest(attempt.credential)
         self._accepted[credential] = max(self._accepted.pop(credential, attempt.begun), attempt.begun)
         self._forget_oldest()
         refusal = self._refused.get(credential)
         if refusal is None or refusal.begun > attempt.begun:
-            return None  # if a login that began later was refused, the password has been changed meanwhile
+            return None  # a login that began later was refused: the password has been changed since
         del self._refused[credential]
         return now - refusal.since
 
     def claim_probe(self, credential: Credential, now: float) -> bool:
-        """Whether a probe is due; then it is the caller's to make, and nobody else's until the next one is."""
+        """Whether a probe is due. If so, the caller makes it, and nobody else does until the next one is due."""
         refusal = self._refused.get(digest(credential))
         if refusal is None or now < refusal.retry_at:
             return False
@@ -100,7 +100,7 @@ class Quarantine:
         return True
 
     def release_probe(self, attempt: Attempt, now: float) -> None:
-        """A probe told nothing (an outage, a cancellation): the next may try at once, unless a later one told."""
+        """The probe was inconclusive (an outage, a cancellation); allow another now unless a later one has reported."""
         refusal = self._refused.get(digest(attempt.credential))
         if refusal and refusal.begun < attempt.begun:
             refusal.retry_at = now

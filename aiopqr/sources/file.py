@@ -1,8 +1,9 @@
 """Credentials in a mounted file or folder, as Kubernetes, Vault Agent and the rotator write them.
 
-What is watched is content, by path: Kubernetes replaces a mounted secret by swapping a symlink, Vault Agent by renaming
-a file, so a handle or an inode says nothing. A reader may meet a file that is half-written, missing or not readable
-yet: that is a :class:`SourceError`, and the pair in use stays. (Kubernetes never updates a ``subPath`` mount.)
+Changes are noticed by content: Kubernetes replaces a mounted secret by swapping a symlink, Vault Agent by renaming a
+file, so a handle or an inode says nothing. A reader may meet a file that is half-written, missing or not readable yet;
+that is a :class:`SourceError`, and the pair in use stays. Kubernetes never updates a ``subPath`` mount, so do not use
+one.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from ..errors import InvalidSecret, SourceError
 
 
 class FileSource:
-    """A JSON file with gopqr's five keys, or a folder that has a file for each key.
+    """Reads a JSON file, or a folder that has a file for each key, with the keys of a pair or of a single account.
 
-    ``parse`` reads another format: it gets the file's bytes, or the folder's mapping of names to texts, and returns a
-    :class:`CredentialPair`. The file is read every ``interval`` seconds, in a thread, and parsed when it has changed.
+    The file is read every ``interval`` seconds (default 1), in a thread of its own, and parsed when it has changed. To
+    read another format, pass ``parse``: it gets the file's bytes, or the folder's mapping of names to texts, and
+    returns a :class:`CredentialPair`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The two sources that need no store of their own: a fixed pair, and a user's async function."""
+"""The two sources without a store: a fixed pair, and a user's async function."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import ConfigurationError
 
 
 class FixedSource:
-    """Always the same pair. Nothing is polled."""
+    """Always returns the same pair, and is never polled."""
 
     interval = 0.0
 
@@ -22,7 +22,10 @@ class FixedSource:
 
 
 class CallableSource:
-    """A user's async function as a source, polled every ``interval`` seconds."""
+    """Calls a user's async function every ``interval`` seconds (default 60), and when newer credentials are needed.
+
+    What the function raises is reported, and the credentials in use stay.
+    """
 
     def __init__(self, fetch: Callable[[], Awaitable[CredentialPair]], *, interval: float = 60.0) -> None:
         self._fetch = fetch

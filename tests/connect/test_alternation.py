@@ -158,13 +158,13 @@ def test_a_refusal_counts_once_however_many_logins_were_in_flight() -> None:
 def test_a_login_that_was_put_off_is_not_worth_making_once_it_is_refused_or_superseded() -> None:
     a = alternator()
     waiting, _, other = begin(a, 0.0), begin(a, 0.0), begin(a, 0.0)
-    assert a.is_worthwhile(waiting)
+    assert a.is_worthwhile(waiting, 0.0)
     a.rejected(other, REFUSED, 1.0)
-    assert not a.is_worthwhile(waiting)
+    assert not a.is_worthwhile(waiting, 0.0)
     b = alternator()
     waiting = begin(b, 0.0)
     b.replace(replace(PAIR, even=Credential("app_even", "newer")))
-    assert not b.is_worthwhile(waiting)
+    assert not b.is_worthwhile(waiting, 0.0)
 
 
 def test_a_pair_that_flips_back_makes_what_was_begun_with_it_current_again() -> None:
@@ -194,7 +194,7 @@ def test_a_credential_that_goes_on_being_refused_is_not_forgotten_for_newer_ones
 def test_both_refused_no_login_is_made_before_the_first_probe() -> None:
     a = alternator()
     refuse_both(a, 0.0)
-    assert a.is_refused()
+    assert a.is_refused(0.0)
     assert a.begin(PROBE_FIRST - 0.01) == Wait(PROBE_FIRST)
     attempt = begin(a, PROBE_FIRST)
     assert attempt.probe
@@ -232,7 +232,7 @@ def test_a_probe_that_is_let_in_lifts_what_was_set_aside_and_tells_for_how_long(
     a = alternator()
     refuse_both(a, 0.0)
     assert a.accepted(begin(a, PROBE_FIRST), PROBE_FIRST + 1) == PROBE_FIRST + 1
-    assert not a.is_refused()
+    assert not a.is_refused(0.0)
 
 
 def test_a_probe_that_told_nothing_is_for_the_next_to_make() -> None:
@@ -267,7 +267,7 @@ def test_alternators_that_share_a_quarantine_share_its_probes_and_what_they_lear
     shared = Quarantine(exact)
     a, b = alternator(shared=shared), alternator(shared=shared)
     refuse_both(a, 0.0)
-    assert b.is_refused()
+    assert b.is_refused(0.0)
     probe = begin(a, PROBE_FIRST)
     assert begin(b, PROBE_FIRST).credential != probe.credential
     assert isinstance(b.begin(PROBE_FIRST), Wait)
@@ -302,7 +302,7 @@ def test_both_accounts_full_connects_wait_for_the_first_that_may_have_room() -> 
     assert second
     a.rejected(second, Verdict.ACCOUNT_FULL, 1.0)
     assert a.begin(1.0) == Wait(FULL_PAUSE)
-    assert not a.is_refused()
+    assert not a.is_refused(0.0)
 
 
 def test_a_probe_that_finds_the_account_full_is_not_repeated_at_once() -> None:

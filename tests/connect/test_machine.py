@@ -426,8 +426,8 @@ class Machine(RuleBasedStateMachine):
         world = self.world
         world.down = False
         world.full.clear()
-        for parity in [p for p in Parity if world.is_expired(world.database[p])]:
-            self.a_token_is_issued(parity, 900.0)
+        for parity in [p for p in Parity if world.database[p].expires_at]:  # one that lasts while connects wait
+            self.a_token_is_issued(parity, 100_000.0)
         if not any(account in world.database.values() for p in Parity if (account := world.store[p])):
             self.the_store_shows_what_is_true(Parity.ODD, None)
         works = [c for p in Parity if (c := world.store[p]) and c in world.database.values()]
