@@ -23,10 +23,13 @@ _WHITE_SPACE = {
 }
 
 
+WHITE_SPACE = "".join(_WHITE_SPACE)
+
+
 def flaw_of_name(name: str) -> str | None:
     """What makes a text unusable as the name of an account."""
     inner = next((char for char in name if char in "\r\n"), None)
-    return edge(name, "".join(_WHITE_SPACE)) or (inner and f"must not contain {_WHITE_SPACE[inner]}")
+    return edge(name, WHITE_SPACE) or (inner and f"must not contain {_WHITE_SPACE[inner]}")
 
 
 def edge(text: str, unwanted: str) -> str | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
-from ._flaws import edge, flaw, flaw_of_name
+from ._flaws import WHITE_SPACE, edge, flaw, flaw_of_name
 from .errors import InvalidSecret
 
 _MASK = "**********"
@@ -123,6 +123,11 @@ class Credential:
             raise InvalidSecret(f"password {problem}")
         if expires_at is not None and not (isinstance(expires_at, datetime) and expires_at.utcoffset() is not None):
             raise InvalidSecret("expires_at must be an aware datetime, or None")
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the password begins or ends with white space, which is rarely meant."""
+        return self.password.reveal().strip(WHITE_SPACE) != self.password.reveal()
 
 
 @dataclass(frozen=True, slots=True)

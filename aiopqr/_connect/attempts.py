@@ -146,8 +146,14 @@ class Connect:
         if state.alternator.has_expired(self._loop.time()):
             return CredentialsExpired(state.expired(waited), state.refusals())
         if state.alternator.is_refused(self._loop.time()):
-            pair = state.alternator.pair
-            names = " and ".join(f"{parity} ({c.username})" for parity in Parity if (c := pair[parity]))
+            pair, expiry, now = state.alternator.pair, state.alternator.expiry, self._loop.time()
+            accounts = [(parity, c) for parity in Parity if (c := pair[parity])]
+            names = " and ".join(
+                f"{parity} ({c.username}{', which has expired' if expiry.has_passed(c, now) else ''})"
+                for parity, c in accounts
+            )
+            if padded := [c.username for _, c in accounts if c.is_padded]:
+                advice += f"; the password of {' and '.join(padded)} begins or ends with white space: should it?"
             return CredentialsRefused(
                 f"{state.name}: the server refused {names}. The credentials were last fetched "
                 f"{state.feed.pair_age:.0f} s ago, and no newer ones came within {waited}{advice}",

@@ -109,7 +109,6 @@ arguments = st.fixed_dictionaries({}, optional={"dsn": st.one_of(urls, scalars),
 def test_connect_arguments(args: list[Any], kwargs: dict[str, Any]) -> None:
     with nothing_shown(ConfigurationError, but_arguments=True):
         options.check_connect_arguments(tuple(args), kwargs)
-        options.hosts(tuple(args), kwargs)
 
 
 @given(scalars, scalars)

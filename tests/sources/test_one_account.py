@@ -136,6 +136,18 @@ async def test_a_refused_account_waits_for_a_newer_password_within_its_timeout(p
         await con.close()
 
 
+async def test_a_refused_password_with_white_space_around_it_is_named_by_its_account(
+    postgres: RotatingPostgres,
+) -> None:
+    bad = CredentialPair.single(Credential(odd_of(postgres).username, "hush "))
+    async with aiopqr.Connector(postgres.dsn, credentials=bad) as connector:
+        with pytest.raises(
+            aiopqr.CredentialsRefused, match=r"password of app_\w+_odd begins or ends with white"
+        ) as caught:
+            await connector.connect(timeout=0.5)
+    assert "hush" not in str(caught.value)
+
+
 async def test_a_store_that_flips_between_two_names_is_followed_without_an_error(postgres: RotatingPostgres) -> None:
     """Step by step, as dual-phase stores do: the inactive account gets a new password, and then it is the one named."""
     current, other = odd_of(postgres), even_of(postgres)
