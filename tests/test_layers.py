@@ -76,6 +76,7 @@ LAYERS: list[str] = [
     "rotation.database",
     "rotation.run",
     "rotation.rotator",
+    "rotation.vault_roles",
     "rotation.aws_lambda",
     "__init__",
     "integrations",

@@ -22,6 +22,7 @@ from ..rotation.plan import Action, Plan
 from ..rotation.rotator import Rotation, Rotator
 from ..rotation.run import Announcing, Step
 from ..rotation.stores.store import SecretStore
+from ..rotation.vault_roles import VaultRoles, VaultRolesRotator
 from ..rotation.words import counted
 from .ops_input import (
     VAULT_HELP,
@@ -59,6 +60,11 @@ def rotate(
     file: Annotated[Path | None, typer.Option(help="The pair as a JSON file.")] = None,
     secret: Annotated[str | None, typer.Option(help="The pair in AWS Secrets Manager: name or ARN.")] = None,
     vault: Annotated[str | None, typer.Option(help=VAULT_HELP)] = None,
+    vault_roles: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Two static roles of Vault, odd and even: Vault changes the password, the gates say when."),
+    ] = None,
+    vault_mount: Annotated[str, typer.Option(help="The database engine of these roles.")] = "database",
     region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
     endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint of AWS Secrets Manager.")] = None,
     account: Annotated[Parity | None, typer.Option(help="Default: the one not changed last.")] = None,
@@ -131,7 +137,7 @@ def rotate(
       6    done, but old sessions could not be ended: see to it by hand
       130  interrupted: run it again
     """
-    exactly_one(file=file, secret=secret, vault=vault)
+    exactly_one(file=file, secret=secret, vault=vault, vault_roles=vault_roles)
     given = {
         Gate.TOO_SOON: force_too_soon,
         Gate.OTHER_REFUSED: force_other_refused,
@@ -153,21 +159,27 @@ def rotate(
     password = admin_password(password_stdin)
     telling = Telling(as_json)
 
-    def rotator(store: SecretStore) -> Rotator:
+    def rotator(store: SecretStore | VaultRoles) -> Rotator:
+        common: dict[str, Any] = {
+            "admin": admin_connect(admin, password),
+            "verify": dsn,
+            "rules": rules,
+            "end_sessions_after": end_sessions_after,
+            "listener": telling.step,
+        }
+        if isinstance(store, VaultRoles):
+            return VaultRolesRotator(roles=store, **common)
         return Rotator(
-            admin=admin_connect(admin, password),
             store=store,
-            verify=dsn,
-            rules=rules,
             passwords=PasswordRule(password_length, password_alphabet),
             announce=announce,
-            end_sessions_after=end_sessions_after,
-            listener=telling.step,
             on_announcing=telling.announcing,
+            **common,
         )
 
     async def main() -> int:
-        async with open_store(file, secret, vault, region, endpoint_url) as store:
+        roles = VaultRoles(*vault_roles, mount=vault_mount) if vault_roles else None
+        async with roles or open_store(file, secret, vault, region, endpoint_url) as store:
             forced = [gate for gate, is_forced in given.items() if is_forced]
             try:
                 return await perform(rotator(store), telling, account, forced, dry_run=dry_run)

@@ -125,10 +125,13 @@ class Rotator:
         """
         plan.raise_for_refusals()
         with _reported():
-            changed_at = await Run(plan, self._database, self._store, self._settings).rotate()
+            changed_at = await self._rotate(plan)
         logger.info("rotation: the password of %r was changed (%s)", plan.username, plan.action)
         ended, warning = await self._end_sessions(plan, changed_at)
         return Rotation(plan.action, plan.parity, plan.username, changed_at, ended, warning)
+
+    async def _rotate(self, plan: Plan) -> datetime:
+        return await Run(plan, self._database, self._store, self._settings).rotate()
 
     async def _end_sessions(self, plan: Plan, before: datetime) -> tuple[int | None, str | None]:
         """End the account's old sessions after the grace period; how many, and what went wrong. Never raises."""

@@ -101,6 +101,37 @@ async def test_static_roles_are_checked_for_their_times_and_rights(
     assert lacking[0]["text"] == f"the token lacks read on {vault_database.mount}/static-creds/even"
 
 
+async def test_static_roles_are_rotated_with_gates(
+    rotating_postgres: RotatingPostgres, vault_database: VaultDatabase
+) -> None:
+    server, vault = rotating_postgres.server, vault_database.vault
+    await vault_database.static_roles("24h")
+    roles = ("--vault-roles", "odd", "even", "--vault-mount", vault_database.mount)
+    admin = rotating_postgres.dsn.replace("//", f"//{server.admin}@", 1)
+    rotate = ("rotate", "--admin", admin, "--dsn", rotating_postgres.dsn, *roles)
+    at_once = ("--max-lifetime", "0", "--refresh-interval", "0", "--margin", "0")
+
+    async def passwords() -> list[str]:
+        answers = [await vault.ask("GET", f"{vault_database.mount}/static-creds/{name}") for name in ("odd", "even")]
+        return [answer["data"]["password"] for answer in answers]
+
+    before = await passwords()
+    code, told, err = await run(server, vault, *rotate)
+    assert (code, told["outcome"], told["objections"][0]["gate"]) == (3, "refused", "too-soon"), err
+    code, told, err = await run(server, vault, *rotate, *at_once, "--dry-run")
+    assert code == 0, err
+    assert told["steps"][0].startswith("let Vault change the password of ")
+    assert await passwords() == before
+    code, told, err = await run(server, vault, *rotate, *at_once)
+    assert (code, told["outcome"], told["account"]) == (0, "done", "odd"), err
+    after = await passwords()
+    assert (after[0] != before[0], after[1]) == (True, before[1])
+    await server.set_password(rotating_postgres.usernames[0], "something else")
+    code, told, err = await run(server, vault, *rotate, *at_once, "--account", "even")
+    assert (code, told["objections"][0]["gate"]) == (3, "other-refused"), err
+    assert await passwords() == after
+
+
 async def test_leases_are_checked_for_their_length_and_given_back(
     rotating_postgres: RotatingPostgres, vault_database: VaultDatabase
 ) -> None:

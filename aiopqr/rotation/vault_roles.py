@@ -1,0 +1,122 @@
+"""Two static roles of Vault, rotated with gates: Vault changes the password, and the rotator decides when.
+
+Vault's own periods know nothing of pools. Here nothing is staged: Vault changes database and store in one request, and
+repairs by itself what a crash leaves in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, Self, TypeVar, Unpack, cast
+
+from ..credentials import Credential, CredentialPair, Parity
+from ..sources.vault.client import VaultClient, VaultOptions
+from ..sources.vault.errors import VaultError
+from .errors import RotationFailed, StoreError
+from .gates import Gate
+from .plan import Plan, decide
+from .rotator import Rotator
+from .run import Step
+from .stores.store import SecretStore, StoredSecret
+
+_T = TypeVar("_T")
+
+
+class VaultRoles:
+    """Two static roles of a database engine as a rotator sees them: read as one secret, changed one at a time.
+
+    The policy needs ``read`` on ``database/static-creds/ROLE`` and ``update`` on ``database/rotate-role/ROLE`` of both.
+    The options are those of :class:`aiopqr.sources.VaultSource`.
+    """
+
+    def __init__(self, odd: str, even: str, *, mount: str = "database", **options: Unpack[VaultOptions]) -> None:
+        self._names = {Parity.ODD: odd, Parity.EVEN: even}
+        self._mount = mount.strip("/")
+        self._client = VaultClient(**options)
+
+    async def read(self) -> StoredSecret:
+        """The two accounts, and when Vault changed their passwords. Raises :class:`StoreError`."""
+        return await self._run(self._read)
+
+    async def rotate(self, parity: Parity) -> None:
+        """Let Vault change one account's password now. Raises :class:`StoreError`."""
+        path = f"{self._mount}/rotate-role/{self._names[parity]}"
+        await self._run(lambda: self._client.ask("POST", path, {}))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._client.run(self._client.close)
+
+    def _read(self) -> StoredSecret:
+        (odd, odd_at), (even, even_at) = map(self._account, self._names.values())
+        pair = CredentialPair(odd, even, Parity.EVEN if even_at > odd_at else Parity.ODD)
+        return StoredSecret(pair, f"{odd_at} {even_at}", odd_at, even_at)
+
+    def _account(self, role: str) -> tuple[Credential, datetime]:
+        answer = self._client.ask("GET", f"{self._mount}/static-creds/{role}")["data"]
+        changed_at = datetime.fromisoformat(answer["last_vault_rotation"])
+        return Credential(answer["username"], answer["password"]), changed_at
+
+    async def _run(self, work: Callable[[], _T]) -> _T:
+        def attended() -> _T:
+            self._client.attend()
+            return work()
+
+        try:
+            return await self._client.run(attended)
+        except VaultError as exc:
+            problem = str(exc)
+        raise StoreError(problem)
+
+
+@dataclass(frozen=True, slots=True)
+class RolePlan(Plan):
+    """A plan whose steps are Vault's."""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What would be done, in words."""
+        return (
+            f"let Vault change the password of {self.username!r}",
+            f"log in as {self.username!r} with the new one on the applications' path",
+        )
+
+
+class VaultRolesRotator(Rotator):
+    """A :class:`Rotator` whose passwords Vault changes. ``roles`` take the place of the store; nothing is announced."""
+
+    def __init__(self, *, roles: VaultRoles, **options: Any) -> None:
+        super().__init__(store=cast(SecretStore, roles), announce=0.0, **options)
+        self._roles = roles
+
+    async def plan(self, *, account: Parity | None = None, force: Iterable[Gate] = ()) -> Plan:
+        """See :meth:`Rotator.plan`."""
+        plan = await super().plan(account=account, force=force)
+        return RolePlan(**{field.name: getattr(plan, field.name) for field in fields(plan)})
+
+    async def _rotate(self, plan: Plan) -> datetime:
+        parity, settings = plan.parity, self._settings
+        secret = await self._roles.read()
+        async with self._database.exclusively(secret.pair) as guard:
+            secret = await self._roles.read()
+            facts = await self._database.gather(guard, secret)
+            decide(facts, settings.rules, account=parity, forced=plan.forced).raise_for_refusals()
+            settings.listener(Step.CHECKED)
+            await self._roles.rotate(parity)
+            settings.listener(Step.ALTERED)
+            changed = await self._roles.read()
+            credential, changed_at = changed.pair[parity], changed.changed_at(parity)
+            assert credential is not None
+            assert changed_at is not None
+            login = await self._database.login(credential)
+            if not login.accepted:
+                raise RotationFailed(
+                    f"Vault has changed the password of {plan.username!r}, but it does not log in on the applications' "
+                    f"path: {login.text}. Do not change the other account before it does."
+                )
+            settings.listener(Step.VERIFIED)
+            return changed_at
