@@ -1,4 +1,4 @@
-"""Which Postgres and which event loop the tests run on, and what no test may leave behind."""
+"""Chooses the Postgres and the event loop of the tests, and checks that no test leaves anything behind."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ from typing import Any
 
 #: What the agent would have sent, as it was about to send it.
 sent: list[bytes] = []
+#: All passwords of the run. A local variable would be sent with the application's own frames.
+passwords: set[str] = set()
 
 
 class Sink(BaseHTTPRequestHandler):
@@ -174,8 +176,6 @@ async def scenario(flush: Callable[[BaseException], None]) -> None:
     import aiopqr
     from aiopqr.integrations.sqlalchemy import async_engine
     from aiopqr.testing import EmbeddedPostgres, RotatingPostgres
-
-    passwords: set[str] = set()
 
     def remember(pair: aiopqr.CredentialPair) -> None:
         passwords.update(account.password.reveal() for account in pair.credentials())

@@ -1,7 +1,7 @@
-"""Which metrics there are, and what of a pool's snapshot each one shows: a table, apart from how they are reported.
+"""The table of metrics: their names, and which part of a pool's snapshot each one shows.
 
-The ``db.client.connection.*`` are those of OpenTelemetry's semantic conventions; the ``aiopqr.*`` tell what the
-conventions have no name for.
+The ``db.client.connection.*`` metrics are those of OpenTelemetry's semantic conventions. The ``aiopqr.*`` metrics show
+what the conventions have no name for.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _nothing(stats: PoolStats) -> Values:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric's name and unit, and for one that is observed what it reads from a snapshot, with attributes."""
+    """A metric's name and unit and, if it is observed, how to read its values and attributes from a snapshot."""
 
     name: str
     kind: Kind

@@ -1,6 +1,6 @@
-"""For tests that want a real Postgres and passwords that change: a server, accounts, and a source that obeys.
+"""For tests that need a real Postgres and passwords that change: servers, accounts, and a source that a test scripts.
 
-The pytest plugin's fixture ``rotating_postgres`` has it all in one.
+The fixture ``rotating_postgres`` of the pytest plugin combines them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = [
 
 
 def server_of(kind: str) -> PostgresServer:
-    """A server, not started yet: ``embedded`` (16), ``embedded18``, ``system``, ``testcontainers``, or a DSN.
+    """A server that is not started yet: ``embedded`` (16), ``embedded18``, ``system``, ``testcontainers``, or a DSN.
 
     ``testcontainers:IMAGE`` names the image of the container.
 
-    Raises :class:`NotAvailable`, which names what is missing.
+    Raises :class:`NotAvailable`, with a text that says what is missing.
     """
     name, _, image = kind.partition(":")
     if name == "testcontainers":

@@ -39,17 +39,17 @@ sys.stdin.read()
 
 
 class SecretsManager(ABC):
-    """A service that speaks Secrets Manager's protocol. Starting and stopping it block for some seconds."""
+    """A service that speaks Secrets Manager's protocol. Starting and stopping it blocks for some seconds."""
 
     endpoint_url: str = ""
 
     @abstractmethod
     def start(self) -> Self:
-        """Have it ready for requests. Raises :class:`NotAvailable` where it cannot be had."""
+        """Start it and wait until it answers. Raises :class:`NotAvailable` where that is not possible."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Let it go, with all secrets. A second call does nothing."""
+        """Stop it. All secrets are lost. A second call does nothing."""
 
     def __enter__(self) -> Self:
         return self.start()
@@ -64,13 +64,13 @@ class SecretsManager(ABC):
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Any]:
-        """A plain client, to do what an operator or AWS itself would."""
+        """A plain client, to do what an operator or AWS itself would do."""
         options = self.options
         async with core_of(options.pop("session")).create_client("secretsmanager", **options) as client:
             yield client
 
     async def create_secret(self, value: Mapping[str, Any] | str | bytes, name: str | None = None) -> str:
-        """A secret with this value (JSON, if it is a mapping), and its name."""
+        """Create a secret with this value (as JSON, if it is a mapping) and return its name."""
         name = name or f"test/{uuid.uuid4()}"
         kind = "SecretBinary" if isinstance(value, bytes) else "SecretString"
         async with self.client() as client:

@@ -1,7 +1,7 @@
-"""Where Postgres' programs are, and as which user they can run.
+"""Finds Postgres' programs, and a user that can run them.
 
-Apart from the server because both questions are answered by the machine, not by Postgres: its programs refuse to run as
-root, and a user who may run them may not be able to reach them.
+Postgres refuses to run as root, and another user may be unable to reach its programs: in a
+virtualenv below /root, for example.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Binaries:
     def find(cls, which: str | Path = "embedded") -> Binaries:
         """``embedded`` (16), ``embedded18``, ``system`` (``pg_config``, PATH, Debian's place), or a bin directory.
 
-        Raises :class:`NotAvailable`, which names what is missing.
+        Raises :class:`NotAvailable`, with a text that says what is missing.
         """
         if which in _EMBEDDED:
             return cls._embedded(_EMBEDDED[str(which)])
@@ -78,7 +78,7 @@ class Binaries:
 
 @dataclass(frozen=True, slots=True)
 class RunAs:
-    """The operating system's user that runs the server: ourselves, or, since Postgres refuses root, another."""
+    """The user that runs the server: the current one, or another, since Postgres refuses to run as root."""
 
     uid: int
     gid: int
@@ -87,7 +87,7 @@ class RunAs:
 
     @classmethod
     def choose(cls, username: str | None = None) -> RunAs:
-        """``username``, or ourselves; as root, the first of ``nobody`` and ``postgres`` that exists."""
+        """``username``, or the current user; for root, the first of ``nobody`` and ``postgres`` that exists."""
         if username is None and os.geteuid() != 0:
             return cls(os.geteuid(), os.getegid(), "this user", is_other=False)
         for candidate in (username,) if username else _UNPRIVILEGED:
@@ -100,7 +100,7 @@ class RunAs:
         raise NotAvailable(f"Postgres does not run as root, and this system has no user {wanted} to run it as")
 
     def popen(self) -> dict[str, Any]:
-        """The arguments of ``subprocess.Popen`` that run a program as this user, away from our terminal."""
+        """The arguments of ``subprocess.Popen`` that run a program as this user, detached from our terminal."""
         kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH") if key in os.environ}
         arguments: dict[str, Any] = {
             "env": {**kept, "LC_ALL": "C", "TZ": "UTC"},  # no PG* variable of ours reaches the server
@@ -120,7 +120,7 @@ class RunAs:
                     os.chown(os.path.join(directory, name), self.uid, self.gid, follow_symlinks=False)
 
     def can_run(self, binaries: Binaries) -> bool:
-        """Whether this user reaches the programs and what they load."""
+        """Whether this user can read and run the programs and their libraries."""
         try:
             ran = subprocess.run(
                 [binaries["postgres"], "-V"], cwd="/", check=False, capture_output=True, timeout=30.0, **self.popen()
@@ -133,7 +133,7 @@ class RunAs:
 
 
 def workspace(run_as: RunAs) -> Path:
-    """A new directory that ``run_as`` owns and reaches, with a path short enough for a Unix socket in it."""
+    """A new directory that ``run_as`` owns and can enter, with a path short enough for a Unix socket in it."""
     for parent in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
         if len(parent) > 70 or not os.path.isdir(parent):  # a socket's whole path ends at 103 bytes on macOS
             continue

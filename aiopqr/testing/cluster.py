@@ -1,7 +1,6 @@
-"""The files of a Postgres server: initdb, its configuration, and the sign that it is ready.
+"""The files of a Postgres server: its data directory, its configuration, and how to see that it is ready.
 
-Apart from the server because it knows files only, no process. initdb takes half a second, so it runs once in a process
-and version, and every further server starts from a copy.
+initdb takes half a second, so it runs once for each process and version, and every further server starts from a copy.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from .guarded import GuardedDirectory
 #: The superuser's password of all servers of this process.
 ADMIN_PASSWORD = Secret(secrets.token_urlsafe(24))
 
-# Nothing here is worth a write to disk: it is all gone when the test ends. A crash of the server alone loses nothing.
+# The data is deleted when the test ends, so nothing must be safe on disk. A crash of the server alone loses nothing.
 _FAST = {
     "fsync": False,
     "full_page_writes": False,
@@ -75,7 +74,7 @@ def is_ready(postmaster_pid: Path) -> bool:
 
 @functools.cache
 def reachable(binaries: Binaries, run_as: RunAs) -> Binaries:
-    """``binaries``, or a copy of them where ``run_as`` reaches it: a virtualenv below /root is closed to others."""
+    """``binaries``, or a copy of them where ``run_as`` can read it: a virtualenv below /root is closed to others."""
     if run_as.can_run(binaries):
         return binaries
     copy = copy_to(binaries, GuardedDirectory(run_as).path, run_as)

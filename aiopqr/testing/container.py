@@ -144,7 +144,7 @@ class ContainerPostgres(PostgresServer):
             try:
                 await self.execute(f"ALTER SYSTEM {change}")
             except asyncpg.PostgresError as exc:
-                raise ServerError(f"{self!r} does not take its configuration: {exc}") from exc
+                raise ServerError(f"{self!r} rejected its configuration: {exc}") from exc
         await (self.restart() if needs_a_restart else reload(self))
 
     async def set_hba(self, lines: Sequence[str] | None) -> None:

@@ -1,7 +1,4 @@
-"""What goes wrong with a test server: it cannot be had, it did not start, or it cannot do what a test asks of it.
-
-Apart from the servers because fixtures catch these to skip, whichever kind of server it was.
-"""
+"""The errors of test servers. Fixtures catch them to skip a test."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ class ServerError(AiopqrError, RuntimeError):
 
 
 class NotAvailable(ServerError):
-    """This kind of server cannot be had here. The text names what is missing: the reason of a skip."""
+    """This kind of server is not available here. The text says what is missing, so it can be the reason of a skip."""
 
 
 class NotSupported(ServerError):
-    """This kind of server cannot do that: a DSN's log cannot be read, nor can it be restarted."""
+    """This kind of server cannot do that: one that is given by a DSN cannot be restarted, for example."""

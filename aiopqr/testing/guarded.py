@@ -1,7 +1,6 @@
-"""A directory that does not outlive its process, and no server in it does either.
+"""A directory that is removed when its process ends, together with the server in it.
 
-Apart because it must hold however the process ends: a shell waits for the end of a pipe that only we hold open, so even
-SIGKILL leaves nothing behind.
+A shell waits for the end of a pipe that only our process holds open, so even SIGKILL leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class GuardedDirectory:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this is the process that made it: a forked child's end is not that of its parent."""
+        """Whether this process made it. A forked child must not remove its parent's directory."""
         return self._creator == os.getpid()
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""The pytest plugin. Apart because pytest always loads it: nothing else is imported until it is used.
+"""The pytest plugin. pytest always loads it, so everything else is imported when a fixture is used.
 
 Its fixtures are not async, so they serve tests under pytest-asyncio, under anyio and without either.
 """
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def aiopqr_server() -> Iterator[PostgresServer]:
-    """The server below ``rotating_postgres``, one for the whole run. Override it to use another.
+    """The server that ``rotating_postgres`` uses, one for the whole run. Override this fixture to use another server.
 
-    The environment's ``AIOPQR_TEST_POSTGRES`` chooses: ``embedded`` (default), ``embedded18``, ``system``,
-    ``testcontainers``, or the DSN of a superuser.
+    The environment variable ``AIOPQR_TEST_POSTGRES`` chooses it: ``embedded`` (default), ``embedded18``, ``system``,
+    ``testcontainers``, ``testcontainers:IMAGE``, or the DSN of a superuser.
     """
     from . import server_of
 
@@ -30,7 +30,7 @@ def aiopqr_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def rotating_postgres(aiopqr_server: PostgresServer) -> Iterator[RotatingPostgres]:
-    """A fresh database with two accounts, whose passwords ``await rotating_postgres.rotate("odd")`` changes.
+    """A new database with two accounts. ``await rotating_postgres.rotate("odd")`` changes a password.
 
     ::
 

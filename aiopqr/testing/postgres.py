@@ -1,7 +1,6 @@
-"""A Postgres of our own: a real server in a temporary directory, gone without a trace when it is stopped.
+"""A real Postgres server in a temporary directory, which is removed when the server is stopped.
 
-:class:`EmbeddedPostgres` is the server as tests see it; :mod:`.cluster` makes its files and :mod:`.binaries` finds its
-programs.
+:mod:`.cluster` makes its files, and :mod:`.binaries` finds its programs.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from .server import PostgresServer, beside_the_loop, reload
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 20.0
 _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-# Outside the range from which the system takes ports for outgoing connections: ours stays free while we restart.
+# Outside the range from which the system takes ports for outgoing connections, so ours stays free during a restart.
 PORTS = range(15000, 32000)
 
 NEED_A_RESTART = "SELECT 1 FROM pg_settings WHERE context = 'postmaster' AND name = ANY($1::text[])"
@@ -40,11 +39,11 @@ class EmbeddedPostgres(PostgresServer):
     ``binaries`` is ``"embedded"`` (16), ``"embedded18"``, ``"system"`` or a directory of programs. ``settings`` go to
     ``postgresql.conf``. As root, the server runs as ``run_as`` (default: nobody).
 
-    Use it as a context manager, ``async with`` or plain ``with``, or call :meth:`start` and :meth:`stop`, which block
-    for a second or so. Stopping removes its directory; so does the end of the process, even by SIGKILL.
+    Use it as a context manager, with ``async with`` or ``with``, or call :meth:`start` and :meth:`stop`, which block
+    for about a second. Stopping removes its directory; so does the end of the process, even by SIGKILL.
 
-    Raises :class:`NotAvailable` where no server can run, and :class:`ServerError`, with the end of the server's
-    log, where one did not start.
+    Raises :class:`NotAvailable` where no server can run, and :class:`ServerError`, with the end of the server's log, if
+    the server did not start.
     """
 
     host = "127.0.0.1"
@@ -90,7 +89,7 @@ class EmbeddedPostgres(PostgresServer):
 
     @property
     def log(self) -> Path:
-        """The server's log; it goes with the server, so read it before."""
+        """The server's log file. Stopping the server removes it."""
         return self._home / "log"
 
     @property
@@ -102,7 +101,7 @@ class EmbeddedPostgres(PostgresServer):
     # Life and death; these block.
 
     def start(self) -> Self:
-        """Make the server and wait until it takes logins. It blocks: ``async with`` does it beside the event loop."""
+        """Create the server and wait until it accepts logins. This blocks; ``async with`` does it in a thread."""
         if self.home is not None:
             raise ServerError(f"{self!r} is started already")
         self._directory = GuardedDirectory(self.run_as)
@@ -172,7 +171,7 @@ class EmbeddedPostgres(PostgresServer):
         return certificates.ca
 
     async def _reload(self) -> None:
-        """Have the server read its files, and return when new sessions go by them."""
+        """Write the configuration and have the server read it. Returns when new sessions use it."""
         cluster.write_configuration(self.data, self.run_as, self._all_settings(), self.admin, self._hba)
         if self.is_running:
             await reload(self)
@@ -224,12 +223,12 @@ class EmbeddedPostgres(PostgresServer):
                     raise _PortTaken(f"another process took port {self.port} of {self!r}")
                 raise ServerError(
                     f"Postgres {self.version} did not start within {_START_TIMEOUT:.0f} s. The end of its log:\n"
-                    f"{text[-3000:]}\nIf this is no setting of yours, try {self.binaries['postgres']} by hand."
+                    f"{text[-3000:]}\nIf none of your settings is the cause, try {self.binaries['postgres']} by hand."
                 )
             time.sleep(0.005)
 
     def _shut_down(self, mode: str) -> None:
-        """End the process, by harder and harder means."""
+        """End the process: as asked, then by SIGQUIT, then by SIGKILL."""
         process = self._process
         if process is None:
             return

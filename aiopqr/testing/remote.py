@@ -14,9 +14,9 @@ from .server import PostgresServer, run_apart
 
 
 class ExistingPostgres(PostgresServer):
-    """A server that is there already, by the DSN of a superuser (or a role that may create roles and databases).
+    """A server that runs already, given by the DSN of a superuser or of a role that may create roles and databases.
 
-    Its parameters, such as ``sslmode``, are kept. It cannot be stopped or configured, and its log cannot be read.
+    The DSN's parameters, such as ``sslmode``, are kept. The server cannot be stopped or configured, nor its log read.
     """
 
     def __init__(self, dsn: str) -> None:

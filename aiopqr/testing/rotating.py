@@ -1,4 +1,4 @@
-"""A database with two accounts whose passwords a test changes: the database first, then the store, as rotations do."""
+"""A database with two accounts whose passwords a test changes, first in the database and then in the store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RotatingPostgres:
 
     @classmethod
     async def create(cls, server: PostgresServer) -> Self:
-        """Make the accounts and the database, under names that nobody else has."""
+        """Create the accounts and the database, under names that nobody else uses."""
         name = f"app_{secrets.token_hex(4)}"
         pair = await server.create_accounts(f"{name}_odd", f"{name}_even", owner=name, database=name)
         return cls(server, name, pair, name)
@@ -82,7 +82,7 @@ class RotatingPostgres:
         return await self.server.sessions(*self._names(parity))
 
     async def terminate(self, parity: str | Parity | None = None) -> int:
-        """End the sessions of both accounts, or of one, and tell how many there were."""
+        """End the sessions of both accounts, or of one. Returns how many there were."""
         return await self.server.terminate(*self._names(parity))
 
     async def _rotate(self, parities: list[Parity], password: str | None, delay: float | None) -> CredentialPair:

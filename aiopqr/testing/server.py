@@ -1,7 +1,7 @@
-"""What every test server can do by SQL, whichever way it came to be: accounts, passwords, sessions, logins.
+"""What every test server can do by SQL: accounts, passwords, sessions, logins.
 
-The kinds of server (our own process, a container, one that is there already) differ in how they are reached and in what
-else they can do; what one cannot do raises :class:`NotSupported`, which fixtures turn into a skip.
+The kinds of server (a process of our own, a container, a server that runs already) differ in how they are reached and
+in what else they can do. What one of them cannot do raises :class:`NotSupported`, which fixtures turn into a skip.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class PostgresServer(ABC):
         return f"postgresql://{place}/{quote(database, safe='')}{query}"
 
     def admin_dsn(self, database: str = "postgres") -> str:
-        """The superuser's DSN, **with its password**: for a program that takes nothing else. Never log it."""
+        """The superuser's DSN, **with its password**, for a program that accepts nothing else. Never log it."""
         user, password = (quote(text, safe="") for text in (self.admin, self.admin_password.reveal()))
         return self.dsn_of(database).replace("//", f"//{user}:{password}@", 1)
 
@@ -149,7 +149,7 @@ class PostgresServer(ABC):
         await self.execute("; ".join(f"DROP ROLE IF EXISTS {identifier(name)}" for name in usernames))
 
     async def set_password(self, username: str, password: str | Secret) -> None:
-        """Change a password. The server is sent a verifier, so no log of it can show the password."""
+        """Change a password. The server receives only a verifier, so its log cannot show the password."""
         await self.set_passwords(Credential(username, password))
 
     async def set_passwords(self, *accounts: Credential) -> None:
@@ -169,7 +169,7 @@ class PostgresServer(ABC):
         )
 
     async def terminate(self, *usernames: str, database: str | None = None) -> int:
-        """End the sessions of ``usernames``, wait until they are gone, and tell how many there were."""
+        """End the sessions of ``usernames`` and wait until they are gone. Returns how many there were."""
         pids = [row["pid"] for row in await self.sessions(*usernames, database=database)]
         await self.execute("SELECT pg_terminate_backend(pid, 10000) FROM unnest($1::int[]) AS pid", pids)
         return len(pids)
@@ -178,17 +178,17 @@ class PostgresServer(ABC):
 
     @abstractmethod
     def start(self) -> Self:
-        """Have the server ready for logins. This blocks: ``async with`` does it beside the event loop.
+        """Start the server and wait until it accepts logins. This blocks; ``async with`` does it in a thread.
 
-        Raises :class:`NotAvailable` where it cannot be had, and :class:`ServerError` where it did not start.
+        Raises :class:`NotAvailable` where there is no such server, and :class:`ServerError` if it did not start.
         """
 
     @abstractmethod
     def stop(self) -> None:
-        """Let the server go; one of our own is gone without a trace. A second call does nothing."""
+        """Stop using the server. One that was started here is removed. A second call does nothing."""
 
     async def aclose(self) -> None:
-        """:meth:`stop`, beside the event loop. If cancelled, it ends first."""
+        """:meth:`stop` in a thread. If it is cancelled, it finishes first."""
         await beside_the_loop(self.stop)
 
     def __enter__(self) -> Self:
@@ -212,7 +212,7 @@ class PostgresServer(ABC):
     # What only some kinds of server can do.
 
     async def halt(self, mode: str = "fast") -> None:
-        """Stop the server, keeping its data: ``fast`` ends sessions in order, ``immediate`` crashes."""
+        """Stop the server, keeping its data: ``fast`` ends all sessions, ``immediate`` is a crash."""
         raise NotSupported(f"{self!r} cannot be stopped")
 
     async def resume(self) -> None:
@@ -225,7 +225,7 @@ class PostgresServer(ABC):
         await self.resume()
 
     async def configure(self, **settings: object) -> None:
-        """Set server settings, restarting the server only where one of them needs it; None takes one back."""
+        """Set server settings, and restart the server if one of them needs it. None resets a setting."""
         raise NotSupported(f"{self!r} cannot be configured")
 
     async def set_hba(self, lines: Sequence[str] | None) -> None:
@@ -233,7 +233,7 @@ class PostgresServer(ABC):
         raise NotSupported(f"the pg_hba.conf of {self!r} cannot be changed")
 
     async def enable_tls(self) -> str:
-        """Let the server speak TLS with a certificate for ``localhost`` and 127.0.0.1; returns ``ca_file``."""
+        """Turn on TLS, with a certificate for ``localhost`` and 127.0.0.1. Returns ``ca_file``."""
         raise NotSupported(f"{self!r} cannot be given a certificate")
 
     def mark(self) -> int:
@@ -245,7 +245,7 @@ class PostgresServer(ABC):
         return self._log()[since:].decode(errors="replace")
 
     def failed_logins(self, since: int = 0, *, username: str | None = None) -> int:
-        """How many logins were refused for their password, by the server's log after ``since``."""
+        """How many logins were refused for a wrong password, according to the server's log after ``since``."""
         whose = f'{_LOGIN_FAILED} for user "{username}"' if username else _LOGIN_FAILED
         return len(re.findall(rf"FATAL: +{re.escape(whose)}", self.log_text(since)))
 
@@ -254,26 +254,26 @@ class PostgresServer(ABC):
 
 
 async def reload(server: PostgresServer) -> None:
-    """Have ``server`` read its files, and return when new sessions go by them."""
+    """Have ``server`` read its configuration files. Returns when new sessions use them."""
     mark, before = server.mark(), await server.fetchval("SELECT pg_conf_load_time()")
     await server.fetchval("SELECT pg_reload_conf()")
     deadline = time.monotonic() + _RELOAD_TIMEOUT
     while await server.fetchval("SELECT pg_conf_load_time()") == before:
         if time.monotonic() > deadline:
-            raise ServerError(f"{server!r} does not read its configuration:\n{server.log_text(mark)}")
+            raise ServerError(f"{server!r} did not read its configuration:\n{server.log_text(mark)}")
         await asyncio.sleep(0.01)
     if re.search(r"contains errors|was not reloaded", told := server.log_text(mark)):
-        raise ServerError(f"{server!r} does not take its configuration:\n{told}")
+        raise ServerError(f"{server!r} rejected its configuration:\n{told}")
 
 
 def run_apart(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run a coroutine to its end on a loop and in a thread of its own, from code that may not be async."""
+    """Run a coroutine to its end, in a thread with an event loop of its own. The caller need not be async."""
     with ThreadPoolExecutor(1, thread_name_prefix="aiopqr-testing") as thread:
         return thread.submit(asyncio.run, work).result()
 
 
 async def beside_the_loop(work: Callable[[], _T]) -> _T:
-    """Run blocking work in a thread. A thread cannot be cancelled: it has ended when this returns or raises."""
+    """Run blocking work in a thread, and wait for it even when cancelled, since a thread cannot be cancelled."""
     future = asyncio.get_running_loop().run_in_executor(None, work)
     try:
         return await asyncio.shield(future)

@@ -1,4 +1,4 @@
-"""A credentials source that does as a test says: publish, delay, fail, lie, hang."""
+"""A credentials source that a test controls: it publishes, delays, fails, lies or hangs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HANG = _Hang()
 
 
 class ScriptedSource:
-    """A source for tests. It answers with :attr:`pair` unless told otherwise.
+    """A source for tests. It answers with :attr:`pair` unless it is scripted otherwise.
 
     ``interval`` is the refresher's, in seconds. Like a real store, it reads its value when a fetch *begins*: a fetch
     that is delayed by :attr:`latency` or :attr:`gate` returns what was published before it began.
@@ -47,7 +47,7 @@ class ScriptedSource:
 
     @property
     def pair(self) -> CredentialPair:
-        """What the store has now. Assign to publish another pair, or anything that is none."""
+        """What the store has now. Assign another pair to publish it, or anything else to publish nonsense."""
         now = time.monotonic()
         while self._due and self._due[0][0] <= now:
             self._pair = self._due.pop(0)[1]

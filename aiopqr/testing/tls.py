@@ -1,4 +1,4 @@
-"""A certificate authority for one test server. Apart because it alone needs ``trustme``."""
+"""A certificate authority for one test server. It needs ``trustme``."""
 
 from __future__ import annotations
 

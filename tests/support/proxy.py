@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves: it swallows, delays, resets, refuses. For the faults that no server makes by itself."""
+"""A TCP proxy that swallows, delays, resets and refuses, for faults that no server shows by itself."""
 
 from __future__ import annotations
 
