@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,13 @@ DEFAULT = {  # all others get nothing
 @pytest.mark.parametrize("server", SERVERS)
 async def test_what_an_impostor_gets(server: str, channel: str) -> None:
     assert await meets(by_aiopqr, SERVERS[server], channel) == DEFAULT.get((server, channel), NOTHING)
+
+
+def test_the_documented_table_says_so() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    told = {(row[0], row[1]): row[2] for row in rows if len(row) == 5 and row[0] in SERVERS}
+    assert told == {(s, c): DEFAULT.get((s, c), NOTHING) for s in SERVERS for c in CHANNELS}
 
 
 @pytest.mark.parametrize("options", [{"require_auth": "scram-sha-256"}, {"channel_binding": "require"}])
