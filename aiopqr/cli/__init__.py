@@ -6,6 +6,7 @@ So ``aiopqr --help`` is quick, and a command whose optional dependency is missin
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +49,8 @@ def application(arguments: list[str]) -> typer.Typer:
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name, line in COMMANDS.items():
         if name == asked:
-            app.command(name, short_help=line)(load(name))
+            command = load(name)
+            app.command(name, short_help=line, help=_unfolded(command.__doc__ or ""))(command)
         else:
             app.command(name, help=line)(_placeholder)
     return app
@@ -80,6 +82,12 @@ def run(arguments: list[str]) -> None:
 def _failed(exc: AiopqrError) -> int:
     typer.echo(f"aiopqr: {exc}", err=True)
     return 2
+
+
+def _unfolded(text: str) -> str:
+    """Paragraphs as single lines, for a terminal to fold at its own width; one that begins with a backspace stays."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(part if part.startswith("\b") else " ".join(part.split()) for part in paragraphs)
 
 
 def _placeholder() -> None:

@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 from typing import Annotated
 
+import asyncpg
 import typer
 from rich.console import Console
 
@@ -63,10 +64,10 @@ def demo(
         options = _checked(seconds, every, lifetime, workers, connections, dsn, compare, picture)
         options = dataclasses.replace(options, single=single)
         verdict = asyncio.run(run_demo(options, told, picture, plain=plain))
-    except (AiopqrError, OSError) as exc:
+    except (AiopqrError, asyncpg.PostgresError, OSError) as exc:
         if isinstance(exc, BrokenPipeError):
             raise
-        typer.echo(f"aiopqr demo: {exc}", err=True)
+        typer.echo(f"aiopqr demo: {' '.join(str(exc).split())}", err=True)
         raise typer.Exit(2) from None
     if verdict is None:
         typer.echo("aiopqr demo: interrupted before a password was changed", err=True)
@@ -86,7 +87,10 @@ async def run_demo(options: Options, console: Console, picture: Path | None, *, 
     try:
         with LineScreen(console) if plain or not console.is_terminal else LiveScreen(console) as screen:
             run, verdict = await perform(options, screen, stop)
-    except* (AiopqrError, OSError) as group:
+    except* asyncpg.InsufficientPrivilegeError as group:
+        problem = f"the role of --dsn needs CREATEDB and CREATEROLE, as a superuser has: {_first(group)}"
+        raise ConfigurationError(problem) from None
+    except* (AiopqrError, asyncpg.PostgresError, OSError) as group:
         raise _first(group) from None
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -135,7 +135,7 @@ async def perform(
             outcome.attention += stored.missing([name for name in names if name not in created])
         _comment(outcome, found, names, dry_run)
         if not dry_run and stored and not outcome.attention:
-            outcome.notes += await _next_steps(con, stored)
+            outcome.notes += await _next_steps(con, stored, is_new=bool(created))
     return outcome
 
 
@@ -149,7 +149,7 @@ def _check_owner(owner: Role) -> None:
         )
 
 
-async def _next_steps(con: Any, stored: _Stored) -> list[str]:
+async def _next_steps(con: Any, stored: _Stored, *, is_new: bool) -> list[str]:
     """What a person does after this, the admin's grants included."""
     grants = await con.fetch(
         "SELECT role FROM unnest(ARRAY['pg_read_all_stats', 'pg_signal_backend']) role "
@@ -162,10 +162,11 @@ async def _next_steps(con: Any, stored: _Stored) -> list[str]:
     }
     steps = [f"next: as a superuser, GRANT {row['role']} TO {admin} ({why[row['role']]})" for row in grants]
     possible = moment(datetime.now(UTC) + timedelta(seconds=Rules().spacing))
+    when = f", with its defaults at {possible} at the earliest" if is_new else ""
     return [
         *steps,
         f"next: let the pools read {stored.store}, then run `aiopqr check`",
-        f"next: run `aiopqr rotate`, with its defaults at {possible} at the earliest",
+        f"next: run `aiopqr rotate`{when}",
     ]
 
 

@@ -54,7 +54,7 @@ from .database import APPLICATION_NAME, Database
 from .gates import Rules
 from .passwords import PasswordRule
 from .plan import decide, renewed
-from .run import ANNOUNCE_GRACE, announcement_left, patient_login
+from .run import announcement_left, patient_login, usual_announcement
 from .stores.aws import CURRENT, PENDING, SecretsManagerStore
 from .stores.aws_versions import Snapshot, staged_entries, stored
 
@@ -111,7 +111,7 @@ class Settings:
             admin_secret=environment.get("AIOPQR_ADMIN_SECRET") or None,
             dsn=dsn,
             admin_dsn=environment.get("AIOPQR_ADMIN_DSN") or dsn,
-            announce=seconds("AIOPQR_ANNOUNCE", rules.refresh_interval + ANNOUNCE_GRACE),
+            announce=seconds("AIOPQR_ANNOUNCE", usual_announcement(rules)),
         )
 
 

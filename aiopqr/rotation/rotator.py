@@ -32,7 +32,7 @@ from .errors import RotationFailed
 from .gates import Gate, Rules
 from .passwords import PasswordRule
 from .plan import Action, Plan, decide
-from .run import ANNOUNCE_GRACE, Announcing, Run, Settings, Step
+from .run import Announcing, Run, Settings, Step, usual_announcement
 from .stores.store import SecretStore
 
 logger = logging.getLogger("aiopqr")
@@ -54,12 +54,12 @@ class Rotator:
     """Changes the password of one account of a pair at a time, so that no pool is ever without a working one.
 
     ``admin`` and ``verify`` are as for :class:`Database`. ``rules`` describes the pools that are in use; the gates
-    follow from it. ``announce`` (seconds; default: the rules' refresh interval and 10 s more) is the time between
-    staging a password and changing it, in which pools step aside; 0 means none. Add the store's own delay to it: a
-    Secret that Kubernetes mounts is up to 90 s late. ``end_sessions_after`` (seconds) ends the rotated account's old
-    sessions that long after the rotation; None leaves them to the pools' lifetime. ``verify_timeout`` (seconds) bounds
-    the wait for the applications' path to take the new password. ``listener`` is called with each :class:`Step` when it
-    is done, and ``on_announcing`` before each wait for pools.
+    follow from it. ``announce`` (seconds; default: the rules' refresh interval and 10 s more, or 0 where that interval
+    is 0 and so nobody polls) is the time between staging a password and changing it, in which pools step aside; 0 means
+    none. Add the store's own delay to it: a Secret that Kubernetes mounts is up to 90 s late. ``end_sessions_after``
+    (seconds) ends the rotated account's old sessions that long after the rotation; None leaves them to the pools'
+    lifetime. ``verify_timeout`` (seconds) bounds the wait for the applications' path to take the new password.
+    ``listener`` is called with each :class:`Step` when it is done, and ``on_announcing`` before each wait for pools.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Rotator:
     ) -> None:
         rules = rules or Rules()
         if announce is None:
-            announce = rules.refresh_interval + ANNOUNCE_GRACE
+            announce = usual_announcement(rules)
         self._store = store
         self._database = Database(admin, verify, timeout=positive("connect_timeout", connect_timeout))
         if end_sessions_after is not None:

@@ -338,6 +338,11 @@ async def patient_login(database: Database, credential: Credential, timeout: flo
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
+def usual_announcement(rules: Rules) -> float:
+    """How long to announce a change, in seconds, unless told. Pools that do not poll cannot hear of one."""
+    return rules.refresh_interval + ANNOUNCE_GRACE if rules.refresh_interval else 0.0
+
+
 def announcement_left(staged: StoredSecret, announce: float) -> float:
     """Seconds until pools have had ``announce`` seconds to see the stage; 0 or less when they have."""
     return announce - _age(staged)

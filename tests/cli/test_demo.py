@@ -169,6 +169,24 @@ async def test_an_existing_server_is_left_as_it_was(server: PostgresServer, tmp_
     assert await things() == before
 
 
+@pytest.mark.parametrize("powers", ["", "CREATEROLE"])
+async def test_a_role_that_may_not_set_the_stage_is_2_in_one_line(server: PostgresServer, powers: str) -> None:
+    name = f"lame_{os.urandom(4).hex()}"
+    await server.execute(f"CREATE ROLE {name} LOGIN {powers} PASSWORD '{server.admin_password.reveal()}'")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "aiopqr", "demo", "--plain", "--dsn", server.dsn.replace("//", f"//{name}@", 1)),
+        env={**os.environ, "AIOPQR_ADMIN_PASSWORD": server.admin_password.reveal()},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+    await server.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+    assert process.returncode == 2
+    [line] = err.decode().splitlines()
+    assert "needs CREATEDB and CREATEROLE" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from aiopqr.credentials import Credential, Parity
-from aiopqr.rotation import Announcing, RotationRefused, RotationUndone, Step
+from aiopqr.rotation import Announcing, RotationRefused, RotationUndone, Rules, Step
 from aiopqr.rotation.plan import Action
 from aiopqr.rotation.rotator import Rotator
 from aiopqr.rotation.stores.store import StoredSecret
@@ -43,6 +43,8 @@ async def test_the_database_is_changed_only_after_the_announcement(rig: Any) -> 
 
 def test_without_being_told_it_announces_for_the_pools_refresh_interval_and_ten_seconds(rig: Any) -> None:
     assert Rotator(admin=rig.admin, store=rig.store, verify=rig.postgres.dsn).announce == 70.0
+    nobody_polls = Rules(refresh_interval=0.0)
+    assert Rotator(admin=rig.admin, store=rig.store, verify=rig.postgres.dsn, rules=nobody_polls).announce == 0.0
 
 
 async def test_an_interrupted_announcement_is_resumed_for_what_is_left(rig: Any) -> None:

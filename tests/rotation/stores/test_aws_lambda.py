@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -123,6 +124,23 @@ async def test_four_steps_rotate_one_account(rig: Rig) -> None:
     assert await rig.accepts(after.even)
     assert after.pending is None
     assert after[after.active] not in (before.odd, before.even)
+
+
+@pytest.mark.parametrize(("remaining", "waits"), [(60.0, True), (20.0, False)])
+async def test_pools_have_the_time_to_step_aside_where_the_functions_timeout_allows_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, remaining: float, waits: bool
+) -> None:
+    monkeypatch.setenv("AIOPQR_ANNOUNCE", "3")
+    token = await rig.aws_secret.begin_rotation()
+    await rig.call("createSecret", token)
+    staged_at = (await rig.pair()).pending_since
+    assert staged_at
+    event = {"SecretId": rig.aws_secret.name, "ClientRequestToken": token, "Step": "setSecret"}
+    context = type("Context", (), {"get_remaining_time_in_millis": lambda self: int(1000 * remaining)})()
+    begun = time.monotonic()
+    await asyncio.to_thread(handler, event, context)
+    assert (time.monotonic() - begun > 1.0) is waits
+    assert await rig.accepts((await rig.pair()).pending)
 
 
 async def test_two_rotations_alternate_when_pools_had_their_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
