@@ -34,6 +34,7 @@ LAYERS: list[str] = [
     "_refresh.announcement",
     "_refresh.renaming",
     "_refresh.loops",
+    "_refresh.reports",
     "_refresh.feed",
     "_refresh.refresher",
     "_login.scram",

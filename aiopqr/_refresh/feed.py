@@ -10,7 +10,7 @@ import asyncio
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -26,7 +26,6 @@ from ..errors import (
     without_locals,
 )
 from ..events import (
-    CredentialExpired,
     CredentialsRenewed,
     Emitter,
     Event,
@@ -35,14 +34,13 @@ from ..events import (
     Refreshed,
     RefreshFailed,
     RefreshRecovered,
-    SteppedAside,
-    SteppedBack,
     report,
     reporting,
 )
 from ..sources import CredentialSource
 from ..stats import RefreshStats, SteppingAside
-from .announcement import Announcement, Ended
+from . import reports
+from .announcement import Announcement
 from .expiry import Expiry
 from .loops import LoopState
 from .plan import Need, RefreshPlan
@@ -89,7 +87,7 @@ class Feed:
         self.announcement = Announcement()
         self.expiry = Expiry()
         self._renaming = Renaming(keeps=keep_renamed)
-        self._known_expired: set[str] = set()
+        self._expiries = reports.Expiries(name)
         self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
         self._pair: CredentialPair | None = None
         self._plan = RefreshPlan(self.interval, 0.0)
@@ -203,7 +201,7 @@ class Feed:
         self._closed = True
         if self._state:
             self._state.cancel()
-            self._settle(self._state, self._plan.started + 1, AiopqrError(f"refresher {self.name!r} is closed"))
+            self._state.settle(self._plan.started + 1, AiopqrError(f"refresher {self.name!r} is closed"))
 
     def __del__(self) -> None:
         state = getattr(self, "_state", None)
@@ -240,10 +238,10 @@ class Feed:
         except BaseException as exc:  # a cancellation, or something unforeseen
             cancel((flight,))
             self._plan.failed(ticket, Need.NONE, loop.time())
-            self._settle(state, ticket, exc if isinstance(exc, Exception) else None)
+            state.settle(ticket, exc if isinstance(exc, Exception) else None)
             raise
         error = outcome if isinstance(outcome, BaseException) else None
-        self._settle(state, ticket, error)
+        state.settle(ticket, error)
         for event in events:
             self._tell(event)
         return error
@@ -274,7 +272,7 @@ class Feed:
             events = self._install(outcome, now)
             within, remaining = outcome.refresh_in, self.expiry.remaining(outcome, now)
             self._plan.succeeded(ticket, self._need(now), now, within=within, remaining=remaining)
-            events += self._expired(now)
+            events += self._expiries.expired(self._pair, self.expiry, now)
             return [*events, RefreshRecovered(name=self.name, failures=failures)] if failures else events
         self._failed += 1
         self._plan.failed(ticket, self._need(now), now)
@@ -282,7 +280,7 @@ class Feed:
         why, failures = describe(outcome), self._plan.failures
         age = self.pair_age if self._pair else None
         return [
-            *self._expired(now),
+            *self._expiries.expired(self._pair, self.expiry, now),
             RefreshFailed(name=self.name, error=why, failures=failures, retry_in=retry_in, pair_age=age),
         ]
 
@@ -291,7 +289,7 @@ class Feed:
         self._ok += 1
         self._confirmed_at, self._last_success = now, time.time()
         self.expiry.hear(pair, now, datetime.now(UTC))
-        events = list(self._announce(pair, now))
+        events = list(reports.staging(self.name, self.announcement, pair, now))
         if before is not None and (pair != before or _expiries(pair) != _expiries(before)):
             for subscriber in tuple(self._subscribers):
                 with reporting("%s: a subscriber failed on a newer pair", self.name):
@@ -307,26 +305,6 @@ class Feed:
             return events
         changed = tuple(parity for parity in Parity if pair[parity] != before[parity])
         return [*events, Refreshed(name=self.name, changed=changed, pending=pair.pending_parity)]
-
-    def _expired(self, now: float) -> list[Event]:
-        """Accounts that have expired since the last time, without anything newer."""
-        accounts = [(p, a) for p in Parity if self._pair and (a := self._pair[p]) and self.expiry.has_passed(a, now)]
-        known, self._known_expired = self._known_expired, {account.username for _, account in accounts}
-        return [
-            CredentialExpired(name=self.name, parity=parity, username=account.username)
-            for parity, account in accounts
-            if account.username not in known
-        ]
-
-    def _announce(self, pair: CredentialPair, now: float) -> Iterator[Event]:
-        age = (datetime.now(UTC) - pair.pending_since).total_seconds() if pair.pending_since else 0.0
-        for step in self.announcement.hear(pair, now, age):
-            stage = step.stage if isinstance(step, Ended) else step
-            account: dict[str, Any] = {"name": self.name, "parity": stage.parity, "username": stage.pending.username}
-            if isinstance(step, Ended):
-                yield SteppedBack(**account, after=now - stage.since, closed=step.closed)
-            else:
-                yield SteppedAside(**account, ends_in=stage.until - now)
 
     def _tell(self, event: Event) -> None:
         # A source that is polled every second may fail for days: after the first, ever more rarely into the log.
@@ -345,18 +323,6 @@ class Feed:
         if any(account in self.quarantine or self.expiry.has_passed(account, now) for account in accounts):
             return Need.REFUSED
         return Need.NONE
-
-    def _settle(self, state: LoopState, ticket: int, error: BaseException | None) -> None:
-        """Wake those who wait for a fetch up to this one."""
-        settled = [waiter for wanted, waiter in state.waiters if wanted <= ticket and not waiter.done()]
-        state.waiters = [(wanted, waiter) for wanted, waiter in state.waiters if wanted > ticket]
-        for waiter in settled:
-            if waiter.get_loop().is_closed():
-                continue
-            if error is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(error)
 
 
 async def _keep_fresh(ref: weakref.ref[Feed], state: LoopState) -> None:

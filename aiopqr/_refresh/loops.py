@@ -41,6 +41,16 @@ class LoopState:
     def tasks(self) -> list[asyncio.Task[Any]]:
         return [task for task in (self.task, *self.flights) if task is not None]
 
+    def settle(self, ticket: int, error: BaseException | None) -> None:
+        """Wake those who wait for a fetch up to this one."""
+        settled = [waiter for wanted, waiter in self.waiters if wanted <= ticket and not waiter.done()]
+        self.waiters = [(wanted, waiter) for wanted, waiter in self.waiters if wanted > ticket]
+        for waiter in settled if not self._loop.is_closed() else ():
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
     def drop(self, name: str) -> None:
         """Give up what belongs to a loop that is gone. Raises :class:`ConfigurationError` if the loop still runs."""
         is_own = self._pid == os.getpid()
