@@ -70,14 +70,13 @@ _PROXY_CLASSES = frozenset({"08", "53", "57", "58", "XX"})
 
 _BY_TEXT = _table(
     (r"no pg_hba\.conf entry|pg_hba\.conf rejects", Verdict.FATAL),
-    (r"too many connections for role", Verdict.ACCOUNT_FULL),
+    (r"too many connections for role|max_user_(client_)?connections", Verdict.ACCOUNT_FULL),
     (r"permission denied for database|is not permitted to log in", Verdict.ACCOUNT),
     # PgBouncer, which says 08P01 whatever it is
     (r"(password|SASL|PAM|LDAP) authentication failed|no such user|^auth failed", Verdict.CREDENTIAL),
-    (
-        r"no more connections allowed|too many clients|remaining connection slots|too many connections",
-        Verdict.SERVER_FULL,
-    ),
+    (r"no more connections allowed|too many (tcp )?(clients|connections)", Verdict.SERVER_FULL),
+    (r"remaining connection slots|max_(db_)?(client_)?conn(ections)?\b", Verdict.SERVER_FULL),
+    (r"max clients|max client connections|EMAXCONN|MaxClientsIn", Verdict.SERVER_FULL),
     (r"server login (has been failing|failed)|cannot connect to server|server conn(ection)? crashed", Verdict.OUTAGE),
     (
         r"(query_wait|client_login|server_connect)_timeout|pooler is (shut|paus)|shutting down|starting up",
@@ -87,6 +86,7 @@ _BY_TEXT = _table(
     (r"has no credentials for the role|password that was provided for the role", Verdict.CREDENTIAL),
     (r"IAM user authentication failed|access token has expired", Verdict.CREDENTIAL),
     (r"too many competing requests|rate of connection to proxy exceeded", Verdict.OUTAGE),
+    (r"time[d ]-?out waiting|(borrow|check ?out|acquire|get) .*(pool|database connection)", Verdict.SERVER_FULL),
     # Supavisor, pgcat
     (r"\(ENOTFOUND\) tenant/user|tenant or user not found|no pool configured for database", Verdict.ACCOUNT),
     (r"\(ECIRCUITBREAKER\)|pool down", Verdict.OUTAGE),

@@ -52,10 +52,15 @@ class Arguments:
             kwargs = {**kwargs, **defaults}
             target = read_target(args, kwargs) or target
         if target.database is None:
+            also, where = "", "the DSN, with database=, in PGDATABASE, or as dbname in the secret"
+            if not target.names_host:
+                also, where = (
+                    " and no host",
+                    "the DSN, with database= and host=, in PGDATABASE and PGHOST, or in the secret",
+                )
             raise ConfigurationError(
-                "no database is named: asyncpg would use one with the account's name, and each of the two accounts "
-                "would use a different one. Name it in the DSN, with database=, in PGDATABASE, or as dbname in the "
-                "secret"
+                f"no database{also} is named: asyncpg would use a database with the account's name, and each of the "
+                f"two accounts would use a different one. Name it in {where}"
             )
         return cls(args, kwargs, target, trust)
 

@@ -61,7 +61,6 @@ class Connector:
         self.name = name
         self.events = Emitter(listeners)
         self._own_connect = connect
-        self._driver_connect = connect or asyncpg.connect
         self._keys = KeyCache() if scram_cache else None
         self._owns_refresher = not isinstance(credentials, Refresher)
         if isinstance(credentials, Refresher):
@@ -85,7 +84,7 @@ class Connector:
             self._feed.subscribe(self)
             await self.refresher.start()
         if self._state is None:  # another task may have started it meanwhile
-            connect = self._driver_connect
+            connect = self._own_connect
             self._state = ConnectorState(self.name, self.events, self._feed, connect, self._keys, self._logins)
             if self._keys is not None:
                 self._keys.keep_only(self.refresher.pair.credentials())
@@ -112,8 +111,9 @@ class Connector:
         read = Arguments.for_own_connect if self._own_connect else Arguments.for_asyncpg
         arguments = read(args or self._args, kwargs, self.refresher.pair.endpoint)
         made = await Connect(self._started, arguments, timeout).run(lambda: self._probe(arguments))
-        if isinstance(made.con, asyncpg.Connection):  # a user's connect= may return anything
-            self._attempts[_unwrapped(made.con)] = made.attempt
+        inner = _unwrapped(made.con)
+        if isinstance(inner, asyncpg.Connection):  # a user's connect= may return anything
+            self._attempts[inner] = made.attempt
         return made.con
 
     async def refresh(self) -> None:
@@ -221,6 +221,11 @@ class Connector:
             "all_refused": state.alternator.is_refused(now),
             "degraded": pair.missing is not None,
         }
+
+    @property
+    def patience(self) -> float:
+        """How many seconds a login may take before it counts as hanging: four times the slowest of the last ten."""
+        return self._started.pace.patience
 
     @property
     def connect_time(self) -> Histogram:

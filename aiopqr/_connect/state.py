@@ -42,7 +42,7 @@ class ConnectorState:
         name: str,
         events: Emitter,
         feed: Feed,
-        connect: Callable[..., Awaitable[Any]],
+        connect: Callable[..., Awaitable[Any]] | None,
         keys: KeyCache | None,
         logins: Logins,
     ) -> None:
@@ -80,7 +80,8 @@ class ConnectorState:
             async with asyncio.timeout(timeout):
                 await self._resolve(made)
             con = await login(
-                self._connect,
+                # What asyncpg's own pool calls, read each time: agents wrap `asyncpg.connect`, and return proxies.
+                self._connect or asyncpg.connection.connect,
                 *arguments.args,
                 user=attempt.credential.username,
                 password=attempt.credential.password,

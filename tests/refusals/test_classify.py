@@ -70,6 +70,9 @@ PROXIES = [
     ("08P01", "client_login_timeout", OUTAGE),
     ("08P01", "server_connect_timeout", OUTAGE),
     ("08P01", "pooler is shutting down", OUTAGE),
+    ("08P01", "no more connections allowed (max_client_conn)", SERVER_FULL),
+    ("08P01", "client connections exceeded (max_user_client_connections)", FULL),
+    ("08P01", "client connections exceeded (max_db_client_connections)", SERVER_FULL),
     # PgBouncer's server login, by the embedded text where there is one
     (
         "08P01",
@@ -109,7 +112,15 @@ PROXIES = [
     ("XX000", "(ENOTFOUND) tenant/user app_odd.abc not found", ACCOUNT),
     ("XX000", "Tenant or user not found", ACCOUNT),
     ("XX000", "(ECIRCUITBREAKER) too many authentication failures", OUTAGE),
+    ("XX000", "(EMAXCONNSESSION) max clients reached in session mode", SERVER_FULL),
+    ("XX000", "MaxClientsInSessionMode: max clients reached", SERVER_FULL),
+    ("XX000", "Max client connections reached", SERVER_FULL),
+    ("XX000", "(ECHECKOUTTIMEOUT) unable to check out connection from the pool after 60000ms", SERVER_FULL),
+    # RDS Proxy, Odyssey
+    ("08000", "Timed-out waiting to acquire database connection", SERVER_FULL),
+    ("53300", "odyssey: c1a2: too many tcp connections (global client_max 100)", SERVER_FULL),
     # pgcat
+    ("58000", "could not get connection from the pool - AllServersDown", SERVER_FULL),
     ("58000", 'No pool configured for database: "orders", user: "app_odd"', ACCOUNT),
     ("58000", "Pool down for database", OUTAGE),
     # A server whose routine a proxy swallowed
@@ -247,3 +258,27 @@ LOST: list[tuple[Any, bool]] = [
 @pytest.mark.parametrize(("error", "is_lost"), LOST, ids=repr)
 def test_a_lost_connection_is_told_from_a_failed_query(error: BaseException, is_lost: bool) -> None:
     assert is_connection_lost(error) is is_lost
+
+
+UNKNOWN_OF_A_PROXY = [("08P01", "something new"), ("XX000", "(ENEW) something new"), ("58000", "something new")]
+
+
+@pytest.mark.parametrize(("sqlstate", "message"), UNKNOWN_OF_A_PROXY)
+def test_what_an_unknown_proxy_says_about_itself_passes_once_a_connect_has_worked(sqlstate: str, message: str) -> None:
+    unknown = server_error(sqlstate, message)
+    assert classify(unknown) is FATAL
+    assert classify(unknown, has_worked=True) is OUTAGE
+
+
+@pytest.mark.parametrize(
+    "error", [socket.gaierror(socket.EAI_NONAME, "unknown"), asyncpg.TargetServerAttributeNotMatched("none")], ids=str
+)
+def test_a_name_and_a_role_that_were_found_before_are_waited_for(error: Exception) -> None:
+    assert classify(error) is FATAL
+    assert classify(error, has_worked=True) is OUTAGE
+
+
+@pytest.mark.parametrize(("sqlstate", "message"), [("3D000", "no such database"), ("28000", "no pg_hba.conf entry")])
+def test_a_mistake_stays_one_also_after_a_connect_has_worked(sqlstate: str, message: str) -> None:
+    assert classify(server_error(sqlstate, message), has_worked=True) is FATAL
+    assert classify(server_error("XX000", "cache lookup failed", "elog_finish"), has_worked=True) is FATAL

@@ -1,0 +1,121 @@
+"""What the arguments, the environment and the secret say about where to connect to."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+import aiopqr
+from aiopqr.credentials import Endpoint
+from aiopqr.testing import RotatingPostgres
+
+PAIR = aiopqr.CredentialPair(aiopqr.Credential("a", "x"), aiopqr.Credential("b", "y"))
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PGHOST", "PGPORT", "PGDATABASE", "PGSERVICE", "PGSSLROOTCERT", "PGSSLMODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+async def connect(*args: Any, **kwargs: Any) -> Any:
+    async with asyncio.timeout(5), aiopqr.Connector(*args, **{"credentials": PAIR, **kwargs}) as maker:
+        return await maker.connect()
+
+
+async def test_a_dsn_without_a_database_is_refused_since_each_account_would_use_another() -> None:
+    with pytest.raises(aiopqr.ConfigurationError, match="no database is named"):
+        await connect("postgresql://127.0.0.1:1")
+
+
+async def test_the_secrets_database_serves_where_the_dsn_names_only_a_host(postgres: RotatingPostgres) -> None:
+    source = replace(postgres.pair, endpoint=Endpoint(database=postgres.database))
+    con = await connect(postgres.dsn.rpartition("/")[0], credentials=source, ssl="disable")
+    assert await con.fetchval("select current_database()") == postgres.database
+    await con.close()
+
+
+async def test_no_host_anywhere_is_an_error_at_once(unused_tcp_port: int) -> None:
+    with pytest.raises(aiopqr.ConfigurationError, match="no host is named"):
+        await connect(database="orders", port=unused_tcp_port)
+    with pytest.raises(aiopqr.ConfigurationError, match="no database and no host is named"):
+        await connect()
+
+
+@pytest.mark.parametrize("dsn", [None, "postgresql:///orders"])
+async def test_a_missing_file_in_the_environment_is_named_at_once(
+    dsn: str | None, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    values = {"PGHOST": "127.0.0.1", "PGPORT": str(unused_tcp_port), "PGDATABASE": "orders"}
+    for name, value in (values | {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "/nowhere/ca.pem"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(aiopqr.ConfigurationError, match="PGSSLROOTCERT names a file that does not exist: /nowhere"):
+        await connect(dsn)
+
+
+async def test_a_missing_file_in_the_service_file_is_named_at_once(tmp_path: Path, unused_tcp_port: int) -> None:
+    services = tmp_path / "services"
+    services.write_text(
+        f"[orders]\nhost=127.0.0.1\nport={unused_tcp_port}\ndbname=o\nsslmode=verify-ca\nsslrootcert=/nowhere/ca.pem\n"
+    )
+    with pytest.raises(aiopqr.ConfigurationError, match="sslrootcert in the service file"):
+        await connect("postgresql://?service=orders", servicefile=str(services))
+
+
+async def test_a_users_own_connect_gets_arguments_that_are_not_ours_to_read(postgres: RotatingPostgres) -> None:
+    async def connector(instance: str, **kwargs: Any) -> asyncpg.Connection:
+        assert instance == "project:region:orders"
+        return await asyncpg.connect(postgres.dsn, ssl="disable", **kwargs)
+
+    con = await connect("project:region:orders", credentials=postgres.source, connect=connector)
+    await con.close()
+    with pytest.raises(aiopqr.ConfigurationError, match="password="):
+        aiopqr.Connector("project:region:orders", credentials=PAIR, connect=connector, password="x")
+
+
+async def test_connections_behind_an_agents_proxy_are_recognised(
+    postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ddtrace's: it wraps ``asyncpg.connect``. What asyncpg's own pool calls is not wrapped."""
+
+    class Traced:
+        def __init__(self, con: asyncpg.Connection) -> None:
+            self.__wrapped__ = con
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.__wrapped__, name)
+
+        __class__ = property(lambda self: type(self.__wrapped__))  # type: ignore[assignment]
+
+    real = asyncpg.connect
+
+    async def traced(*args: Any, **kwargs: Any) -> Any:
+        return Traced(await real(*args, **kwargs))
+
+    monkeypatch.setattr(asyncpg, "connect", traced)
+    for own in (None, traced):
+        options: dict[str, Any] = {"credentials": postgres.source, "connect": own, "ssl": "disable"}
+        async with aiopqr.Connector(postgres.dsn, **options) as maker:
+            con = await maker.connect()
+            assert maker.attempt_of(con) is not None
+            await postgres.rotate(maker.attempt_of(con).parity)
+            await maker.refresh()
+            assert maker.is_superseded(con)
+            await con.close()
+
+
+async def test_the_refusals_are_still_there_once_the_accounts_are_set_aside() -> None:
+    async def refuse(*args: Any, **kwargs: Any) -> asyncpg.Connection:
+        raise asyncpg.InvalidPasswordError("password authentication failed")
+
+    async with aiopqr.Connector(credentials=PAIR, connect=refuse) as maker:
+        for _ in range(2):
+            with pytest.raises(aiopqr.CredentialsRefused, match=r"last fetched .* ago.*aiopqr check") as caught:
+                await maker.connect(timeout=0.2)
+            assert set(caught.value.refusals) == {"a", "b"}
+            assert isinstance(caught.value.__cause__, asyncpg.InvalidPasswordError)

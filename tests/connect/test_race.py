@@ -1,0 +1,205 @@
+"""Logins that are silent hold up nobody, and what is slow is not cut."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import asyncpg
+import pytest
+from support.proxy import Proxy
+
+import aiopqr
+from aiopqr.testing import RotatingPostgres
+
+PAIR = aiopqr.CredentialPair(aiopqr.Credential("a", "x"), aiopqr.Credential("b", "y"))
+
+
+async def eventually(fact: Callable[[], object], *, within: float = 10.0) -> None:
+    async with asyncio.timeout(within):
+        while not fact():
+            await asyncio.sleep(0.005)
+
+
+class Hole:
+    """A host that accepts connections and says nothing."""
+
+    port = accepted = open = 0
+
+    async def swallow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        self.open += 1
+        try:
+            while await reader.read(65536):
+                pass
+        except OSError:
+            pass
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+@pytest.fixture
+async def hole() -> AsyncIterator[Hole]:
+    hole = Hole()
+    async with await asyncio.start_server(hole.swallow, "127.0.0.1", 0) as server:
+        hole.port = server.sockets[0].getsockname()[1]
+        yield hole
+
+
+def hosts(postgres: RotatingPostgres, *ports: int) -> str:
+    return f"postgresql://{','.join(f'127.0.0.1:{port}' for port in ports)}/{postgres.database}"
+
+
+async def test_a_silent_host_costs_a_second_once_and_is_then_tried_last(postgres: RotatingPostgres, hole: Hole) -> None:
+    dsn = hosts(postgres, hole.port, postgres.server.port)
+    async with aiopqr.create_pool(dsn, credentials=postgres.source, ssl="disable", min_size=0, max_size=5) as pool:
+        began = time.monotonic()
+        assert await pool.fetchval("select 1") == 1
+        assert 0.9 < time.monotonic() - began < 5
+        assert hole.accepted == 1
+        for con in [await pool.acquire() for _ in range(5)]:
+            await pool.release(con)
+        assert hole.accepted == 1
+        assert (pool.stats().outages, pool.stats().failed) == (0, 0)
+    await eventually(lambda: hole.open == 0)  # the loser was closed
+
+
+async def test_many_connects_at_once_get_past_a_silent_host(postgres: RotatingPostgres, hole: Hole) -> None:
+    dsn = hosts(postgres, hole.port, postgres.server.port)
+    options: dict[str, Any] = {"credentials": postgres.source, "ssl": "disable"}
+    async with aiopqr.Connector(dsn, **options) as maker, asyncio.timeout(10):
+        for con in await asyncio.gather(*(maker.connect() for _ in range(10))):
+            await con.close()
+
+
+async def test_a_refusal_ends_the_round_and_is_not_repeated_at_each_host(postgres: RotatingPostgres) -> None:
+    dsn = hosts(postgres, *[postgres.server.port] * 3)
+    await postgres.rotate("odd", store_delay=None)
+    async with aiopqr.Connector(dsn, credentials=postgres.source, ssl="disable") as maker:
+        await (await maker.connect()).close()
+    assert postgres.failed_logins() == 1
+
+
+async def test_each_address_of_a_name_has_its_turn(
+    postgres: RotatingPostgres, hole: Hole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only one of a name's three addresses listens on the server's port."""
+    real = socket.getaddrinfo
+
+    def lookup(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host != "db.test":
+            return real(host, *args, **kwargs)
+        ips = ("127.0.0.9", "127.0.0.8", "127.0.0.1")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, postgres.server.port)) for ip in ips]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    dsn = f"postgresql://db.test:{postgres.server.port}/{postgres.database}"
+    async with aiopqr.Connector(dsn, credentials=postgres.source, ssl="disable") as maker:
+        await (await maker.connect(timeout=10)).close()
+
+
+class ForgetfulProxy(Proxy):
+    """A load balancer that fails over: flows of before are swallowed for good, new ones work."""
+
+    generation = 0
+
+    async def _pump(self, reader: Any, writer: Any, budget: int | None) -> None:
+        born = self.generation
+        while (data := await reader.read(65536)) and born == self.generation and self._flowing.is_set():
+            writer.write(data)
+            await writer.drain()
+        if born != self.generation or not self._flowing.is_set():
+            await asyncio.Event().wait()
+        writer.close()
+
+
+async def test_hung_logins_hold_nobody_up_when_the_path_is_back(postgres: RotatingPostgres) -> None:
+    async with ForgetfulProxy(postgres.server.host, postgres.server.port) as proxy:
+        maker = aiopqr.Connector(proxy.dsn_of(postgres.dsn), credentials=postgres.source, ssl="disable")
+        async with maker:
+            await (await maker.connect()).close()
+            proxy.blackhole()
+            waiting = [asyncio.create_task(maker.connect()) for _ in range(3)]
+            await eventually(lambda: maker.stats().outages == 1)
+            assert len(maker._logins._in_flight) <= len(waiting) + 1
+            proxy.heal()
+            began = time.monotonic()
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert time.monotonic() - began < 2.5
+            async with asyncio.timeout(10):
+                for con in await asyncio.gather(*waiting):
+                    await con.close()
+            assert maker.stats().failed == 0
+
+
+async def test_an_account_that_the_server_is_slow_to_refuse_does_not_hold_up_the_other(
+    postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with ``auth_delay``. The late refusal still counts, once."""
+    monkeypatch.setattr("aiopqr._connect.outage.SILENCE", 0.1)
+    refuse = asyncio.Event()
+
+    async def slow(*args: Any, user: str, **kwargs: Any) -> asyncpg.Connection:
+        if user == postgres.usernames[0]:
+            await refuse.wait()
+            raise asyncpg.InvalidPasswordError("password authentication failed")
+        return await asyncpg.connect(*args, user=user, **kwargs)
+
+    maker = aiopqr.Connector(postgres.dsn, credentials=postgres.source, connect=slow, ssl="disable")
+    async with maker:
+        async with asyncio.timeout(5):
+            made = await asyncio.gather(*(maker.connect() for _ in range(4)))
+        assert maker.stats().accounts["odd"].refused == 0
+        refuse.set()
+        await eventually(lambda: maker.stats().accounts["odd"].refused)
+        for con in made:
+            await con.close()
+        assert maker.stats().accounts["odd"].refused_for is not None
+
+
+async def test_a_connect_that_ends_leaves_no_login_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiopqr._connect.outage.SILENCE", 0.05)
+    running = 0
+
+    async def hang(*args: Any, **kwargs: Any) -> asyncpg.Connection:
+        nonlocal running
+        running += 1
+        try:
+            return await asyncio.Event().wait()
+        finally:
+            running -= 1
+
+    async with aiopqr.Connector(credentials=PAIR, connect=hang) as maker:
+        waiting = asyncio.create_task(maker.connect())
+        await eventually(lambda: running == 2)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        await eventually(lambda: running == 0)
+        with pytest.raises(aiopqr.ConnectTimeout, match="has not answered a login"):
+            await maker.connect(timeout=0.3)
+        await eventually(lambda: running == 0)
+        assert maker.stats().failed >= 1
+
+
+async def test_there_is_no_extra_login_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiopqr._connect.outage.SILENCE", 0.05)
+    running = most = 0
+
+    async def hang(*args: Any, **kwargs: Any) -> asyncpg.Connection:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            return await asyncio.Event().wait()
+        finally:
+            running -= 1
+
+    async with aiopqr.Connector(credentials=PAIR, connect=hang) as maker:
+        maker._logins.room = lambda: 0
+        with pytest.raises(aiopqr.ConnectTimeout):
+            await maker.connect(timeout=0.5)
+    assert most == 1
