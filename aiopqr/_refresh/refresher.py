@@ -20,8 +20,9 @@ class Refresher:
     """Keeps one credential pair fresh, for one pool or for several that share it.
 
     ``interval`` is the time in seconds between fetches that nobody asked for (default: the source's own, or 60); 0
-    fetches only when an account is refused, when credentials expire, or when :meth:`refresh` is called. ``timeout``
-    bounds one fetch, in seconds (default 10). ``listeners`` are called with each event.
+    fetches only when an account is refused, when credentials expire, or when :meth:`refresh` is called. Such a pool
+    cannot hear of a rotation that is announced, which then costs it a failed login. ``timeout`` bounds one fetch, in
+    seconds (default 10). ``listeners`` are called with each event.
 
     Where a source of one account comes to name another account, ``keep_renamed`` keeps the one before as a last resort,
     and as the other half of a pair once the source has come back to an earlier name; without it, connections of an
