@@ -44,7 +44,7 @@ class Leases:
             return
         now, ends = asyncio.get_running_loop().time(), []
         for pooled in tuple(connections):
-            if pooled.attempt is None:
+            if pooled.attempt is None or pooled.con.is_closed():
                 continue
             if self._connector.has_left(pooled.attempt):
                 pooled.expire("superseded", now)
@@ -78,7 +78,7 @@ class Leases:
         now = asyncio.get_running_loop().time()
         for pooled in tuple(connections or ()):
             attempt = pooled.attempt
-            if attempt and self._connector.ends_at(attempt) <= now:
+            if attempt and not pooled.con.is_closed() and self._connector.ends_at(attempt) <= now:
                 username, in_use = attempt.credential.username, not pooled.is_idle
                 pooled.con.terminate()
                 event = LeaseEnded(name=self._connector.name, username=username, in_use=in_use)

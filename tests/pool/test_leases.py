@@ -153,6 +153,7 @@ async def test_a_connection_without_a_replacement_serves_until_its_lease_ends(po
                     pass
             source.pair = CredentialPair.single(await lessor.lease(seconds=500))
             assert await pool.fetchval("SELECT count(*) FROM items", timeout=20) == 0
+        assert sum(isinstance(event, events.LeaseEnded) for event in heard) == 1, "reported once"
         assert any(isinstance(event, events.CredentialExpired) for event in heard)
 
 
