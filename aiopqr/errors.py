@@ -88,6 +88,10 @@ class PoolClosing(PoolError, asyncpg.InterfaceError):
     """The pool is being closed, or is closed: no connection is given out any more."""
 
 
+class WrongLoop(PoolError, RuntimeError):
+    """The pool was made for another event loop, that of another thread for example, or in a process before a fork."""
+
+
 class RotationError(AiopqrError):
     """The base of what goes wrong in a rotation of passwords."""
 

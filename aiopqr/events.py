@@ -19,6 +19,7 @@ __all__ = [
     "AccountRecovered",
     "AllRefused",
     "ConnectionLost",
+    "ConnectionOverdue",
     "CredentialExpired",
     "CredentialsRenewed",
     "Emitter",
@@ -329,6 +330,21 @@ class ConnectionLost(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionOverdue(Event):
+    """A connection is ``overdue`` seconds past its deadline: it is in use, or, if ``is_idle``, cannot be replaced.
+
+    It is emitted once for each connection.
+    """
+
+    overdue: float
+    is_idle: bool
+
+    def __str__(self) -> str:
+        why = "no replacement is ready" if self.is_idle else "it is in use"
+        return f"{self.name}: a connection is {self.overdue:.0f} s past the end of its lifetime, because {why}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeakSuspected(Event):
     """A connection has been held for ``held`` seconds. ``stack`` is where it was acquired."""
 
@@ -359,6 +375,7 @@ _LEVELS: dict[type[Event], int] = {
     SteppedBack: logging.INFO,
     ReplacementDelayed: logging.WARNING,
     ConnectionLost: logging.INFO,
+    ConnectionOverdue: logging.INFO,
     LeakSuspected: logging.WARNING,
 }
 

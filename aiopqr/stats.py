@@ -146,12 +146,17 @@ class ConnectorStats:
 
 @dataclass(frozen=True, slots=True)
 class ReplacementStats:
-    """Connections retired for a replacement. ``why`` counts them by reason; ``delayed_by``: why the next one waits."""
+    """Connections that were retired. ``why`` counts them by reason; ``delayed_by`` says why the next one waits.
+
+    ``overdue`` connections are more than a second past their deadline now, because they are in use or because no
+    replacement can be had.
+    """
 
     done: int
     delayed: int
     why: Mapping[str, int]
     delayed_by: str | None
+    overdue: int
 
 
 @dataclass(frozen=True, slots=True)

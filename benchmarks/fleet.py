@@ -23,7 +23,8 @@ from typing import Any
 from aiopqr import Credential, CredentialPair, Parity
 from aiopqr._connect.alternation import Alternator
 from aiopqr._pool.connection import Lifetime
-from aiopqr._pool.replacement import BACKOFF_FIRST, BACKOFF_MAX, OPEN_TIMEOUT
+from aiopqr._pool.connections import CONNECT_TIMEOUT
+from aiopqr._pool.replacement import BACKOFF_FIRST, BACKOFF_MAX
 from aiopqr._refresh.announcement import Announcement
 from aiopqr._refresh.plan import Need, RefreshPlan
 from aiopqr._refresh.quarantine import Attempt, Quarantine
@@ -319,7 +320,7 @@ class Simulation:
             return
         instance.replacing = True
         if not instance.waits:
-            instance.give_up = self.now + OPEN_TIMEOUT
+            instance.give_up = self.now + CONNECT_TIMEOUT
         step = alternator.begin(self.now)
         while isinstance(step, Attempt) and not self._try_both(instance, step):
             step = alternator.begin(self.now)

@@ -61,10 +61,13 @@ LAYERS: list[str] = [
     "_pool.stand_in",
     "_pool.waiters",
     "_pool.connection",
+    "_pool.policy",
     "_pool.connections",
     "_pool.leases",
     "_pool.timers",
+    "_pool.retirement",
     "_pool.replacement",
+    "_pool.supply",
     "_pool.checkout",
     "_pool.pool",
     "rotation.errors",
@@ -106,6 +109,7 @@ PURE = {
     "_connect.alternation",
     "_connect.outage",
     "_pool.connection",
+    "_pool.retirement",
 }
 LAYER_OF = {name: number for number, name in enumerate(LAYERS)}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -116,6 +116,10 @@ class Connector:
             self._attempts[inner] = made.attempt
         return made.con
 
+    def limit_extra_logins(self, room: Callable[[], float]) -> None:
+        """From now on, there are at most ``room()`` sockets besides those of the connects themselves. For pools."""
+        self._started.logins.room = room
+
     async def refresh(self) -> None:
         """Fetch now: see :meth:`Refresher.refresh`."""
         await self.refresher.refresh()

@@ -1,16 +1,24 @@
-"""What the pool needs of asyncpg that has no public way. Each has a test that fails when asyncpg changes it."""
+"""What the pool needs of asyncpg that has no public way.
+
+Each function has a test that fails when asyncpg changes what it relies on. Where other people's code may stand between
+(an agent's proxy around the protocol, a metaclass), there is a way to go on without.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import operator
-from collections.abc import Awaitable, Callable
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 from asyncpg.protocol.protocol import PreparedStatementState, Protocol
+
+logger = logging.getLogger("aiopqr")
 
 
 def raw_connection(connection: object) -> Any:
@@ -26,7 +34,7 @@ def reattach(connection: Any, con: Any) -> None:
 # How many queries and COPYs a connection has run, whose class `counting_copies` made. (In C: this is called twice for
 # each checkout.)
 queries_run = operator.attrgetter("_protocol.queries_count", "copies_run")
-connection_of = operator.attrgetter("_con")  # of a proxy that was just handed out
+connection_of = operator.attrgetter("_con")  # of a proxy that was just handed out, or of a place
 
 
 def has_transaction(con: Any) -> bool:
@@ -34,16 +42,24 @@ def has_transaction(con: Any) -> bool:
     return con._top_xact is not None or con.is_in_transaction()
 
 
-def busy_check(con: Any) -> Callable[[], bool]:
-    """What tells whether a query runs on ``con``, or one that was cancelled has not ended yet."""
-    # asyncpg tells only whoever asks for a query. So ask for one that it will not make: to close a statement in use.
-    in_use = PreparedStatementState("", "", con._protocol, con._protocol.get_record_class(), False)
-    in_use.attach()
-    close_statement = con._protocol.close_statement
-    is_cancelling = con._protocol._is_cancelling
-    section = con._stmt_exclusive_section  # from a preparation to the result, and in between, where all seems free
+def busy_check(con: Any) -> Callable[[], bool | None]:
+    """A function that says whether a query runs on ``con``, or one that was cancelled has not ended yet.
 
-    def is_busy() -> bool:
+    It returns None where that cannot be known without asking the server.
+    """
+    protocol = getattr(con._protocol, "__wrapped__", con._protocol)  # monitoring agents put a proxy around it
+    is_cancelling = protocol._is_cancelling
+    section = con._stmt_exclusive_section  # held from a preparation to the result, when the protocol may seem free
+    try:
+        # asyncpg reports a running query only when you start another. So start one that it refuses to send: closing a
+        # statement that is in use.
+        in_use = PreparedStatementState("", "", protocol, protocol.get_record_class(), False)
+        in_use.attach()
+        close_statement = protocol.close_statement
+    except (TypeError, AttributeError):
+        return lambda: True if section._acquired or is_cancelling() else None
+
+    def is_busy() -> bool | None:
         if section._acquired or is_cancelling():
             return True
         try:
@@ -52,7 +68,9 @@ def busy_check(con: Any) -> Callable[[], bool]:
             return False
         except asyncpg.InterfaceError:
             return True
-        raise AssertionError("asyncpg closes a statement that is in use")
+        except StopIteration:
+            pass
+        return None
 
     return is_busy
 
@@ -66,46 +84,91 @@ def wire(con: Any) -> tuple[Any, Any] | None:
     return None
 
 
-# The hot path. asyncpg's own acquire() and release() are right, and three coroutines and a context longer: a tenth of
-# what an acquire, a short query and a release cost the client.
+# The hot path. asyncpg's own acquire() and release() are right, but they take three coroutines and a context more: a
+# tenth of what an acquire, a short query and a release cost the client.
 
 
-def next_holder(pool: Any) -> Any:
-    """Take a place out of asyncpg's queue, one with a connection if there is one; None where asyncpg would wait."""
+def next_place(pool: Any) -> Any:
+    """Take a place (a holder, in asyncpg's words) out of the pool's queue, one with a connection if there is one.
+
+    None if all are taken.
+    """
     try:
         return pool._queue.get_nowait()
-    except (asyncio.QueueEmpty, AttributeError):  # or the pool is not initialized, which asyncpg tells
+    except asyncio.QueueEmpty:
         return None
 
 
-def put_back(pool: Any, holder: Any) -> None:
-    """Return a place whose ``acquire()`` failed."""
-    pool._queue.put_nowait(holder)
-    pool._schedule_min_size_maintenance()
+def next_empty_place(pool: Any) -> Any:
+    """Take a place without a connection; None if there is none."""
+    try:
+        return pool._queue.get_disconnected_nowait()
+    except asyncio.QueueEmpty:
+        return None
 
 
-def give(connection: Any) -> Awaitable[None]:
-    """Release, as ``asyncpg.Pool.release()`` does, whatever becomes of the caller's task."""
+def put_back(place: Any) -> None:
+    """Return a place to the queue."""
+    place._pool._queue.put_nowait(place)
+
+
+def vacate(place: Any) -> None:
+    """Take the connection out of a place, which hears of it no more."""
+    place._con = None
+
+
+def exchange(old: Any, new: Any) -> None:
+    """Put the connection ``new`` into the place of ``old``, which hears of ``old`` no more."""
+    place = old._pool_holder()
+    place._con, new._pool_holder = new, weakref.ref(place)
+    place._generation = place._pool._generation
+
+
+def place_of(con: Any) -> Any:
+    """The place of a connection."""
+    return con._pool_holder()
+
+
+def give(connection: Any, timeout: float | None, name: str) -> asyncio.Task[None]:
+    """Release as ``asyncpg.Pool.release()`` does, in a task of its own: the caller's may be cancelled."""
     connection._con._on_release()
-    return asyncio.shield(connection._holder.release(None))
+    return asyncio.create_task(connection._holder.release(timeout), name=name)
 
 
 def give_at_once(connection: Any) -> None:
     """Release an open connection that is not busy, with no transaction to roll back, and no timer to arm."""
-    con, holder = connection._con, connection._holder
+    con, place = connection._con, connection._holder
     con._on_release()
     try:
         con._reset().send(None)
     except StopIteration:
-        holder._release()
+        place._release()
     else:
         con.terminate()
         raise asyncpg.InternalClientError("asyncpg waits for the server to undo nothing")
 
 
+def give_place(connection: Any) -> None:
+    """Release a place whose connection has just been exchanged: nothing is to be reset."""
+    connection._con._on_release()
+    connection._holder._release()
+
+
+class _Unregistered:
+    """Comes first among the bases, so that a connection class's own ``__init_subclass__`` never hears of the copy."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        pass
+
+
 @functools.cache
 def counting_copies(base: Any) -> Any:
-    """A subclass of a connection class that counts COPY: asyncpg does not, and a COPY may change a session too."""
+    """A subclass of a connection class that counts COPY: asyncpg does not, and a COPY may change a session too.
+
+    None if the class permits no subclass.
+    """
 
     def counted(name: str) -> Any:
         copy = getattr(base, name)
@@ -124,4 +187,8 @@ def counting_copies(base: Any) -> Any:
     copies = ("copy_from_table", "copy_from_query", "copy_to_table", "copy_records_to_table")
     identity = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     members = {"__slots__": ("copies_run",), "__init__": init, **identity, **{name: counted(name) for name in copies}}
-    return type(base)(base.__name__, (base,), members)
+    try:
+        return type(base)(base.__name__, (_Unregistered, base), members)
+    except Exception:
+        logger.debug("%s permits no subclass, so every release resets its session", base.__qualname__, exc_info=True)
+        return None

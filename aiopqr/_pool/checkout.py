@@ -1,7 +1,8 @@
-"""Acquire and release: what happens to a connection between asyncpg's pool and the one who uses it.
+"""Acquire and release: what happens to a connection between asyncpg's pool and whoever uses it.
 
-This is the path of every query, so it counts rather than tells, and arms a timer only where it has to wait. A permit
-of the waiters belongs to one checkout, and is given back once: by the release, or by the connection's end before.
+This is the path of every query. It counts rather than emits events, and arms a timer only where it has to wait. Each
+checkout holds one of the waiters' permits, and gives it back once: when it is released, or when its connection ends
+before that.
 """
 
 from __future__ import annotations
@@ -9,92 +10,67 @@ from __future__ import annotations
 import asyncio
 import math
 import traceback
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 
 from ..clock import TICK, clock_of
-from ..errors import AcquireTimeout, describe
-from ..events import ConnectionLost, Emitter, LeakSuspected
+from ..errors import AcquireTimeout, WrongLoop, describe
+from ..events import Emitter, LeakSuspected
 from ..refusals import is_connection_lost
 from ..stats import Histogram
 from ._asyncpg import (
     connection_of,
     give,
     give_at_once,
+    give_place,
     has_transaction,
-    next_holder,
     put_back,
     queries_run,
     raw_connection,
     reattach,
 )
-from .connection import PooledConnection
-from .connections import Connections
-from .replacement import CLOSE_TIMEOUT, Replacement
+from .connection import Checkout, PooledConnection
+from .connections import CLOSE_TIMEOUT, Connections
+from .policy import Hook, Policy
+from .replacement import Replacement
+from .supply import Supply
 from .timers import IdleTimer, ReleaseTimer
 from .waiters import Waiters
 
-CHECK_TIMEOUT = 5.0
-Hook = Callable[[Any], Awaitable[None]]
 UNSET: Any = object()
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How connections are handed out and taken back. Times are in seconds."""
-
-    acquire_timeout: float | None
-    reset_timeout: float
-    idle_limit: float
-    floor: int
-    check_after: float
-    leak_threshold: float
-    full_reset: bool
-    counts_queries: bool  # whether the connections are such that "nothing ran" can be known
-    resets_as_asyncpg: bool  # whether their reset() is asyncpg's own
-    may_close_on_release: bool  # asyncpg's max_queries is given
-    setup: Hook | None
-    reset: Hook | None
+_OWN_FILES = str(Path(__file__).parent)
 
 
 class Checkouts:
-    """Hands out the connections of one pool. ``acquire`` and ``release`` are asyncpg's own."""
+    """Hands out the connections of one pool, and takes them back."""
 
     def __init__(
         self,
-        pool: asyncpg.Pool,
         policy: Policy,
         connections: Connections,
         replacement: Replacement,
+        supply: Supply,
         waiters: Waiters,
-        events: Emitter,
-        *,
-        acquire: Callable[[], Awaitable[Any]],
-        release: Callable[..., Awaitable[None]],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._policy = policy
+        self._waiters = waiters
+        self._supply = supply
         self._connections = connections
         self._open = connections.by_connection
         self._replacement = replacement
-        self._waiters = waiters
-        self._events = events
+        self._events: Emitter = connections.connector.events
         self._name = connections.connector.name
-        self._pool = pool
-        self._acquire = acquire
-        self._release = release
         self._now = clock_of(loop)
         self._loop = loop
         self._release_watch = ReleaseTimer(policy.reset_timeout, connections, loop)
         self._idle_watch = IdleTimer(policy.idle_limit, policy.floor, connections, loop)
-        self._deadline: float | None = UNSET
-        self._suspect_since = -math.inf  # what was idle then is checked before it is handed out
         self.acquired = 0
         self.timeouts = 0
-        self.lost = 0
+        self.failed = 0  # of the timeouts, those for which connecting failed
         self.wait_time = Histogram()
         self.use_time = Histogram()
 
@@ -103,61 +79,43 @@ class Checkouts:
         self._release_watch.stop()
         self._idle_watch.stop()
 
+    # Acquire: enter, take, set up, check out.
+
     async def acquire(self, timeout: float | None) -> Any:
-        policy, waiters, now = self._policy, self._waiters, self._now
-        started = began = now()
+        if asyncio.get_running_loop() is not self._loop:
+            raise self.wrong_loop()
+        policy, waiters = self._policy, self._waiters
+        started = now = self._now()
         limit = policy.acquire_timeout if timeout is UNSET else timeout
         deadline = None if limit is None else started + limit
         try:
             if not waiters.try_enter():
                 await waiters.enter(deadline)
-                began = now()
+                now = self._now()
             try:
-                while True:
-                    if holder := next_holder(self._pool):
-                        self._deadline = deadline  # for connect(), which asyncpg calls before it suspends, if at all
-                        try:
-                            connection = await holder.acquire()
-                        except BaseException:
-                            put_back(self._pool, holder)
-                            raise
-                        finally:
-                            self._deadline = UNSET
-                    else:  # asyncpg is restoring what is free to its floor
-                        async with asyncio.timeout_at(deadline):
-                            connection = await self._acquire()
-                        if connection_of(connection) not in self._open:
-                            continue  # it has ended before this task came to run
-                    pooled = self._open[connection_of(connection)]
-                    pooled.is_idle = False
-                    # It may be idle for long, or since before another was found dead; or it was just opened for this.
-                    idle_since = pooled.idle_since
-                    if idle_since >= began - policy.check_after and idle_since > self._suspect_since:
-                        break
-                    if idle_since >= began or await self._is_alive(pooled, deadline):
-                        break
-                    began = now()
-                if policy.counts_queries:
-                    pooled.queries = queries_run(pooled.con)  # before setup=: what it changed is to be reset too
-                if policy.setup is not None:
+                place = self._supply.take_nowait(now) or await self._supply.wait(deadline)
+                pooled = self._open[connection_of(place)]
+                try:
+                    connection = await place.acquire()
+                except BaseException:
+                    put_back(place)
+                    raise
+                queries = queries_run(pooled.con) if policy.counts_queries else None
+                if policy.setup is not None:  # what it changes is to be reset, too
                     await self._set_up(policy.setup, connection, pooled, deadline)
             except BaseException:
                 waiters.leave()
                 raise
         except TimeoutError as exc:
-            if deadline is None or now() < deadline - TICK:
+            if deadline is None or self._now() < deadline - TICK:
                 raise
-            self.timeouts += 1
             raise self._too_late(started) from (self._connections.connector.last_failure or exc.__cause__)
-        pooled.acquired_at = acquired_at = now()
-        pooled.release_timeout = None if timeout is UNSET else timeout
-        pooled.holds_permit = True
-        pooled.is_releasing = False
+        now = self._now()
+        pooled.checkout = checkout = Checkout(now, queries, None if timeout is UNSET else timeout)
         if policy.leak_threshold:
-            stack = "".join(traceback.format_list(traceback.extract_stack(limit=12)[:-2]))
-            pooled.leak_timer = self._loop.call_later(policy.leak_threshold, self._suspect_leak, pooled, stack)
+            self._watch_for_leak(pooled, checkout)
         self.acquired += 1
-        self.wait_time.record(acquired_at - started)
+        self.wait_time.record(now - started)
         return connection
 
     async def _set_up(self, setup: Hook, connection: Any, pooled: PooledConnection, deadline: float | None) -> None:
@@ -171,82 +129,69 @@ class Checkouts:
             reattach(connection, pooled.con)
             raise
 
-    async def _is_alive(self, pooled: PooledConnection, deadline: float | None) -> bool:
-        """Check a connection; a dead one is dropped, and whatever was idle beside it is suspect."""
-        limit = self._now() + CHECK_TIMEOUT
-        try:
-            async with asyncio.timeout_at(limit if deadline is None else min(limit, deadline)):
-                await pooled.con.execute("select 1")  # asyncpg fails on an empty query
-        except Exception as exc:
-            pooled.con.terminate()
-            self._suspect_since = self._now()
-            self._tell_lost("idle", exc)
-            return False
-        except BaseException:
-            pooled.con.terminate()
-            raise
-        return True
+    def _watch_for_leak(self, pooled: PooledConnection, checkout: Checkout) -> None:
+        stack = traceback.StackSummary.extract(traceback.walk_stack(None), limit=16, lookup_lines=False)
+        stack.reverse()
+        while stack and stack[-1].filename.startswith(_OWN_FILES):
+            stack.pop()
+        checkout.leak_timer = self._loop.call_later(
+            self._policy.leak_threshold, self._suspect_leak, checkout.acquired_at, stack
+        )
 
-    async def connect(self, *args: Any, **kwargs: Any) -> Any:
-        """What asyncpg's pool connects with: the spare, or a new connection. For an acquirer, within its deadline."""
-        deadline, self._deadline = self._deadline, UNSET
-        if deadline is UNSET:
-            deadline = None  # asyncpg fills or restores its floor, or the acquirer has a timer already
-        spare = self._replacement.take_spare()
-        if spare is not None:
-            is_fresh = self._now() - spare.born <= self._policy.check_after
-            if is_fresh or await self._is_alive(spare, deadline):
-                spare.idle_since = self._now()
-                return self._adopted(self._connections.adopt(spare))
-        async with asyncio.timeout_at(deadline):
-            return self._adopted(await self._connections.open(args, kwargs))
+    def _suspect_leak(self, acquired_at: float, stack: traceback.StackSummary) -> None:
+        held = self._now() - acquired_at
+        self._events.emit(LeakSuspected(name=self._name, held=held, stack="".join(stack.format())))
 
-    def _adopted(self, con: Any) -> Any:
-        if pooled := self._open.get(con):
-            self._replacement.born(pooled)
-            self._idle_watch.begin(pooled)
-        return con
+    def _too_late(self, started: float) -> AcquireTimeout:
+        self.timeouts += 1
+        idle = sum(pooled.is_idle for pooled in self._connections)
+        failure = self._connections.connector.last_failure
+        self.failed += failure is not None
+        return AcquireTimeout(
+            f"{self._name}: no connection within {self._now() - started:.1f} s: {len(self._connections)} open of at "
+            f"most {self._waiters.permits}, {idle} idle, {self.waiting} waiting"
+            + (f"; the last connect failed: {describe(failure)}" if failure else "")
+        )
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait in ``acquire()``."""
+        return self._waiters.waiting + len(self._supply.waiting)
+
+    # Release: replace, or reset and take back.
 
     async def release(self, connection: Any, timeout: float | None) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise self.wrong_loop()
         con = raw_connection(connection)
         pooled = self._open.get(con)
-        if pooled is None or not pooled.holds_permit:
-            await self._release(connection, timeout=timeout)
+        checkout = pooled.checkout if pooled is not None else None
+        if pooled is None or checkout is None:
+            await asyncpg.Pool.release(self._supply.pool, connection, timeout=timeout)  # says what is wrong with it
             return
-        if pooled.is_releasing:
+        if checkout.is_releasing:
             return  # by another task, and a second time it would be the next one's
-        pooled.is_releasing = True
+        checkout.is_releasing = True
         policy = self._policy
-        replacement = self._replacement
-        if (
-            replacement.spare is not None
-            and replacement.is_ready
-            and policy.reset is None
-            and pooled.is_due(self._now())
-        ):
-            replacement.retire_released(pooled)
+        if self._replacement.spare is not None and policy.reset is None and self._is_replaced(pooled):
+            give_place(connection)
+            self._wake_waiting()
             return
-        has_run = not policy.counts_queries or queries_run(con) != pooled.queries
-        busy = not (policy.full_reset and has_run) and pooled.is_busy()  # a reset finds that by itself
-        pooled.needs_reset = policy.full_reset and (has_run or busy)
+        has_run = not policy.counts_queries or queries_run(con) != checkout.queries
+        # A reset finds out by itself whether the connection is busy.
+        busy = not (policy.full_reset and has_run) and pooled.is_busy() is not False
+        checkout.needs_reset = policy.full_reset and (has_run or busy)
         if timeout is None:
-            timeout = pooled.release_timeout
-        try:
-            if timeout is not None:
-                await self._release(connection, timeout=timeout)
-            elif busy or pooled.needs_reset or self._has_to_wait(pooled):
-                self._release_watch.begin(pooled)
-                await give(connection)
-            else:
-                give_at_once(connection)
-                self._take_back(pooled)
-        except Exception as exc:
-            if pooled.is_overdue:
-                raise TimeoutError(f"{self._name}: a release took longer than {policy.reset_timeout} s") from exc
-            if not is_connection_lost(exc):
-                raise
-            con.terminate()
-            self._tell_lost("release", exc)
+            timeout = checkout.release_timeout
+        if timeout is None and not busy and not checkout.needs_reset and not self._has_to_wait(pooled):
+            give_at_once(connection)
+            self._take_back(pooled)
+        else:
+            await self._give(connection, pooled, checkout, timeout)
+
+    def _is_replaced(self, pooled: PooledConnection) -> bool:
+        """Put the spare, if there is one, in the place of a connection that is due."""
+        return pooled.is_due(self._now()) and self._replacement.swap(pooled)
 
     def _has_to_wait(self, pooled: PooledConnection) -> bool:
         """Whether the server has a part in the release of a connection that is not busy and need not be reset."""
@@ -257,47 +202,85 @@ class Checkouts:
             or self._connections.is_closing
             or con.is_closed()
             or has_transaction(con)
-            or not self._connections.is_of_this_epoch(pooled)
+            or self._connections.is_expired(pooled)
         )
+
+    async def _give(self, connection: Any, pooled: PooledConnection, checkout: Checkout, timeout: float | None) -> None:
+        """Release as asyncpg does, with :meth:`reset` as its hook. Cancelling this does not stop the release."""
+        if timeout is None:
+            self._release_watch.begin(checkout)
+        releasing = give(connection, timeout, f"aiopqr-{self._name}-release")
+        try:
+            await asyncio.shield(releasing)
+        except asyncio.CancelledError:
+            releasing.add_done_callback(partial(self._released_unheard, pooled))
+            raise
+        except Exception as exc:
+            if checkout.is_overdue:
+                message = f"{self._name}: a release took longer than {self._policy.reset_timeout} s"
+                raise TimeoutError(message) from exc
+            if not self._is_loss(pooled, exc):
+                raise
+
+    def _released_unheard(self, pooled: PooledConnection, releasing: asyncio.Task[None]) -> None:
+        """A release has ended whose caller was cancelled: nobody else hears of a lost connection."""
+        if not releasing.cancelled() and (error := releasing.exception()) is not None:
+            self._is_loss(pooled, error)
+
+    def _is_loss(self, pooled: PooledConnection, exc: BaseException) -> bool:
+        """Whether the connection was lost, which is no error of the one who releases it."""
+        if not is_connection_lost(exc):
+            return False
+        pooled.con.terminate()
+        self._connections.report_lost("release", exc)
+        return True
 
     async def reset(self, con: Any) -> None:
         """What asyncpg's pool calls in a release, after it has rolled back what was open.
 
-        If this closes the connection, that must be its last await: closing puts the holder back into asyncpg's queue,
+        If this closes the connection, that must be its last await: closing puts the place back into asyncpg's queue,
         and after a further await asyncpg would release the next task's checkout.
         """
         pooled = self._open.get(con)
-        asks_the_server = self._policy.reset is None and (pooled is None or pooled.needs_reset)
-        if pooled is not None and not asks_the_server and pooled.is_busy():  # what was cancelled has ended by now
-            raise asyncpg.InterfaceError("cannot release the connection: another operation is in progress")
+        checkout = pooled.checkout if pooled is not None else None
+        needs_reset = checkout is None or checkout.needs_reset
+        if self._policy.reset is not None or not needs_reset:
+            await self._refuse_busy(con, pooled)
         if self._policy.reset is not None:
-            await self._reset_by_user(self._policy.reset, con, pooled)
+            await self._reset_by_user(self._policy.reset, con, checkout)
             if con.is_closed():
                 return
-            if pooled and pooled.is_due(self._now()) and self._replacement.is_ready:
-                self._replacement.claim(pooled)
-                await con.close(timeout=CLOSE_TIMEOUT)
-                return
-        elif pooled is None or (pooled.needs_reset and not self._policy.resets_as_asyncpg):
+        elif needs_reset and self._policy.resets_as_asyncpg:
+            if query := con.get_reset_query():
+                await con.execute(query)  # what else con.reset() does, asyncpg has just done
+        elif needs_reset:
             await con.reset()
-        elif pooled.needs_reset and (query := con.get_reset_query()):
-            await con.execute(query)  # what else con.reset() does, asyncpg has just done
         if self._connections.is_closing:
             await con.close(timeout=CLOSE_TIMEOUT)
+        elif pooled is not None and self._policy.reset is not None and self._is_replaced(pooled):
+            self._wake_waiting()
         elif pooled is not None:
             self._take_back(pooled)
 
-    async def _reset_by_user(self, reset: Hook, con: Any, pooled: PooledConnection | None) -> None:
+    async def _refuse_busy(self, con: Any, pooled: PooledConnection | None) -> None:
+        """No connection is given on while a query runs on it. What was cancelled has ended by now."""
+        is_busy = pooled.is_busy() if pooled is not None else False
+        if is_busy:
+            raise asyncpg.InterfaceError("cannot release the connection: another operation is in progress")
+        if is_busy is None:
+            await con.execute("select 1")  # asyncpg refuses it if the connection is busy
+
+    async def _reset_by_user(self, reset: Hook, con: Any, checkout: Checkout | None) -> None:
         # Not by the watch: whoever waits for something else would go on, and asyncpg then with the next one's checkout.
         limit = math.inf
-        if pooled is not None:
-            limit, pooled.release_by = pooled.release_by, math.inf
+        if checkout is not None:
+            limit, checkout.release_by = checkout.release_by, math.inf
         try:
             async with asyncio.timeout_at(None if limit == math.inf else limit) as timer:
                 await reset(con)
         except TimeoutError:
-            if pooled is not None and timer.expired():
-                pooled.is_overdue = True
+            if checkout is not None and timer.expired():
+                checkout.is_overdue = True
             raise
 
     def _take_back(self, pooled: PooledConnection) -> None:
@@ -305,35 +288,35 @@ class Checkouts:
         now = self._now()
         pooled.is_idle = True
         pooled.idle_since = now
+        pooled.trusted_until = now + self._policy.check_after
         self.give_back(pooled, now)
         self._idle_watch.begin(pooled)
         if pooled.deadline <= now:
             self._replacement.wake()
+        if self._supply.waiting:
+            self._wake_waiting()
+
+    def _wake_waiting(self) -> None:
+        """Let whoever waits for a connection have the one whose place is being returned in this step of the loop."""
+        self._loop.call_soon(self._supply.dispatch)
 
     def give_back(self, pooled: PooledConnection, now: float) -> None:
-        """Return the permit of a checkout, if it has not been yet."""
-        if pooled.holds_permit:
-            pooled.holds_permit = False
-            pooled.release_by = math.inf
-            if pooled.leak_timer is not None:
-                pooled.leak_timer.cancel()
-                pooled.leak_timer = None
-            self.use_time.record(now - pooled.acquired_at)
+        """End the checkout of a connection, if it has one, and return its permit."""
+        checkout, pooled.checkout = pooled.checkout, None
+        if checkout is not None:
+            if checkout.leak_timer is not None:
+                checkout.leak_timer.cancel()
+            self.use_time.record(now - checkout.acquired_at)
             self._waiters.leave()
 
-    def _suspect_leak(self, pooled: PooledConnection, stack: str) -> None:
-        held = self._now() - pooled.acquired_at
-        self._events.emit(LeakSuspected(name=self._name, held=held, stack=stack))
+    # What both need.
 
-    def _tell_lost(self, when: str, exc: BaseException) -> None:
-        self.lost += 1
-        self._events.emit(ConnectionLost(name=self._name, when=when, error=describe(exc)))
+    def joined(self, pooled: PooledConnection) -> None:
+        """A connection came into the pool."""
+        self._idle_watch.begin(pooled)
 
-    def _too_late(self, started: float) -> AcquireTimeout:
-        idle = sum(pooled.is_idle for pooled in self._connections)
-        failure = self._connections.connector.last_failure
-        return AcquireTimeout(
-            f"{self._name}: no connection within {self._now() - started:.1f} s: {len(self._connections)} open of at "
-            f"most {self._waiters.permits}, {idle} idle, {self._waiters.waiting} waiting"
-            + (f"; the last connect failed: {describe(failure)}" if failure else "")
+    def wrong_loop(self) -> WrongLoop:
+        return WrongLoop(
+            f"{self._name}: this pool belongs to another event loop, in which it was made. A pool works only there: "
+            "make one for each loop, or hand the work over with asyncio.run_coroutine_threadsafe()"
         )

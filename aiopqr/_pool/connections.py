@@ -1,8 +1,13 @@
-"""The connections of one pool: how they are opened, what is known of each, and what ends them."""
+"""The connections of one pool: how they begin, what is known of each, and how they end.
+
+A pool has at most ``max_size`` places, and never more than one socket beyond that, logins and connections that are
+being closed included.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,16 +18,23 @@ import asyncpg
 
 from .._connect import CONNECT_TIMEOUT, Connector
 from ..clock import cancel
-from ..errors import PoolClosing
+from ..errors import PoolClosing, describe
+from ..events import ConnectionLost
 from ._asyncpg import busy_check
 from .connection import Lifetime, PooledConnection
 
+logger = logging.getLogger("aiopqr")
+
+INIT_TIMEOUT = 60.0  # a hook that hangs would keep its place for good
+CLOSE_TIMEOUT = 1.0  # for the server to take leave, too
+
 
 class Connections:
-    """All open connections of a pool, but for the spare.
+    """The connections that have a place in the pool; iterate over it for them. It knows of the others, too.
 
-    ``constants`` are what each connect gets beside the arguments that :meth:`set_arguments` may change: the loop and
-    the classes. ``init`` is the user's own.
+    ``constants`` are what each connect gets besides the arguments that :meth:`set_arguments` may change: the loop and
+    the classes. ``init`` is the user's own. ``on_begin`` is called when a connection gets a place, and ``on_end`` when
+    it has lost its place or its socket, with True where it had its place until its socket was closed.
     """
 
     def __init__(
@@ -31,20 +43,28 @@ class Connections:
         lifetime: Lifetime,
         constants: dict[str, Any],
         init: Callable[[Any], Awaitable[None]] | None,
+        max_size: int,
     ) -> None:
         self.connector = connector
         self.lifetime = lifetime
         self.is_closing = False
         self.on_begin: Callable[[PooledConnection], None] = lambda _: None
-        self.on_end: Callable[[PooledConnection], None] = lambda _: None
+        self.on_end: Callable[[PooledConnection, bool], None] = lambda _pooled, _was_lost: None
+        self.lost = 0  # found dead
+        self.last_opened = -math.inf  # in loop time
+        self._next_opened: asyncio.Future[None] | None = None
+        self.by_connection: dict[Any, PooledConnection] = {}
         self._constants = constants
         self._loop: asyncio.AbstractEventLoop = constants["loop"]
         self._init = init
+        self._most_sockets = max_size + 1
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._epoch = 0
+        self._expired_epoch = 0
         self._drained_at = -math.inf
-        self.by_connection: dict[Any, PooledConnection] = {}
-        self._opening: set[asyncio.Task[Any]] = set()
+        self._open: set[PooledConnection] = set()  # with or without a place
+        self._logins = 0  # under way
+        self._leaving: dict[asyncio.Task[None], PooledConnection] = {}
 
     def __iter__(self) -> Iterator[PooledConnection]:
         return iter(self.by_connection.values())
@@ -52,8 +72,16 @@ class Connections:
     def __len__(self) -> int:
         return len(self.by_connection)
 
-    def __contains__(self, pooled: PooledConnection) -> bool:
-        return pooled.con in self.by_connection
+    @property
+    def room(self) -> int:
+        """How many more sockets there may be."""
+        return self._most_sockets - len(self._open) - self._logins
+
+    def is_open(self, pooled: PooledConnection) -> bool:
+        """Whether its socket is still open, in the pool or on its way out."""
+        return pooled in self._open
+
+    # What makes connections out of date.
 
     def set_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What the spare connects with. (Other connects get their arguments from asyncpg's pool.)"""
@@ -64,8 +92,19 @@ class Connections:
         """From now on, a spare that was begun before is stale."""
         self._epoch += 1
 
-    def is_of_this_epoch(self, pooled: PooledConnection) -> bool:
-        return pooled.epoch == self._epoch
+    def expire_all(self) -> None:
+        """From now on, a connection that was begun before is to be closed by its next acquire or release."""
+        self.begin_epoch()
+        self._expired_epoch = self._epoch
+        self.distrust()
+
+    def is_expired(self, pooled: PooledConnection) -> bool:
+        return pooled.epoch < self._expired_epoch
+
+    def distrust(self) -> None:
+        """From now on, a connection that is idle is looked at before it is handed out."""
+        for pooled in self:
+            pooled.trusted_until = -math.inf
 
     def is_superseded(self, pooled: PooledConnection) -> bool:
         """Whether it was begun with credentials that are no longer the newest."""
@@ -73,94 +112,145 @@ class Connections:
 
     def is_spoilt(self, spare: PooledConnection) -> bool:
         """Whether a spare is of no use any more."""
-        return spare.con.is_closed() or not self.is_of_this_epoch(spare) or self.is_superseded(spare)
+        return spare.con.is_closed() or spare.epoch < self._epoch or self.is_superseded(spare)
 
     def expire_superseded(self) -> list[PooledConnection]:
-        """Make the connections of superseded credentials due, and those that are under way when they come."""
+        """Make the connections of superseded credentials due, and those that are under way when they come.
+
+        Returns all that are still open, those included that are being closed.
+        """
         self._drained_at = now = self._loop.time()
-        superseded = [pooled for pooled in self if self.is_superseded(pooled)]
+        superseded = [pooled for pooled in self._open if self.is_superseded(pooled)]
         for pooled in superseded:
             pooled.expire("superseded", now)
         return superseded
 
-    async def open_spare(self, timeout: float) -> PooledConnection:
-        """A complete connection that is not one of the pool's yet."""
-        args, kwargs = self._arguments
-        shorter = min(timeout, kwargs.get("timeout") or CONNECT_TIMEOUT)
-        async with asyncio.timeout(CONNECT_TIMEOUT):  # a hook that hangs would end all replacement in silence
-            opened = await self._connect(args, {**kwargs, **self._constants, "timeout": shorter})
-        if not isinstance(opened, PooledConnection):
-            raise asyncpg.InterfaceError(f"connect= returned {type(opened).__name__}, which is no connection")
-        return opened
+    # How a connection begins.
 
     async def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A connection of the pool's, opened in a task of its own so that closing the pool can end it."""
-        opening = asyncio.create_task(self._connect(args, kwargs), name=f"aiopqr-{self.connector.name}-connect")
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
+        """A complete connection that has no place yet. What a user's ``connect=`` made is returned as it is."""
+        epoch = self._epoch
+        self._make_room()
+        self._logins += 1
         try:
-            opened = await opening
-        except asyncio.CancelledError:
-            if opening.done() and not opening.cancelled() and opening.exception() is None:
-                self._drop(opening.result())  # opened and cancelled in the same turn of the loop
-            task = asyncio.current_task()
-            if self.is_closing and not (task and task.cancelling()):
-                raise self.closing_error() from None
-            raise
-        if self.is_closing:
-            self._drop(opened)
-            raise self.closing_error()
-        return self.adopt(opened) if isinstance(opened, PooledConnection) else opened
+            con = await self.connector.connect(*args, **kwargs)
+            if not isinstance(con, asyncpg.Connection):
+                return con
+            await self._complete(con)
+        finally:
+            self._logins -= 1
+        self.last_opened = now = self._loop.time()
+        if self._next_opened is not None:
+            self._next_opened.set_result(None)
+            self._next_opened = None
+        attempt, deadline = self.connector.attempt_of(con), self.lifetime.deadline(now)
+        pooled = PooledConnection(con, attempt, epoch, now, deadline, busy_check(con), idle_since=now)
+        self._open.add(pooled)
+        con.add_termination_listener(partial(_ended, weakref.ref(self), pooled))
+        return pooled
+
+    async def open_spare(self) -> PooledConnection:
+        """A connection for whatever place needs it next. It has :data:`CONNECT_TIMEOUT` where users set no limit."""
+        args, kwargs = self._arguments
+        limited = {**kwargs, **self._constants, "timeout": kwargs.get("timeout") or CONNECT_TIMEOUT}
+        opened = await self.open(args, limited)
+        if not isinstance(opened, PooledConnection):
+            raise asyncpg.InterfaceError(f"connect= returned {type(opened).__name__}, which is no connection")
+        if not isinstance(opened.con, self._constants["connection_class"]):
+            opened.con.terminate()
+            raise asyncpg.InterfaceError(f"connect= returned {type(opened.con).__name__}, not its connection_class")
+        return opened
+
+    def next_opened(self) -> asyncio.Future[None]:
+        """Done when the next connection has been opened. It is shared: do not cancel it."""
+        if self._next_opened is None:
+            self._next_opened = self._loop.create_future()
+        return self._next_opened
 
     def adopt(self, pooled: PooledConnection) -> Any:
-        """Make it one of the pool's, unless it has ended in this very turn of the loop: asyncpg finds that too."""
-        if not pooled.con.is_closed():
-            self.by_connection[pooled.con] = pooled
+        """Give it a place, unless it has ended in this very turn of the loop, which asyncpg finds too."""
+        con = pooled.con
+        if not isinstance(con, self._constants["connection_class"]):
+            con.terminate()  # asyncpg refuses it
+        if not con.is_closed():
+            self.by_connection[con] = pooled
             if pooled.attempt and pooled.attempt.begun <= self._drained_at and self.is_superseded(pooled):
                 pooled.expire("superseded", self._loop.time())
             self.on_begin(pooled)
-        return pooled.con
+        return con
 
-    def _drop(self, opened: Any) -> None:
-        if isinstance(opened, PooledConnection):
-            opened.con.terminate()
+    async def _complete(self, con: Any) -> None:
+        try:
+            if self._init is not None:
+                async with asyncio.timeout(INIT_TIMEOUT):
+                    await self._init(con)
+            if con.is_closed():  # nobody would be told of its end any more
+                raise asyncpg.ConnectionDoesNotExistError("the connection was closed before it could be used")
+        except BaseException:
+            con.terminate()
+            raise
 
-    def cancel_openings(self) -> None:
-        self.is_closing = True
-        cancel(self._opening)
+    def _make_room(self) -> None:
+        """Whoever wants a connection comes before one that is leaving."""
+        for pooled in tuple(self._leaving.values()):
+            if self.room >= 1:
+                break
+            self._terminate(pooled)
 
-    async def wait_openings(self) -> None:
-        if self._opening:
-            await asyncio.wait(self._opening)
+    # How a connection ends.
+
+    def part_with(self, pooled: PooledConnection) -> None:
+        """It has lost its place: close it in the background."""
+        self.by_connection.pop(pooled.con, None)
+        self.close_later(pooled)
+        self.on_end(pooled, False)
+
+    def close_later(self, pooled: PooledConnection) -> None:
+        """Close a connection in the background, or at once where its socket is one too many."""
+        if self.room < 0:
+            self._terminate(pooled)
+            return
+        task = self._loop.create_task(_close(pooled.con), name=f"aiopqr-{self.connector.name}-close")
+        self._leaving[task] = pooled
+        task.add_done_callback(self._leaving.pop)
+
+    async def wait_closed(self) -> None:
+        """Wait for those that are being closed."""
+        while self._leaving:
+            await asyncio.wait(tuple(self._leaving))
+
+    def terminate(self) -> None:
+        """End all at once, with or without a place."""
+        cancel(self._leaving)
+        for pooled in tuple(self._open):
+            self._terminate(pooled)
+
+    def report_lost(self, when: str, exc: BaseException) -> None:
+        """A connection was found dead."""
+        self.lost += 1
+        event = ConnectionLost(name=self.connector.name, when=when, error=describe(exc))
+        self.connector.events.emit(event)
 
     def closing_error(self) -> PoolClosing:
         return PoolClosing(f"{self.connector.name}: the pool is closing or closed")
 
-    async def _connect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        epoch = self._epoch
-        con = await self.connector.connect(*args, **kwargs)
-        if not isinstance(con, asyncpg.Connection):
-            return con  # a user's connect= made it, and asyncpg says what is wrong with it
-        if self._init is not None:
-            try:
-                await self._init(con)
-            except BaseException:
-                con.terminate()
-                raise
-        if con.is_closed():  # nobody would be told of its end any more
-            raise asyncpg.ConnectionDoesNotExistError("the connection was closed before it could be used")
-        now = self._loop.time()
-        attempt = self.connector.attempt_of(con)
-        deadline = self.lifetime.deadline(now)
-        pooled = PooledConnection(con, attempt, epoch, now, deadline, busy_check(con), idle_since=now)
-        con.add_termination_listener(partial(_ended, weakref.ref(self), pooled))
-        return pooled
+    def _terminate(self, pooled: PooledConnection) -> None:
+        pooled.con.terminate()
+        self._open.discard(pooled)  # its socket is closed before anything else is opened
 
-    def _end(self, pooled: PooledConnection) -> None:
-        self.by_connection.pop(pooled.con, None)
-        self.on_end(pooled)
+    def _ended(self, pooled: PooledConnection) -> None:
+        self._open.discard(pooled)
+        self.on_end(pooled, self.by_connection.pop(pooled.con, None) is not None)
 
 
 def _ended(ref: weakref.ref[Connections], pooled: PooledConnection, _connection: Any) -> None:
     if connections := ref():
-        connections._end(pooled)
+        connections._ended(pooled)
+
+
+async def _close(connection: Any) -> None:
+    """A connection that is on its way out may fail to say goodbye: asyncpg has dropped it then."""
+    try:
+        await connection.close(timeout=CLOSE_TIMEOUT)
+    except Exception:
+        logger.debug("a connection could not be closed gracefully", exc_info=True)

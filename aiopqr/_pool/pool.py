@@ -1,8 +1,8 @@
-"""``AlternatingPool``: an ``asyncpg.Pool`` whose connections take two accounts in turn and are replaced as they work.
+"""``AlternatingPool``: an ``asyncpg.Pool`` whose connections use two accounts in turn and are replaced in time.
 
-asyncpg's pool keeps the connections. Around it stand the connector, which makes them; the waiters, by which acquirers
-come first served; and the replacement, which retires what is due. What asyncpg would do at an acquirer's expense
-(a dead connection handed out, a working one dropped for one that may not come) happens elsewhere or not at all.
+asyncpg's pool keeps the connections, each in a place of its own. The rest is done around it: the connector makes them,
+the supply opens and checks them in the background, the waiters see to it that whoever comes first is served first, and
+the replacement retires what is due. So no acquirer is handed a dead connection, or waits while one is being closed.
 """
 
 from __future__ import annotations
@@ -21,24 +21,22 @@ from asyncpg.pool import PoolAcquireContext
 from .._connect import CONNECT_TIMEOUT, Connector
 from .._refresh import Refresher
 from ..credentials import CredentialPair
-from ..errors import ConfigurationError
 from ..events import CredentialsRenewed, Emitter, Event, Listener, Refreshed
 from ..options import (
     check_connect_arguments,
     given,
-    non_negative,
-    optional_timeout,
     positive,
     whole_number_or_none,
 )
 from ..sources import Credentials
 from ..stats import Histogram, PoolStats
-from ._asyncpg import counting_copies
-from .checkout import UNSET, Checkouts, Policy
+from .checkout import UNSET, Checkouts
 from .connection import PooledConnection, lifetime_option
 from .connections import Connections
 from .leases import Leases
+from .policy import Policy, make_policy
 from .replacement import Replacement
+from .supply import Supply
 from .waiters import Waiters
 
 logger = logging.getLogger("aiopqr")
@@ -122,38 +120,30 @@ class AlternatingPool(asyncpg.Pool):
         **kwargs: Any,
     ) -> None:
         args: tuple[Any, ...] = () if dsn is None else (dsn,)
-        kwargs |= given(require_auth=require_auth, channel_binding=channel_binding)
-        kwargs["timeout"] = timeout if timeout is None else positive("timeout", timeout)
+        kept = given(require_auth=require_auth, channel_binding=channel_binding)
+        self._kept = {**kept, "timeout": timeout if timeout is None else positive("timeout", timeout)}
+        kwargs |= self._kept
         check_connect_arguments(args, kwargs, connect=connect)
-        if session_reset not in ("full", "transaction"):
-            raise ConfigurationError('session_reset must be "full" or "transaction"')
-        # A user's own connect= may make what it likes, so only asyncpg's connections are known to count every query.
-        counts_queries = connect is None and issubclass(connection_class, asyncpg.Connection)
-        policy = Policy(
-            acquire_timeout=optional_timeout("acquire_timeout", acquire_timeout),
-            reset_timeout=math.inf if reset_timeout is None else positive("reset_timeout", reset_timeout),
-            idle_limit=non_negative("max_inactive_connection_lifetime", max_inactive_connection_lifetime) or math.inf,
-            floor=min_size,
-            check_after=non_negative("check_after", check_after) or math.inf,
-            leak_threshold=non_negative("leak_detection_threshold", leak_detection_threshold),
-            full_reset=session_reset == "full",
-            counts_queries=counts_queries,
-            resets_as_asyncpg=counts_queries and connection_class.reset is asyncpg.Connection.reset,
-            may_close_on_release=max_queries is not None,
+        policy = make_policy(
+            min_size=min_size,
+            acquire_timeout=acquire_timeout,
+            reset_timeout=reset_timeout,
+            max_inactive_connection_lifetime=max_inactive_connection_lifetime,
+            check_after=check_after,
+            leak_detection_threshold=leak_detection_threshold,
+            session_reset=session_reset,
+            max_queries=max_queries,
+            connect=connect,
+            connection_class=connection_class,
             setup=setup,
             reset=reset,
         )
-        waiting = whole_number_or_none("max_waiting", max_waiting)
+        most_waiting = whole_number_or_none("max_waiting", max_waiting)
         lifetime = lifetime_option(max_lifetime, max_lifetime_jitter)
-        loop = loop or asyncio.get_event_loop()
-        constants: dict[str, Any] = {
-            "loop": loop,
-            "connection_class": counting_copies(connection_class) if counts_queries else connection_class,  # type: ignore[arg-type]
-            "record_class": record_class,
-        }
         self.name = name
-        self._event_loop = loop
+        self._drain_on_rotation = drain_on_rotation
         self._own_connect = connect
+        self._event_loop = loop = loop or asyncio.get_event_loop()
         # It gets the arguments with each call, since set_connect_args() may change them.
         self._connector = Connector(
             credentials=credentials,
@@ -164,42 +154,39 @@ class AlternatingPool(asyncpg.Pool):
             name=name,
             listeners=listeners,
         )
-        self.events: Emitter = self._connector.events
-        # The emitter is held by background work, which must not keep a pool alive that was dropped.
-        ref = weakref.ref(self)
-        self.events.add(lambda event: pool._heard(event) if (pool := ref()) else None)
-        self._drain_on_rotation = drain_on_rotation
-        self._connections = Connections(self._connector, lifetime, constants, init)
+        constants = {"loop": loop, "connection_class": policy.connection_class, "record_class": record_class}
+        self._connections = Connections(self._connector, lifetime, constants, init, max_size)
         self._connections.set_arguments(args, {key: value for key, value in kwargs.items() if key != "init_size"})
-        self._connections.on_end = self._ended
-        self._replacement = Replacement(self._connections, min_size)
-        self._leases = Leases(self._connections, self._replacement.wake)
-        self._connections.on_begin = self._leases.begin
-        self._waiters = Waiters(max_size, waiting, loop)
-        self._checkouts = Checkouts(
-            self,
-            policy,
-            self._connections,
-            self._replacement,
-            self._waiters,
-            self.events,
-            acquire=super().acquire,
-            release=super().release,
-            loop=loop,
-        )
+        self._waiters = Waiters(max_size, most_waiting, loop, closed=self._not_open)
+        self._assemble(policy)
         super().__init__(
             *args,
             min_size=min_size,
             max_size=max_size,
             max_queries=math.inf if max_queries is None else max_queries,  # type: ignore[arg-type]
-            max_inactive_connection_lifetime=0.0,  # `IdleWatch` looks after that
-            connect=self._checkouts.connect,
+            max_inactive_connection_lifetime=0.0,  # `IdleTimer` looks after that
+            connect=self._supply.connect,
             reset=self._checkouts.reset,
             **constants,
             **kwargs,
         )
-        self._departed = asyncio.Event()
         self._state = "new"
+
+    def _assemble(self, policy: Policy) -> None:
+        """Make the parts, each of which knows only those that are made before it, and let them hear of events."""
+        loop, connections = self._event_loop, self._connections
+        self._replacement = Replacement(connections, policy.floor)
+        self._leases = Leases(connections, self._replacement.wake)
+        self._supply = Supply(self, policy, connections, self._replacement, loop)
+        self._checkouts = Checkouts(policy, connections, self._replacement, self._supply, self._waiters, loop)
+        self._departed = asyncio.Event()
+        connections.on_begin = self._began
+        connections.on_end = self._ended
+        self.events: Emitter = self._connector.events
+        # Background work holds the emitter, and must not keep a pool alive that nobody uses any more.
+        ref = weakref.ref(self)
+        self.events.add(lambda event: pool._heard(event) if (pool := ref()) else None)
+        _alive.add(self)
 
     def __repr__(self) -> str:
         return f"<AlternatingPool {self.name!r} {self._state}, {len(self._connections)} of {self.get_max_size()} open>"
@@ -223,6 +210,8 @@ class AlternatingPool(asyncpg.Pool):
         try:
             try:
                 await self._connector.start()
+                connections = self._connections
+                self._connector.limit_extra_logins(lambda: connections.room)
             finally:
                 self._initializing = False
             await super().__aenter__()
@@ -232,39 +221,49 @@ class AlternatingPool(asyncpg.Pool):
             raise
         self._state = "open"
         self._replacement.start()
+        self._supply.start()
+        self._waiters.open()
         return self
 
     async def close(self, *, timeout: float | None = None) -> None:
         """Refuse those who wait for a connection, wait until all connections are released, and close everything.
 
-        After ``timeout`` seconds, connections still in use are terminated; None waits for them. Cancelling it
-        terminates them at once.
+        After ``timeout`` seconds, whatever is still open is terminated; None waits for connections in use. Cancelling
+        it terminates them at once.
         """
+        self._check_loop()
         if self._state != "open":
             await super().close()
             return
         self._state = "closing"
-        self._closing = True  # asyncpg's own: its floor maintenance must not take this for a failure
+        self._closing = True  # asyncpg's own: nothing is acquired from now on
         self._turn_away()
         try:
-            await self._replacement.close()
-            # asyncpg would say goodbye to each without a limit, and one may be dead without anybody knowing. These
-            # begin in the next turn of the loop, when asyncpg's close() has begun and restores nothing to its floor.
-            for pooled in self._connections:
-                if pooled.is_idle:
-                    self._replacement.close_later(pooled.con)
             async with asyncio.timeout(timeout) as limit:
-                await super().close()
+                await self._close()
         except TimeoutError:
             if not limit.expired():
                 raise
-            logger.warning("%s: connections still in use %g s after close() were terminated", self.name, timeout)
+            logger.warning("%s: terminated the connections that were still open %g s after close()", self.name, timeout)
         except BaseException:
             self.terminate()
             raise
         finally:
             self._state = "closed"
             await self._end()
+
+    async def _close(self) -> None:
+        try:
+            await self._replacement.close()
+            # asyncpg would say goodbye to each without a limit, and one may be dead without anybody knowing.
+            for pooled in tuple(self._connections):
+                if pooled.is_idle:
+                    self._connections.close_later(pooled)
+            await super().close()
+            await self._connections.wait_closed()
+        except BaseException:
+            self._connections.terminate()
+            raise
 
     def terminate(self) -> None:
         """Terminate all connections, and cancel the background work, without waiting for it."""
@@ -273,6 +272,7 @@ class AlternatingPool(asyncpg.Pool):
             self._turn_away()
             self._checkouts.stop()
             self._replacement.terminate()
+            self._connections.terminate()
             self._connector.terminate()
         super().terminate()
 
@@ -285,21 +285,39 @@ class AlternatingPool(asyncpg.Pool):
 
     def _turn_away(self) -> None:
         self._leases.close()
+        self._connections.is_closing = True
         self._waiters.close(self._connections.closing_error)
-        self._connections.cancel_openings()
+        self._supply.close()
 
     async def _end(self) -> None:
         """Leave nothing behind; where even that is cancelled, without waiting for it."""
         self._checkouts.stop()
-        self._connections.cancel_openings()
+        self._supply.close()
         try:
-            await self._connections.wait_openings()
+            await self._supply.wait_closed()
             await self._replacement.close()
+            await self._connections.wait_closed()
             await self._connector.close()
         except BaseException:
             self._replacement.terminate()
+            self._connections.terminate()
             self._connector.terminate()
             raise
+
+    def _not_open(self) -> Exception:
+        """What asyncpg says of a pool that is used too early, or too late."""
+        try:
+            self._check_init()  # type: ignore[attr-defined]
+        except asyncpg.InterfaceError as exc:
+            return exc
+        return self._connections.closing_error()
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._event_loop:
+            raise self._checkouts.wrong_loop()
+
+    def _schedule_min_size_maintenance(self) -> None:
+        """asyncpg calls this when a connection has ended. Here, `Supply` keeps the floor."""
 
     # What users of asyncpg's pool know, with credentials in mind.
 
@@ -314,8 +332,9 @@ class AlternatingPool(asyncpg.Pool):
     def release(self, connection: Any, *, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """Give a connection back. Its session is reset first, unless nothing ran.
 
-        A connection that was lost meanwhile raises nothing: the queries that succeeded did so. Raises ``TimeoutError``
-        and the server's errors where the reset fails; the connection is then dropped. Cancelling it does not stop it.
+        ``timeout`` is in seconds; without it that of the ``acquire()`` counts, or else ``reset_timeout``. A connection
+        that was lost meanwhile raises nothing, because its queries have succeeded. If the reset fails, the connection
+        is closed and the server's error, or ``TimeoutError``, is raised. Cancelling this does not stop the release.
         """
         return self._checkouts.release(connection, timeout)
 
@@ -324,13 +343,18 @@ class AlternatingPool(asyncpg.Pool):
 
         :meth:`drain` opens the replacement first.
         """
-        self._connections.begin_epoch()
+        self._connections.expire_all()
         self._replacement.wake()
         await super().expire_connections()
 
     def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
-        """Connect differently from now on. Takes everything but ``user`` and ``password``."""
+        """Connect differently from now on. Takes everything but ``user`` and ``password``.
+
+        Connections that are open stay as they are. The pool's ``timeout``, ``require_auth`` and
+        ``channel_binding`` are kept unless new ones are given.
+        """
         check_connect_arguments((dsn,), connect_kwargs, connect=self._own_connect)
+        connect_kwargs = {**self._kept, **connect_kwargs}
         self._connections.set_arguments((dsn,), connect_kwargs)
         self._replacement.wake()
         super().set_connect_args(dsn, **connect_kwargs)
@@ -339,6 +363,7 @@ class AlternatingPool(asyncpg.Pool):
 
     async def refresh(self) -> None:
         """Fetch credentials now. Returns after a fetch that started after this call; raises what it raised."""
+        self._check_loop()
         await self._connector.refresh()
 
     async def drain(self) -> None:
@@ -346,11 +371,12 @@ class AlternatingPool(asyncpg.Pool):
 
         A connection in use is replaced on its release. Cancelling it stops the waiting, not the replacement.
         """
+        self._check_loop()
         self._connections.begin_epoch()
         self._replacement.wake()
         while superseded := self._connections.expire_superseded():
             for pooled in superseded:
-                while pooled in self._connections:
+                while self._connections.is_open(pooled):
                     await self._departed.wait()
 
     @property
@@ -375,29 +401,37 @@ class AlternatingPool(asyncpg.Pool):
 
     def stats(self) -> PoolStats:
         """A frozen snapshot. No secret is in it."""
+        fields = self._connector.stats_fields()
+        fields["failed"] += self._checkouts.failed
         alive = [pooled for pooled in self._connections if not pooled.con.is_closed()]
         idle = sum(pooled.is_idle for pooled in alive)
         return PoolStats(
-            **self._connector.stats_fields(),
+            **fields,
             min_size=self.get_min_size(),
             max_size=self.get_max_size(),
             size=len(alive),
             idle=idle,
             in_use=len(alive) - idle,
-            waiting=self._waiters.waiting,
+            waiting=self._checkouts.waiting,
             spare=self._replacement.spares,
             acquired=self._checkouts.acquired,
             timeouts=self._checkouts.timeouts,
-            lost=self._checkouts.lost,
-            replacements=self._replacement.stats(),
+            lost=self._connections.lost,
+            replacements=self._replacement.stats(self._event_loop.time()),
             wait_time=self.wait_time.snapshot(),
             use_time=self.use_time.snapshot(),
         )
 
-    # What calls back: a connection's end, and the connector's events.
+    # What calls back: a connection's beginning and end, and the connector's events.
 
-    def _ended(self, pooled: PooledConnection) -> None:
+    def _began(self, pooled: PooledConnection) -> None:
+        self._replacement.born(pooled)
+        self._checkouts.joined(pooled)
+        self._leases.begin(pooled)
+
+    def _ended(self, pooled: PooledConnection, was_lost: bool) -> None:
         self._checkouts.give_back(pooled, self._event_loop.time())
+        self._supply.ended(pooled, was_lost)
         self._replacement.wake()
         self._departed.set()
         self._departed = asyncio.Event()
@@ -429,3 +463,5 @@ class _Acquire(PoolAcquireContext):
 
 
 create_pool = AlternatingPool
+
+_alive: weakref.WeakSet[AlternatingPool] = weakref.WeakSet()

@@ -1,37 +1,35 @@
-"""Make before break: the replacement of a connection is open and complete before the old one is closed.
+"""The background task of a pool that replaces connections before they are too old, and the spare that it opens.
 
-One background task opens at most one *spare*, a connection that belongs to nobody yet, when a connection is due. Any
-due connection that is idle, or is released while the spare waits, is then retired for it: it is closed in the
-background, and whoever connects next (asyncpg's floor maintenance, or an acquirer) is handed the spare at once. A
-connection that stays checked out delays no other, and none is given up for a replacement that cannot be had.
+``retirement`` decides what is to be done and explains the rules; this does it. What the task cannot do itself happens
+elsewhere: a due connection that is in use is replaced in its release, and whoever opens a connection takes the spare.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import asyncpg
 
 from ..clock import cancel, wait_until
 from ..errors import describe
-from ..events import Replaced, ReplacementDelayed
+from ..events import ConnectionOverdue, Event, Replaced, ReplacementDelayed
 from ..refusals import Verdict, classify
 from ..stats import ReplacementStats
-from .connection import PooledConnection, most_overdue, next_deadline
+from ._asyncpg import exchange, place_of, vacate
+from .connection import PooledConnection
 from .connections import Connections
+from .retirement import GRACE, SPARE_PATIENCE, Close, Discard, Open, Report, Situation, Sleep, Step, Swap, decide
 
 logger = logging.getLogger("aiopqr")
 
-SPARE_PATIENCE = 30.0  # how long a spare waits to be taken
-OPEN_TIMEOUT = 10.0
-CLOSE_TIMEOUT = 5.0
 BACKOFF_FIRST = 1.0
 BACKOFF_MAX = 30.0
 _LOST = asyncpg.ConnectionDoesNotExistError("the replacement was closed while it waited")
@@ -45,17 +43,18 @@ class Replacement:
     ):
         self._connections = weakref.ref(connections, lambda _: self._wake.set())
         self._name = connections.connector.name
-        self._lifetime = connections.lifetime
+        self._lifetime = connections.lifetime.max_lifetime
+        self._recent = min(self._lifetime / 2 or math.inf, SPARE_PATIENCE)
         self._floor = floor
         self._uniform = uniform
         self._wake = asyncio.Event()
         self._sleeps_until = math.inf
         self._task: asyncio.Task[None] | None = None
-        self._closing: dict[asyncio.Task[None], Any] = {}
         self.spare: PooledConnection | None = None
-        self._opening = False
-        self._is_claimed = False  # a connection was retired for the spare already
-        self._unused_since: float | None = None  # when a spare expired because all due connections were busy
+        self._is_opening = False
+        self._wanted = 0
+        self._login_time = 0.0
+        self._unused_since: float | None = None
         self._not_before = -math.inf
         self._failures = 0
         self._full_since: float | None = None
@@ -64,40 +63,45 @@ class Replacement:
         self._delayed_by: str | None = None
 
     @property
-    def is_ready(self) -> bool:
-        """Whether a spare waits for a connection to be retired."""
-        return self.spare is not None and not self._is_claimed
-
-    @property
     def spares(self) -> int:
-        """Connections beside the pool's: 1 while a spare is open or being opened."""
-        return int(self._opening or self.spare is not None)
+        """Connections without a place: 1 while a spare is open or being opened."""
+        return int(self._is_opening or self.spare is not None)
 
     def start(self) -> None:
         self._task = asyncio.create_task(_keep_young(self, self._wake), name=f"aiopqr-{self._name}-replace")
 
-    def stats(self) -> ReplacementStats:
-        return ReplacementStats(sum(self._done.values()), self._delayed, dict(self._done), self._delayed_by)
+    def stats(self, now: float) -> ReplacementStats:
+        overdue = sum(pooled.deadline + GRACE <= now for pooled in self._connections() or ())
+        return ReplacementStats(sum(self._done.values()), self._delayed, dict(self._done), self._delayed_by, overdue)
 
     def wake(self) -> None:
-        """Something became due, or idle, that the task does not know of."""
+        """Something became due, or idle, or there is room, and the task does not know of it."""
         self._wake.set()
+
+    @contextlib.contextmanager
+    def spare_wanted(self) -> Iterator[None]:
+        """Meanwhile somebody waits for a connection that may be dead: open another one, if there is room."""
+        self._wanted += 1
+        self._wake.set()
+        try:
+            yield
+        finally:
+            self._wanted -= 1
 
     def born(self, pooled: PooledConnection) -> None:
         """A connection came into the pool."""
-        if pooled.deadline < self._sleeps_until:
+        if pooled.deadline - self._login_time < self._sleeps_until:
             self._wake.set()
 
     def take_spare(self) -> PooledConnection | None:
-        """The spare, for whoever connects; a stale or dead one is closed instead."""
+        """The spare, for whoever opens a connection; one that is of no use any more is closed instead."""
         spare, self.spare = self.spare, None
-        self._is_claimed = False
         if spare is None:
             return None
         self._wake.set()
         connections = self._connections()
         if connections is None or connections.is_spoilt(spare):
-            self.close_later(spare.con)
+            self._close(spare)
             return None
         self._failures = 0  # only now: a spare may be lost as soon as it is open
         return spare
@@ -105,160 +109,168 @@ class Replacement:
     def discard_spare(self) -> None:
         """Close the spare, in the background."""
         spare, self.spare = self.spare, None
-        self._is_claimed = False
         if spare is not None:
-            self.close_later(spare.con)
+            self._close(spare)
 
-    def retire_released(self, pooled: PooledConnection) -> None:
-        """Close a due connection in its release, in the background, for the spare that waits."""
-        self.claim(pooled)
-        self.close_later(pooled.con)
+    def swap(self, pooled: PooledConnection) -> bool:
+        """Put the spare in the place of a due connection, which is closed in the background.
 
-    def close_later(self, con: Any) -> None:
-        """Close in the background, owned and awaited."""
-        task = asyncio.create_task(_close(con), name=f"aiopqr-{self._name}-close")
-        self._closing[task] = con
-        task.add_done_callback(self._closed)
+        Nothing is awaited, so nobody finds the place empty. False if there is no spare.
+        """
+        connections = self._connections()
+        if connections is None or connections.is_closing or pooled.con.is_closed():
+            return False
+        if (spare := self.take_spare()) is None:
+            return False
+        exchange(pooled.con, spare.con)
+        connections.adopt(spare)
+        self._retire(connections, pooled)
+        return True
 
     async def close(self) -> None:
-        """End the task, close the spare, and wait for what is being closed."""
+        """End the task, and close the spare in the background."""
         if self._task:
             self._task.cancel()
             await asyncio.wait({self._task})
         self.discard_spare()
-        while self._closing:
-            await asyncio.wait(self._closing)
 
     def terminate(self) -> None:
-        """As :meth:`close`, where nothing can be awaited."""
-        cancel((self._task, *self._closing))
-        for con in self._closing.values():
-            con.terminate()  # the task may not even have begun
-        spare, self.spare = self.spare, None
-        if spare is not None:
-            spare.con.terminate()
+        """Like :meth:`close`, where nothing can be awaited. The spare ends with the other connections."""
+        cancel((self._task,))
+        self.spare = None
 
     # The task's part.
 
-    def next_step(self, now: float) -> float:
-        """When there is something to do."""
+    def next_step(self, now: float) -> Step:
+        """What is to be done."""
         connections = self._connections()
-        if connections is None or self._closing:
-            return math.inf  # the end of a closing wakes the task
-        if self.spare is None:
-            return max(next_deadline(self._worth_a_spare(connections)), self._not_before)
-        if connections.is_spoilt(self.spare):
-            return now
-        expiry = self.spare.born + SPARE_PATIENCE
-        if self._is_claimed:
-            return expiry
-        return min(expiry, next_deadline(pooled for pooled in connections if pooled.is_idle))
+        if connections is None:
+            return Sleep(math.inf)
+        return decide(
+            Situation(
+                now=now,
+                connections=[pooled for pooled in connections if not pooled.con.is_closed()],
+                floor=self._floor,
+                room=connections.room,
+                spare=self.spare,
+                is_spoilt=self.spare is not None and connections.is_spoilt(self.spare),
+                is_wanted=self._wanted > 0,
+                login_time=self._login_time,
+                recent=self._recent,
+                not_before=self._not_before,
+                unused_since=self._unused_since,
+            )
+        )
 
-    async def step(self) -> None:
-        """Do the one thing that is to be done now."""
-        now = asyncio.get_running_loop().time()
+    async def do(self, step: Step, now: float) -> None:
+        """Do it."""
         connections = self._connections()
         if connections is None:
             return
-        due = most_overdue(self._worth_a_spare(connections), now)
-        if self.spare is not None:
-            if self.spare.con.is_closed():
-                self.discard_spare()
-                if due is not None:  # who lets in and hangs up at once is not to be knocked at without a pause
-                    await self._delay(connections, due, _LOST, now)
-            elif connections.is_spoilt(self.spare):
-                self.discard_spare()
-            elif now >= self.spare.born + SPARE_PATIENCE:
-                self._unused_since = None if self._is_claimed else now
-                self.discard_spare()
-            elif due is not None and due.is_idle:
-                await self._retire_idle(due)
-        elif due is not None:
-            spacious = len(connections) > self._floor
-            if spacious and due.is_idle and not due.is_missed(now - self._missed_within()):
-                await self._retire_idle(due)
-            else:
+        match step:
+            case Sleep(until):
+                self._sleeps_until = until
+                del connections
+                await wait_until(until, self._wake)
+            case Report(pooled):
+                pooled.is_reported = True
+                overdue, is_idle = now - pooled.deadline, pooled.is_idle
+                self._emit(ConnectionOverdue(name=self._name, overdue=overdue, is_idle=is_idle))
+            case Close(pooled):
+                vacate(place_of(pooled.con))
+                self._retire(connections, pooled)
+            case Swap(pooled):
+                self.swap(pooled)
+            case Open(due):
                 await self._open_spare(connections, due)
+            case Discard(is_unused):
+                if is_unused:
+                    self._unused_since = now
+                elif self.spare is not None and self.spare.con.is_closed():
+                    # A server that accepts logins and hangs up at once must not be tried without a pause.
+                    self._delay(connections, None, _LOST, now)
+                self.discard_spare()
 
-    def _worth_a_spare(self, connections: Connections) -> Iterable[PooledConnection]:
-        """All connections, but for those that were busy all along while a spare waited in vain."""
-        since = self._unused_since
-        if since is None:
-            return connections
-        return (s for s in connections if s.is_idle or s.acquired_at > since)
+    async def recover(self, exc: BaseException, now: float) -> None:
+        """Something unforeseen was raised: go on, after a pause."""
+        retry_in = self._back_off(now)
+        message = "%s: replacing connections failed unexpectedly; trying again in %.1f s. Please report this."
+        logger.error(message, self._name, retry_in, exc_info=exc)
+        await asyncio.sleep(retry_in)
 
-    def _missed_within(self) -> float:
-        return min(self._lifetime.max_lifetime / 2 or math.inf, SPARE_PATIENCE)
-
-    async def _open_spare(self, connections: Connections, due: PooledConnection) -> None:
+    async def _open_spare(self, connections: Connections, due: PooledConnection | None) -> None:
         loop = asyncio.get_running_loop()
-        self._opening = True
+        begun = loop.time()
+        self._is_opening = True
         try:
-            self.spare = await connections.open_spare(OPEN_TIMEOUT)
+            self.spare = await connections.open_spare()
         except (Exception, asyncio.CancelledError) as exc:
-            task = asyncio.current_task()
-            if isinstance(exc, asyncio.CancelledError) and task and task.cancelling():
-                raise  # otherwise it is one that the user's hook met, which must not end this task
-            await self._delay(connections, due, exc, loop.time())
+            if _is_cancelled(exc):
+                raise
+            self._delay(connections, due, exc, loop.time())
         else:
-            self._is_claimed = False
+            self._login_time = loop.time() - begun
             self._delayed_by, self._full_since, self._unused_since = None, None, None
         finally:
-            self._opening = False
+            self._is_opening = False
 
-    async def _delay(self, connections: Connections, due: PooledConnection, exc: BaseException, now: float) -> None:
-        self._failures += 1
+    def _delay(self, connections: Connections, due: PooledConnection | None, exc: BaseException, now: float) -> None:
         self._delayed += 1
         self._delayed_by = describe(exc)
-        retry_in = self._uniform(0.5, 1.0) * min(BACKOFF_FIRST * 2 ** min(self._failures - 1, 10), BACKOFF_MAX)
-        self._not_before = now + retry_in
-        told: dict[str, Any] = {"error": self._delayed_by, "overdue": max(now - due.deadline, 0.0)}
-        connections.connector.events.emit(ReplacementDelayed(name=self._name, retry_in=retry_in, **told))
+        retry_in = self._back_off(now)
+        overdue = max((now - pooled.deadline for pooled in connections), default=0.0)
+        why: dict[str, Any] = {"error": self._delayed_by, "overdue": max(overdue, 0.0)}
+        self._emit(ReplacementDelayed(name=self._name, retry_in=retry_in, **why))
         if classify(exc.__cause__ or exc) is not Verdict.SERVER_FULL:
             self._full_since = None
             return
         # The server's slots may be full of nothing but connections that wait for a replacement. After a whole further
         # lifetime of that, one idle connection makes room, as long as others are left.
         self._full_since = self._full_since or now
-        if now - self._full_since >= self._lifetime.max_lifetime > 0 and due.is_idle and len(connections) > 1:
+        if now - self._full_since >= self._lifetime > 0 and due and due.is_idle and len(connections) > 1:
             self._full_since = now
-            await self._retire_idle(due)
+            vacate(place_of(due.con))
+            self._retire(connections, due)
 
-    async def _retire_idle(self, pooled: PooledConnection) -> None:
-        # In this very step of the loop asyncpg marks it closed, so no acquirer can get hold of it.
-        self.claim(pooled)
-        await _close(pooled.con)
+    def _back_off(self, now: float) -> float:
+        self._failures += 1
+        pause: float = self._uniform(0.5, 1.0) * min(BACKOFF_FIRST * 2 ** min(self._failures - 1, 10), BACKOFF_MAX)
+        self._not_before = now + pause
+        return pause
 
-    def claim(self, pooled: PooledConnection) -> None:
-        """``session`` is being retired, and the spare, if there is one, is for its place."""
-        self._is_claimed = self.spare is not None
-        pooled.retiring = True
+    def _retire(self, connections: Connections, pooled: PooledConnection) -> None:
+        """A due connection has given up its place."""
         self._done[pooled.why] += 1
         age = asyncio.get_running_loop().time() - pooled.born
         parity = pooled.attempt.parity if pooled.attempt else None
-        if connections := self._connections():
-            connections.connector.events.emit(Replaced(name=self._name, parity=parity, age=age, why=pooled.why))
+        connections.part_with(pooled)
+        self._emit(Replaced(name=self._name, parity=parity, age=age, why=pooled.why))
 
-    def _closed(self, task: asyncio.Task[None]) -> None:
-        del self._closing[task]
-        self._wake.set()
+    def _close(self, spare: PooledConnection) -> None:
+        if connections := self._connections():
+            connections.close_later(spare)
+        else:
+            spare.con.terminate()
+
+    def _emit(self, event: Event) -> None:
+        if connections := self._connections():
+            connections.connector.events.emit(event)
 
 
 async def _keep_young(replacement: Replacement, wake: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     while replacement._connections() is not None:
         wake.clear()
-        when = replacement.next_step(loop.time())
-        if when <= loop.time():
-            await replacement.step()
-            continue
-        replacement._sleeps_until = when
-        await wait_until(when, wake)
+        try:
+            now = loop.time()
+            await replacement.do(replacement.next_step(now), now)
+        except (Exception, asyncio.CancelledError) as exc:
+            if _is_cancelled(exc):
+                raise
+            await replacement.recover(exc, loop.time())
 
 
-async def _close(connection: Any) -> None:
-    """A connection that is on its way out may fail to say goodbye: asyncpg has dropped it then."""
-    try:
-        await connection.close(timeout=CLOSE_TIMEOUT)
-    except Exception:
-        logger.debug("a connection could not be closed gracefully", exc_info=True)
+def _is_cancelled(exc: BaseException) -> bool:
+    """Whether this task is being cancelled; otherwise a hook of the user's has met a cancellation of its own."""
+    task = asyncio.current_task()
+    return isinstance(exc, asyncio.CancelledError) and task is not None and bool(task.cancelling())

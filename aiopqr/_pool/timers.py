@@ -1,8 +1,8 @@
-"""What ends a connection after a time: a release that takes too long, and idleness.
+"""Timers that end a connection: one for releases that take too long, one for idleness.
 
-There is one timer for all connections of a pool. One for each costs more than the rest of what this library adds to an
-acquire and a release, since the cancelled ones pile up in the event loop's heap until they are due. (asyncpg's own, of
-idle connections, are therefore off. They would also keep a pool alive that was dropped.)
+Each serves all connections of a pool. A timer for each connection would cost more than the rest of what this library
+adds to an acquire and a release, because cancelled timers pile up in the event loop's heap until they are due. That is
+why asyncpg's own timers for idle connections are off. They would also keep a pool alive that nobody uses any more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import weakref
 from abc import ABC, abstractmethod
 
 from ..clock import TICK, clock_of
-from .connection import PooledConnection
+from .connection import Checkout, PooledConnection
 from .connections import Connections
 
 
@@ -29,7 +29,7 @@ class _Timer(ABC):
         self._timer: asyncio.TimerHandle | None = None
 
     def stop(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching."""
         self._is_armed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -53,20 +53,22 @@ class _Timer(ABC):
 class ReleaseTimer(_Timer):
     """Terminates the connection of a release that takes longer than ``limit`` seconds."""
 
-    def begin(self, pooled: PooledConnection) -> None:
-        """Watch a release until its ``release_by`` is taken back."""
-        pooled.release_by = self._now() + self._limit
+    def begin(self, checkout: Checkout) -> None:
+        """Watch a release until its ``release_by`` is taken back, or the checkout has ended."""
+        checkout.release_by = self._now() + self._limit
         if not self._is_armed:
-            self._arm(pooled.release_by)
+            self._arm(checkout.release_by)
 
     def _end_what_is_due(self, connections: Connections, now: float) -> float:
         next_look = math.inf
         for pooled in tuple(connections):
-            if pooled.release_by <= now:
-                pooled.is_overdue = True
+            if (checkout := pooled.checkout) is None:
+                continue
+            if checkout.release_by <= now:
+                checkout.is_overdue = True
                 pooled.con.terminate()
             else:
-                next_look = min(next_look, pooled.release_by)
+                next_look = min(next_look, checkout.release_by)
         return next_look
 
 

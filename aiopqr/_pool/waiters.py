@@ -14,16 +14,25 @@ from ..errors import TooManyWaiting
 
 
 class Waiters:
-    """``permits`` may be inside at a time. ``max_waiting`` limits the queue; None does not."""
+    """``permits`` may be inside at a time. ``max_waiting`` limits the queue; None does not.
 
-    def __init__(self, permits: int, max_waiting: int | None, loop: asyncio.AbstractEventLoop) -> None:
+    ``closed`` makes the error for everyone who comes before :meth:`open`.
+    """
+
+    def __init__(
+        self,
+        permits: int,
+        max_waiting: int | None,
+        loop: asyncio.AbstractEventLoop,
+        closed: Callable[[], Exception] | None = None,
+    ) -> None:
         self.permits = self._free = permits
         self._max_waiting = max_waiting
         self._loop = loop
         self._waiters: dict[asyncio.Future[None], float] = {}  # with their deadlines, in the order they came
         self._timer: asyncio.TimerHandle | None = None
         self._looks_at = math.inf
-        self._closed: Callable[[], Exception] | None = None
+        self._closed = closed
 
     @property
     def waiting(self) -> int:
@@ -43,7 +52,7 @@ class Waiters:
         if self.try_enter():
             return
         if self._max_waiting is not None and len(self._waiters) >= self._max_waiting:
-            raise TooManyWaiting(f"{len(self._waiters)} tasks wait for a connection already (max_waiting)")
+            raise TooManyWaiting(f"{len(self._waiters)} tasks are already waiting for a connection (max_waiting)")
         waiter = self._loop.create_future()
         self._waiters[waiter] = math.inf if deadline is None else deadline
         if deadline is not None and deadline < self._looks_at:
@@ -65,6 +74,10 @@ class Waiters:
                 waiter.set_result(None)
                 return
         self._free += 1
+
+    def open(self) -> None:
+        """Let in whoever comes from now on."""
+        self._closed = None
 
     def close(self, error: Callable[[], Exception]) -> None:
         """Fail everyone who waits, and everyone who comes."""

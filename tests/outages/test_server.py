@@ -165,14 +165,14 @@ class ForgetfulProxy(Proxy):
 async def test_a_pool_of_silently_dead_connections_serves_within_the_time_of_a_few_checks(
     make_pool: MakePool, postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiopqr._pool.checkout.CHECK_TIMEOUT", 1.0)
+    monkeypatch.setattr("aiopqr._pool.supply.CHECK_TIMEOUT", 1.0)
     async with ForgetfulProxy(postgres.server.host, postgres.server.port) as proxy:
         pool = await make_pool(proxy, min_size=10, max_size=10, check_after=1e-9)
         proxy.generation += 1
         begun = time.monotonic()
         assert await pool.fetchval("select 1") == 1
         assert time.monotonic() - begun < 3
-        monkeypatch.setattr("aiopqr._pool.replacement.CLOSE_TIMEOUT", 0.5)
+        monkeypatch.setattr("aiopqr._pool.connections.CLOSE_TIMEOUT", 0.5)
         async with asyncio.timeout(5):  # nobody has told those that are dead
             await pool.close()
 

@@ -284,7 +284,7 @@ async def test_a_reset_hook_that_takes_too_long_is_ended_and_touches_no_other_ch
 async def test_an_init_that_hangs_delays_the_replacement_and_is_told(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiopqr._pool.connections.CONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr("aiopqr._pool.connections.INIT_TIMEOUT", 0.2)
     hangs = False
 
     async def init(_con: asyncpg.Connection) -> None:

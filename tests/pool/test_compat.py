@@ -174,7 +174,7 @@ async def test_raw_connection_is_the_one_behind_the_proxy(make_pool: MakePool) -
     async with make_pool() as pool:
         proxy = await pool.acquire()
         con = raw_connection(proxy)
-        assert type(con).__mro__[1] is asyncpg.Connection
+        assert isinstance(con, asyncpg.Connection)
         assert con.get_server_pid() == proxy.get_server_pid()
         await pool.release(proxy)
         assert raw_connection(proxy) is None

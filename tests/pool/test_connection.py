@@ -1,4 +1,4 @@
-"""How old a connection gets, and which is retired next."""
+"""How old a connection may get."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 from hypothesis import given
 
-from aiopqr._pool.connection import Lifetime, PooledConnection, most_overdue, next_deadline
+from aiopqr._pool.connection import Lifetime, PooledConnection
 
 
 def pooled(deadline: float, **more: Any) -> PooledConnection:
@@ -31,14 +31,13 @@ def test_a_deadline_is_drawn_once_for_each_connection() -> None:
     assert [lifetime.deadline(0.0) for _ in range(3)] == [100.0, 90.0, 95.0]
 
 
-def test_without_a_lifetime_a_connection_lives_for_ever() -> None:
+def test_without_a_lifetime_there_is_no_deadline() -> None:
     assert Lifetime(0.0, 0.0).deadline(5.0) == math.inf
 
 
-def test_a_session_is_due_at_its_deadline_unless_it_is_being_retired() -> None:
+def test_a_connection_is_due_at_its_deadline() -> None:
     assert not pooled(10.0).is_due(9.999)
     assert pooled(10.0).is_due(10.0)
-    assert not pooled(10.0, retiring=True).is_due(11.0)
 
 
 def test_expiring_makes_due_at_once_and_says_why_but_delays_nothing() -> None:
@@ -49,22 +48,7 @@ def test_expiring_makes_due_at_once_and_says_why_but_delays_nothing() -> None:
     assert (old.deadline, old.why) == (5.0, "lifetime")
 
 
-def test_a_session_is_missed_if_it_was_in_use_since() -> None:
-    assert pooled(1.0, is_idle=False).is_missed(5.0)
-    assert pooled(1.0, idle_since=6.0).is_missed(5.0)
-    assert not pooled(1.0, idle_since=5.0).is_missed(5.0)
-
-
-def test_idle_connections_are_retired_before_busy_ones_and_then_the_oldest_first() -> None:
-    busy, idle, older, retiring = (
-        pooled(1.0, is_idle=False),
-        pooled(3.0),
-        pooled(2.0),
-        pooled(0.0, retiring=True),
-    )
-    young = pooled(50.0)
-    assert most_overdue([busy, idle, older, retiring, young], 10.0) is older
-    assert most_overdue([busy, retiring, young], 10.0) is busy
-    assert most_overdue([young, retiring], 10.0) is None
-    assert next_deadline([busy, idle, retiring]) == 1.0
-    assert next_deadline([retiring]) == math.inf
+def test_a_connection_in_use_or_just_released_was_used() -> None:
+    assert pooled(1.0, is_idle=False).was_used(5.0)
+    assert pooled(1.0, idle_since=6.0).was_used(5.0)
+    assert not pooled(1.0, idle_since=5.0).was_used(5.0)

@@ -144,7 +144,6 @@ async def test_lifetime_zero_turns_replacement_off(make_pool: MakePool, postgres
 async def test_a_release_that_closes_the_connection_does_not_release_the_next_checkout(
     make_pool: MakePool, postgres: RotatingPostgres
 ) -> None:
-    """asyncpg frees the holder when a hook closes its connection; a waiter takes it in the very next step."""
     resets: list[int] = []
 
     async def reset(con: asyncpg.Connection) -> None:
@@ -152,7 +151,7 @@ async def test_a_release_that_closes_the_connection_does_not_release_the_next_ch
 
     async with make_pool(min_size=1, max_size=1, max_lifetime=0.3, reset=reset) as pool:
         con = await pool.acquire()
-        await eventually(lambda: pool._replacement.is_ready)
+        await eventually(lambda: pool._replacement.spare)
         waiter = asyncio.create_task(pool.acquire().__aenter__())
         await eventually(lambda: pool.stats().waiting == 1)
         await pool.release(con)

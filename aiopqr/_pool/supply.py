@@ -1,0 +1,300 @@
+"""Brings connections to those who wait for one: opens new ones, checks those that were idle, and keeps the floor.
+
+Each of these is a *job*: a task of the pool's own that has taken one place out of asyncpg's queue, and returns it with
+or without a connection. A job belongs to the pool, not to whoever caused it. An acquirer that gives up leaves the job
+running, and its connection serves the next one. An acquirer that waits takes whatever becomes ready first, from any job
+or release, first come, first served. So acquires that are shorter than a connect are served all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import weakref
+from functools import partial
+from typing import Any
+
+import asyncpg
+
+from ..clock import cancel, clock_of
+from ..errors import describe
+from ._asyncpg import connection_of, next_empty_place, next_place, put_back, vacate
+from .connection import PooledConnection
+from .connections import Connections
+from .policy import Policy
+from .replacement import Replacement
+
+logger = logging.getLogger("aiopqr")
+
+CHECK_TIMEOUT = 5.0
+SILENCE = 0.5  # how long a check may be silent before another connection is opened meanwhile
+SHORT_LIFE = 5.0  # a connection that ends earlier was no success
+BACKOFF_FIRST = 0.5
+BACKOFF_MAX = 30.0
+
+
+class Supply:
+    """The jobs of one pool, and who waits for them."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        policy: Policy,
+        connections: Connections,
+        replacement: Replacement,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.pool = pool
+        self._connections = connections
+        self._open = connections.by_connection
+        self._replacement = replacement
+        self._loop = loop
+        self._now = clock_of(loop)
+        self._name = connections.connector.name
+        self._floor = policy.floor
+        self._check_after = policy.check_after
+        self.waiting: dict[asyncio.Future[Any], None] = {}  # for a place with a connection, in the order they came
+        self._jobs: dict[asyncio.Task[None], asyncio.Future[Any] | None] = {}  # with whoever caused them
+        self._connects: set[asyncio.Task[Any]] = set()  # jobs, and the tasks that open the pool
+        self._is_started = False
+        self._floor_failures = 0
+        self._floor_not_before = -math.inf
+        self._floor_timer: asyncio.TimerHandle | None = None
+
+    # What an acquirer asks for.
+
+    def take_nowait(self, now: float) -> Any:
+        """Take a place whose connection can be used as it is; None where one has to wait."""
+        if self.waiting or (place := next_place(self.pool)) is None:
+            return None
+        pooled = self._open.get(connection_of(place))
+        if pooled is not None and pooled.trusted_until >= now and not pooled.con.is_closed():
+            pooled.is_idle = False
+            return place
+        put_back(place)
+        return None
+
+    async def wait(self, deadline: float | None) -> Any:
+        """Wait for a place with a connection. Raises ``TimeoutError`` at ``deadline``, and what a connect raised."""
+        while True:
+            place = await self._next_ready(deadline)
+            pooled = self._open.get(connection_of(place))
+            if pooled is not None and not pooled.con.is_closed() and not self._connections.is_expired(pooled):
+                return place
+            put_back(place)  # its connection has ended, or was expired, before this task came to run
+
+    async def _next_ready(self, deadline: float | None) -> Any:
+        waiter: asyncio.Future[Any] = self._loop.create_future()
+        self.waiting[waiter] = None
+        self.dispatch()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await waiter
+        except BaseException:
+            self.waiting.pop(waiter, None)
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._ready(waiter.result())  # handed over and cancelled in the same turn of the loop
+            raise
+
+    def dispatch(self) -> None:
+        """Hand over what is there, and begin a job for everyone else who waits, where there is a place for it."""
+        while len(self._jobs) < len(self.waiting) and (place := next_place(self.pool)):
+            pooled = self._open.get(connection_of(place))
+            if pooled is not None and pooled.trusted_until >= self._now() and not pooled.con.is_closed():
+                self._ready(place)
+            else:
+                served = set(self._jobs.values())
+                self._begin(place, next(waiter for waiter in self.waiting if waiter not in served))
+
+    def start(self) -> None:
+        """The pool is open."""
+        self._is_started = True
+        self.restore_floor()
+
+    def restore_floor(self) -> None:
+        """Open one connection if there are fewer than the floor; its end causes the next look."""
+        if not self._is_started or None in self._jobs.values():
+            return
+        if len(self._connections) + len(self._jobs) >= self._floor:
+            return
+        if self._now() < self._floor_not_before:
+            if self._floor_timer is None:
+                self._floor_timer = self._loop.call_at(self._floor_not_before, _look_at_floor, weakref.ref(self))
+        elif place := next_empty_place(self.pool):
+            self._begin(place, None)
+
+    def ended(self, pooled: PooledConnection, was_lost: bool) -> None:
+        """A connection has ended. One that ``was_lost`` while it was young is no reason to hurry with another."""
+        now = self._now()
+        if now - pooled.born >= SHORT_LIFE:
+            self._floor_failures = 0
+        elif was_lost and pooled.born >= self._floor_not_before:  # those that end together count once
+            self._back_off(now)
+        self.restore_floor()
+        self.dispatch()
+
+    def close(self) -> None:
+        """Turn away everyone who waits, and cancel the jobs."""
+        self._is_started = False
+        for waiter in self.waiting:
+            if not waiter.done():
+                waiter.set_exception(self._connections.closing_error())
+        self.waiting.clear()
+        cancel({*self._jobs, *self._connects} - {_current_task()})
+        if self._floor_timer is not None:
+            self._floor_timer.cancel()
+
+    async def wait_closed(self) -> None:
+        """Wait for the end of the jobs."""
+        if tasks := {*self._jobs, *self._connects} - {_current_task()}:
+            await asyncio.wait(tasks)
+
+    # What asyncpg's pool connects with, in a job, or when it is opened.
+
+    async def connect(self, *args: Any, **kwargs: Any) -> Any:
+        """The spare, or a new connection."""
+        pooled: Any = self._replacement.take_spare()
+        is_stale = pooled is not None and self._now() - pooled.born > self._check_after
+        if pooled is None or (is_stale and not await self._is_alive(pooled)):
+            pooled = await self._open_for_place(args, kwargs)
+        if not isinstance(pooled, PooledConnection):
+            return pooled
+        pooled.idle_since = now = self._now()
+        pooled.trusted_until = now + self._check_after
+        return self._connections.adopt(pooled)
+
+    async def _open_for_place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connects.add(task)
+        try:
+            return await self._connections.open(args, kwargs)
+        finally:
+            self._connects.discard(task)
+
+    # The jobs.
+
+    def _begin(self, place: Any, owner: asyncio.Future[Any] | None) -> None:
+        job = self._loop.create_task(self._fill(place), name=f"aiopqr-{self._name}-connect")
+        self._jobs[job] = owner
+        job.add_done_callback(partial(self._finished, place))
+
+    async def _fill(self, place: Any) -> None:
+        """Check the connection of a place, or open one for it."""
+        con = connection_of(place)
+        pooled = self._open.get(con)
+        if pooled is not None and not con.is_closed():
+            if self._connections.is_expired(pooled):
+                self._connections.part_with(pooled)
+            else:
+                pooled.is_idle = False
+                begun = self._now()
+                if await self._is_alive(pooled):
+                    pooled.idle_since = now = self._now()
+                    pooled.trusted_until = now + self._check_after
+                    return
+                if self._now() - begun < SILENCE:
+                    return  # another idle one may still be alive, and quicker to get than a new one
+        vacate(place)
+        await place.connect()
+
+    def _finished(self, place: Any, job: asyncio.Task[None]) -> None:
+        owner = self._jobs.pop(job)
+        pooled = self._open.get(connection_of(place))
+        if pooled is not None:
+            self._ready(place)
+        else:
+            put_back(place)
+        error = asyncio.CancelledError() if job.cancelled() else job.exception()
+        if error is not None and owner in self.waiting:
+            del self.waiting[owner]
+            if not owner.done():
+                owner.set_exception(error)
+        elif error is not None and owner is None and self._is_started:
+            retry_in = self._back_off(self._now())
+            logger.warning(
+                "%s: could not open a connection to restore min_size (%s); trying again in %.1f s",
+                self._name,
+                describe(error),
+                retry_in,
+            )
+        self.dispatch()
+        self.restore_floor()
+
+    def _ready(self, place: Any) -> None:
+        """A place with a connection that can be used: hand it to whoever waits longest."""
+        pooled = self._open.get(connection_of(place))
+        while self.waiting:
+            waiter = next(iter(self.waiting))
+            del self.waiting[waiter]
+            if not waiter.done():
+                if pooled is not None:
+                    pooled.is_idle = False
+                waiter.set_result(place)
+                return
+        if pooled is not None:
+            pooled.is_idle = True
+        put_back(place)
+
+    # Checks.
+
+    async def _is_alive(self, pooled: PooledConnection) -> bool:
+        """Whether a connection answers. One that does not is terminated.
+
+        If a firewall dropped its flow without a word, no answer will ever come. So if it is silent for a while, a spare
+        is opened, and when that or any other login succeeds while it is still silent, the connection counts as dead.
+        """
+        begun = self._now()
+        check = self._loop.create_task(self._answers(pooled), name=f"aiopqr-{self._name}-check")
+        try:
+            await asyncio.wait({check}, timeout=SILENCE)
+            if not check.done():
+                with self._replacement.spare_wanted():
+                    while (
+                        not check.done() and self._replacement.spare is None and self._connections.last_opened < begun
+                    ):
+                        either: set[asyncio.Future[Any]] = {check, self._connections.next_opened()}
+                        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if not check.done():
+                    pooled.con.terminate()
+            return await check
+        finally:
+            if not check.done():
+                check.cancel()
+                await asyncio.wait({check})
+
+    async def _answers(self, pooled: PooledConnection) -> bool:
+        """Ask the server; a connection that does not answer is terminated, and those idle beside it are suspect."""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT):
+                await pooled.con.execute("select 1")  # asyncpg fails on an empty query
+        except Exception as exc:
+            pooled.con.terminate()
+            self._connections.distrust()
+            self._connections.report_lost("idle", exc)
+            return False
+        except BaseException:
+            pooled.con.terminate()
+            raise
+        return True
+
+    def _back_off(self, now: float) -> float:
+        pause: float = random.uniform(0.5, 1.0) * min(BACKOFF_FIRST * 2 ** min(self._floor_failures, 10), BACKOFF_MAX)
+        self._floor_failures += 1
+        self._floor_not_before = now + pause
+        return pause
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # terminate() may be called where no loop runs
+        return None
+
+
+def _look_at_floor(ref: weakref.ref[Supply]) -> None:
+    if supply := ref():
+        supply._floor_timer = None
+        supply.restore_floor()
