@@ -317,6 +317,6 @@ class Checkouts:
 
     def wrong_loop(self) -> WrongLoop:
         return WrongLoop(
-            f"{self._name}: this pool belongs to another event loop, in which it was made. A pool works only there: "
-            "make one for each loop, or hand the work over with asyncio.run_coroutine_threadsafe()"
+            f"{self._name}: this pool belongs to the event loop, and the process, in which it was made. Make one for "
+            "each loop and each process, or hand the work over with asyncio.run_coroutine_threadsafe()"
         )

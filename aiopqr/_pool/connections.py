@@ -20,7 +20,7 @@ from .._connect import CONNECT_TIMEOUT, Connector
 from ..clock import cancel
 from ..errors import PoolClosing, describe
 from ..events import ConnectionLost
-from ._asyncpg import busy_check
+from ._asyncpg import busy_check, disown
 from .connection import Lifetime, PooledConnection
 
 logger = logging.getLogger("aiopqr")
@@ -230,6 +230,15 @@ class Connections:
         self.lost += 1
         event = ConnectionLost(name=self.connector.name, when=when, error=describe(exc))
         self.connector.events.emit(event)
+
+    def disown(self) -> None:
+        """Forget all connections, without a word to the server: they belong to the parent of this forked process.
+
+        Closing one would take its socket out of the parent's event loop, whose epoll object the child shares.
+        """
+        self.is_closing = True
+        for pooled in self._open:
+            disown(pooled.con)
 
     def closing_error(self) -> PoolClosing:
         return PoolClosing(f"{self.connector.name}: the pool is closing or closed")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
@@ -200,6 +201,7 @@ class AlternatingPool(asyncpg.Pool):
         return await self._open()
 
     async def _open(self) -> Self:
+        self._check_loop()
         if self._state == "opening":
             raise asyncpg.InterfaceError("pool is being initialized in another task")
         if self._state != "new":
@@ -311,6 +313,12 @@ class AlternatingPool(asyncpg.Pool):
         except asyncpg.InterfaceError as exc:
             return exc
         return self._connections.closing_error()
+
+    def _disown(self) -> None:
+        """The process has been forked, and this is the child."""
+        self._state = "left to the parent process"
+        self._waiters.close(self._checkouts.wrong_loop)
+        self._connections.disown()
 
     def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._event_loop:
@@ -465,3 +473,13 @@ class _Acquire(PoolAcquireContext):
 create_pool = AlternatingPool
 
 _alive: weakref.WeakSet[AlternatingPool] = weakref.WeakSet()
+_inherited: list[AlternatingPool] = []  # never collected, which would touch the parent's sockets
+
+
+def _leave_to_parent() -> None:
+    for pool in tuple(_alive):
+        pool._disown()
+        _inherited.append(pool)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

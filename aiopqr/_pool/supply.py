@@ -67,7 +67,10 @@ class Supply:
 
     def take_nowait(self, now: float) -> Any:
         """Take a place whose connection can be used as it is; None where one has to wait."""
-        if self.waiting or (place := next_place(self.pool)) is None:
+        return None if self.waiting else self._take_ready(now)
+
+    def _take_ready(self, now: float) -> Any:
+        if (place := next_place(self.pool)) is None:
             return None
         pooled = self._open.get(connection_of(place))
         if pooled is not None and pooled.trusted_until >= now and not pooled.con.is_closed():
@@ -100,13 +103,11 @@ class Supply:
 
     def dispatch(self) -> None:
         """Hand over what is there, and begin a job for everyone else who waits, where there is a place for it."""
+        while self.waiting and (place := self._take_ready(self._now())):
+            self._ready(place)
         while len(self._jobs) < len(self.waiting) and (place := next_place(self.pool)):
-            pooled = self._open.get(connection_of(place))
-            if pooled is not None and pooled.trusted_until >= self._now() and not pooled.con.is_closed():
-                self._ready(place)
-            else:
-                served = set(self._jobs.values())
-                self._begin(place, next(waiter for waiter in self.waiting if waiter not in served))
+            served = set(self._jobs.values())
+            self._begin(place, next(waiter for waiter in self.waiting if waiter not in served))
 
     def start(self) -> None:
         """The pool is open."""
