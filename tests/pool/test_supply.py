@@ -65,19 +65,22 @@ async def test_whoever_waits_for_an_opening_takes_what_is_released_before(make_p
 
 
 async def test_those_who_wait_for_openings_are_served_in_order(make_pool: MakePool) -> None:
-    slow, served = Slow(), []
+    slow, served, may_go = Slow(), [], asyncio.Event()
     async with make_pool(max_size=3, connect=slow) as pool:
 
         async def take(number: int) -> None:
             async with pool.acquire():
                 served.append(number)
+                await may_go.wait()
 
         takers = [asyncio.create_task(take(number)) for number in range(6)]
         await eventually(lambda: slow.begun == 3)
         slow.may.set()
+        await eventually(lambda: len(served) == 3)
+        assert sorted(served) == [0, 1, 2]
+        may_go.set()
         await asyncio.gather(*takers)
         assert slow.begun == 3
-    assert served == sorted(served)
 
 
 async def test_close_ends_an_opening_that_nobody_waits_for(make_pool: MakePool) -> None:
