@@ -46,7 +46,7 @@ def _table(*rows: tuple[str, Verdict]) -> tuple[tuple[re.Pattern[str], Verdict],
     return tuple((re.compile(pattern, re.IGNORECASE), verdict) for pattern, verdict in rows)
 
 
-# SQLSTATE -> routine -> verdict; "" stands for any other routine.
+# SQLSTATE -> routine -> verdict; "" means any other routine.
 _BY_ROUTINE: dict[str, dict[str, Verdict]] = {
     "28P01": {"": Verdict.CREDENTIAL},
     "28000": {
@@ -150,9 +150,9 @@ def _classify_server(exc: asyncpg.PostgresError) -> Verdict:
     state, routine, text = exc.sqlstate or "", exc.server_source_function, str(exc)
     if not routine:
         cached = _CACHED_ERROR.search(text)
-        for told in (cached[1], text) if cached else (text,):
+        for part in (cached[1], text) if cached else (text,):
             for pattern, verdict in _BY_TEXT:
-                if pattern.search(told):
+                if pattern.search(part):
                     return verdict
     if by_routine := _BY_ROUTINE.get(state):
         return by_routine.get(routine or "", by_routine[""])
@@ -178,8 +178,6 @@ def _classify_client(exc: BaseException, unix_socket: bool) -> Verdict:
         case OSError():
             return Verdict.OUTAGE if exc.errno in _OUTAGE_ERRNOS else Verdict.FATAL
         case _:
-            # Among them asyncpg's TargetServerAttributeNotMatched: all hosts answered and none will do. In a failover
-            # the old primary does not answer, which asyncpg raises as the OSError that it is.
             return Verdict.FATAL
 
 

@@ -93,9 +93,13 @@ class Connector:
     async def connect(self, *args: Any, **kwargs: Any) -> Any:
         """An ordinary asyncpg connection, made with the account whose turn it is, or with the other one.
 
-        Arguments given here replace the connector's own. Raises :class:`CredentialsRefused` when all accounts stay
-        refused and :class:`ConnectTimeout` when the server stays down, each after ``timeout`` seconds (default 60), and
-        any other error of the driver at once. Cancelling it leaves nothing behind.
+        Arguments given here replace the connector's own. ``timeout`` is in seconds (default 60) and covers everything:
+        the fallback to the other account, waiting for newer credentials, and waiting for a server that is down. A login
+        that is silent for a second goes on, while another is tried with the next host or account.
+
+        Raises :class:`CredentialsRefused` if all accounts stay refused and :class:`ConnectTimeout` if the server stays
+        down, both only after ``timeout``. Raises :class:`ConfigurationError` if no database is named, or no host where
+        none answers on this machine, and any other error of the driver, at once. Cancelling it gives up its logins.
         """
         if args or kwargs:
             check_connect_arguments(args, kwargs, connect=self._own_connect)
@@ -233,7 +237,7 @@ class Connector:
 
     @property
     def connect_time(self) -> Histogram:
-        """How long logins took, for whoever wants each single measurement."""
+        """How long successful logins took. Add an observer to get each measurement."""
         return self._started.counts.connect_time
 
     @property

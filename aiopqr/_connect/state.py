@@ -149,7 +149,7 @@ class ConnectorState:
         self._refusals[attempt.credential.username] = exc
         were_all_refused = self.alternator.is_refused(now)
         anew = self.alternator.rejected(attempt, verdict, now)
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "name": self.name,
             "parity": attempt.parity,
             "username": attempt.credential.username,
@@ -158,9 +158,9 @@ class ConnectorState:
         }
         if anew:
             retry_in = self.alternator.retry_at(attempt.credential) - now
-            self.events.emit(AccountQuarantined(**told, retry_in=retry_in))
+            self.events.emit(AccountQuarantined(**fields, retry_in=retry_in))
         else:
-            self.events.emit(LoginRefused(**told))
+            self.events.emit(LoginRefused(**fields))
         if self.alternator.is_refused(now) and not were_all_refused:
             names = tuple(c.username for c in self.alternator.pair.credentials())
             self.events.emit(AllRefused(name=self.name, usernames=names, pair_age=self.feed.pair_age))
@@ -192,7 +192,7 @@ class ConnectorState:
         self.feed.request(Need.STARVED if is_starved else Need.REFUSED)
 
     def expired(self, waited: str) -> str:
-        """What to tell whoever gets no connection since every account has expired."""
+        """The error text for a connect that fails because every account has expired."""
         now, pair = asyncio.get_running_loop().time(), self.alternator.pair
         ends = (
             f"{account.username}, {now - self.alternator.expiry.at(account):.0f} s ago"
@@ -235,6 +235,6 @@ class ConnectorState:
             self.wake_turns()
 
     def wake_turns(self) -> None:
-        """Whoever waits for a turn looks again."""
+        """Wake all who wait for a turn, so that they look again."""
         self.turn_ended.set()
         self.turn_ended = asyncio.Event()
