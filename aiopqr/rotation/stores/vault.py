@@ -41,6 +41,10 @@ class VaultStore:
         """See :meth:`SecretStore.read`."""
         return await self._in_thread(lambda: self._stored(*self._load()))
 
+    async def check_writable(self) -> None:
+        """Raise :class:`StoreError` if the token's policies do not allow writing the secret. Changes nothing."""
+        await self._in_thread(self._check_writable)
+
     async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
         """See :meth:`SecretStore.stage`."""
         now = datetime.now(UTC)
@@ -96,6 +100,17 @@ class VaultStore:
         raise StoreError(problem)
 
     # These block, in the client's thread.
+
+    def _check_writable(self) -> None:
+        path = f"{self._mount}/data/{self._path}"
+        try:
+            told = self._client.ask("POST", "sys/capabilities-self", {"paths": [path]})["data"]
+        except VaultError as exc:
+            if exc.trouble is not Trouble.DENIED:
+                raise
+            return  # it may not ask; whether it may write is seen when it does
+        if not {"update", "root"} & set(told.get(path) or ()):
+            raise StoreError(f'{self}: the token may not write it: add path "{path}" {{ capabilities = ["update"] }}')
 
     def _load(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         data = self._client.ask("GET", f"{self._mount}/data/{self._path}")["data"]

@@ -70,6 +70,17 @@ async def test_a_password_is_staged_and_promoted_and_all_else_stays(vault: Vault
     await source.aclose()
 
 
+async def test_who_may_write_is_known_without_writing(vault: Vault, store: VaultStore) -> None:
+    before = await store.read()
+    await store.check_writable()
+    policy = 'path "secret/data/*" { capabilities = ["read", "update"] }'
+    for options in ({}, {"no_default_policy": True}):
+        token = await vault.token_for(policy, **options)
+        async with VaultStore(store._path, **{**vault.options, "token": token}) as writer:
+            await writer.check_writable()
+    assert await store.read() == before
+
+
 async def test_an_abandoned_stage_leaves_no_trace(vault: Vault, store: VaultStore) -> None:
     await store.abandon(await store.stage(await store.read(), NEW))
     assert await content(vault, store) == DOCUMENT
@@ -125,6 +136,8 @@ async def test_what_goes_wrong_is_told_without_a_value(vault: Vault, store: Vaul
     token = await vault.token_for('path "secret/data/*" { capabilities = ["read"] }')
     async with VaultStore(store._path, **{**vault.options, "token": token}) as reader:
         secret = await reader.read()
+        with pytest.raises(StoreError, match="the token may not write it: add path"):
+            await reader.check_writable()
         with pytest.raises(StoreError, match=r"POST secret/data/.*policies do not allow") as caught:
             await reader.stage(secret, NEW)
         assert "odd-2" not in str(caught.value)

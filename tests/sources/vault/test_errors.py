@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 from support.vault import PAIR
 
+from aiopqr.errors import MissingExtra
 from aiopqr.sources import VaultSource
 from aiopqr.sources.trouble import Trouble
 from aiopqr.sources.vault import TokenFile, VaultError
@@ -160,6 +162,12 @@ async def test_plain_http_beyond_this_machine_is_warned_of_once(caplog: pytest.L
         "Vault at http://vault.invalid:8200: tokens and passwords cross the network unencrypted; use https"
     ]
     assert "hunter2" not in caplog.text
+
+
+async def test_without_hvac_a_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hvac", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'aiopqr\[vault\]'"):
+        await VaultSource.kv("orders", start_spread=0, token="hunter2").fetch()
 
 
 async def test_a_redirect_from_https_to_http_is_not_followed(stub: Any) -> None:
