@@ -96,7 +96,7 @@ class Trust:
             return f"it asked for {asked}, and channel_binding=require allows only SCRAM-SHA-256-PLUS"
         if method not in self.methods:
             allowed = ", ".join(sorted(self.methods))
-            return f"it asked for {asked}, and require_auth allows only {allowed}"
+            return f"it asked for {asked}, and require_auth allows only {allowed}. If that is meant, name it as well"
         if method is Method.PASSWORD and channel is Channel.TCP and not self.in_clear_over_tcp:
             return (
                 "it asked for the password in clear over plain TCP. Use TLS (sslmode=verify-full), or allow it with "
@@ -139,12 +139,13 @@ _KEYS = ("require_auth", "channel_binding")
 
 
 def take_trust(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], environment: Mapping[str, str]
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], environment: Mapping[str, str], default: str | None = None
 ) -> tuple[tuple[Any, ...], dict[str, Any], Trust]:
     """Read both options from the arguments of a connect, and return the arguments without them.
 
     Keyword arguments count first, then the DSN, then PGREQUIREAUTH and PGCHANNELBINDING. They are removed from the DSN,
-    since asyncpg sends the server what it does not know. Raises :class:`ConfigurationError`.
+    since asyncpg sends the server what it does not know. ``default`` stands for a require_auth that nobody gives.
+    Raises :class:`ConfigurationError`.
     """
     rest = dict(kwargs)
     given = {key: rest.pop(key, None) for key in _KEYS}
@@ -166,4 +167,4 @@ def take_trust(
     for key, variable in zip(_KEYS, ("PGREQUIREAUTH", "PGCHANNELBINDING"), strict=True):
         if given[key] is None:
             given[key] = environment.get(variable)
-    return args, rest, Trust.parse(given["require_auth"], given["channel_binding"])
+    return args, rest, Trust.parse(given["require_auth"] or default, given["channel_binding"])

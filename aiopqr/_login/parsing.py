@@ -13,6 +13,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from asyncpg import connect_utils
 
+from ..credentials import Secret
+
 # asyncpg takes the user's name for a database that is not named. No database has this name, so it shows which it was.
 _NOBODY = "\0"
 # The files that a TLS context is read from, by the key in a DSN or a service file, and the environment's variable.
@@ -64,6 +66,14 @@ def read_target(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target | No
     # Where no host is named, asyncpg looks for a socket in the usual folders, and then on this machine.
     defaults = len(addresses) > 1 and addresses[-1].host == "localhost" and all(a.is_socket for a in addresses[:-1])
     return Target(addresses, None if database == _NOBODY else database, attribute, not defaults)
+
+
+def read_account(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, Secret]:
+    """The user and the password that asyncpg would use; an empty password where it finds none. Reads files."""
+    parse = connect_utils._parse_connect_dsn_and_args  # type: ignore[attr-defined]
+    known = {**dict(zip(("dsn",), args, strict=False)), **kwargs, "ssl": _no_files}
+    _, params = parse(**{name: known.get(name) for name in inspect.signature(parse).parameters})
+    return params.user, Secret(params.password or "")
 
 
 def service_section(query: Mapping[str, str], kwargs: Mapping[str, Any]) -> Mapping[str, str]:

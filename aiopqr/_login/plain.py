@@ -6,14 +6,21 @@ too. Whoever calls the driver with a secret does it inside :func:`no_frames`, wh
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
 
+from .._threads import in_thread
+from .._trust import take_trust
 from ..credentials import Secret
 from ..errors import without_frames
-from .parsing import read_target
+from .asyncpg_login import login
+from .parsing import read_account, read_target
 
+#: What a server may ask of an administrator's tools, unless they are told otherwise.
+STRICT = "scram-sha-256,none"
 #: What the driver raises when a server refuses, or is lost.
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
@@ -36,21 +43,26 @@ async def connect_once(
     password: Secret | None = None,
     timeout: float = 10.0,
     application_name: str | None = None,
+    require_auth: str = STRICT,
+    asked: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Any:
     """A new connection, which works through any pooler. Raises what asyncpg raises, without its frames.
 
     Without ``user`` and ``password`` they come from where asyncpg looks: the DSN, the environment, the password file.
+    ``require_auth`` says what the server may ask for, unless the DSN or PGREQUIREAUTH do; ``asked`` is called with what
+    it asked for. Raises :class:`UntrustedServer` when it asks for something else.
     """
-    options = {"statement_cache_size": 0, "timeout": timeout, **options}
-    if user is not None:
-        options["user"] = user
-    if password is not None:
-        options["password"] = password.reveal
+    options = {"statement_cache_size": 0, **options}
     if application_name is not None:
         options["server_settings"] = {"application_name": application_name}
     with no_frames():
-        return await asyncpg.connect(dsn, **options)
+        args, options, trust = take_trust((dsn,), options, os.environ, require_auth)
+        if user is None or password is None:
+            read_user, read_password = await in_thread(read_account, args, {**options, "user": user})
+            user, password = user or read_user, password or read_password
+        who: dict[str, Any] = {"user": user, "password": password, "trust": trust, "asked": asked, "timeout": timeout}
+        return await login(asyncpg.connect, *args, **who, **options)
 
 
 def place_of(dsn: str | None, **options: Any) -> str:

@@ -1,0 +1,59 @@
+"""The administrator's tools: what they let a server ask for, and where they find the password."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiopqr import UntrustedServer
+from aiopqr._login import connect_once
+from aiopqr.credentials import Secret
+
+from . import who_sends_what as impostors
+from .conftest import PASSWORD
+from .test_real_servers import user_of
+
+
+@pytest.mark.parametrize("name", ["asks for the password in clear", "asks for MD5"])
+@pytest.mark.parametrize("channel", impostors.CHANNELS)
+async def test_an_impostor_gets_nothing_of_an_administrator(name: str, channel: str) -> None:
+    got: set[str] = set()
+    mode = impostors.CHANNELS[channel]
+    tls = impostors.own_certificate() if mode == "require" else None
+    async with impostors.impostor(impostors.SERVERS[name], tls, got) as port:
+        with pytest.raises(UntrustedServer, match="require_auth allows only"):
+            await connect_once(f"postgresql://admin:{impostors.PASSWORD}@127.0.0.1:{port}/postgres?sslmode={mode}")
+    assert not got
+
+
+@pytest.mark.parametrize("where", ["dsn", "environment"])
+async def test_others_are_allowed_when_somebody_says_so(
+    where: str, servers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dsn = f"postgresql://by_md5@127.0.0.1:{servers('16').port}/postgres?sslmode=disable"
+    if where == "dsn":
+        dsn += "&require_auth=md5"
+    else:
+        monkeypatch.setenv("PGREQUIREAUTH", "md5")
+    asked: list[str] = []
+    assert await user_of(await connect_once(dsn, password=Secret(PASSWORD), asked=asked.append)) == "by_md5"
+    assert asked == ["md5 over plain TCP"]
+
+
+@pytest.mark.parametrize("where", ["dsn", "environment", "password file"])
+async def test_the_password_is_found_where_asyncpg_looks(
+    where: str, servers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = servers("16").port
+    given = f":{PASSWORD.replace(' ', '%20')}" if where == "dsn" else ""
+    if where == "environment":
+        monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    elif where == "password file":
+        file = tmp_path / "passwords"
+        file.write_text(f"127.0.0.1:{port}:*:by_scram:{PASSWORD}\n")
+        file.chmod(0o600)
+        monkeypatch.setenv("PGPASSFILE", str(file))
+    dsn = f"postgresql://by_scram{given}@127.0.0.1:{port}/postgres?sslmode=disable"
+    assert await user_of(await connect_once(dsn)) == "by_scram"
