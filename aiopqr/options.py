@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ._trust import take_trust
 from .errors import ConfigurationError
+
+
+class ConnectArguments(TypedDict, total=False):
+    """What may be passed on to ``asyncpg.connect``, by its names there."""
+
+    host: str | Sequence[str] | None
+    port: int | Sequence[int] | None
+    database: str | None
+    passfile: str | os.PathLike[str] | None
+    service: str | None
+    servicefile: str | os.PathLike[str] | None
+    ssl: str | bool | ssl.SSLContext | None
+    direct_tls: bool | None
+    command_timeout: float | None
+    statement_cache_size: int
+    max_cached_statement_lifetime: int
+    max_cacheable_statement_size: int
+    server_settings: Mapping[str, str] | None
+    target_session_attrs: str | None
+    krbsrvname: str | None
+    gsslib: Literal["gssapi", "sspi"] | None
+    init_size: int | None
+
+
+class OneConnectArguments(ConnectArguments, total=False):
+    """What may be given to a single connect beside them."""
+
+    timeout: float | None
+    connection_class: type[Any]
+    record_class: type[Any]
+    loop: Any
 
 
 def non_negative(name: str, value: float) -> float:

@@ -34,7 +34,7 @@ async def listen(
         try:
             lost = asyncio.Event()
             con.add_termination_listener(lambda _, lost=lost: lost.set())
-            await con.add_listener(channel, lambda _con, _pid, _channel, payload: on_notify(payload))
+            await con.add_listener(channel, lambda _con, _pid, _channel, payload: on_notify(str(payload)))
             await on_connect()
             while not lost.is_set():
                 with contextlib.suppress(TimeoutError):

@@ -6,7 +6,7 @@ import asyncio
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Self
+from typing import Any, Literal, Self, Unpack
 
 import asyncpg
 
@@ -15,7 +15,7 @@ from .._refresh import Attempt, Refresher, feed_of
 from ..credentials import CredentialPair, Parity
 from ..errors import ConfigurationError, PoolClosing
 from ..events import Emitter, Event, Listener
-from ..options import check_connect_arguments, given, positive
+from ..options import OneConnectArguments, check_connect_arguments, given, positive
 from ..sources import Credentials
 from ..stats import AccountStats, ConnectorStats, Histogram
 from .arguments import Arguments
@@ -50,13 +50,14 @@ class Connector:
         fetch_timeout: float = 10.0,
         scram_cache: bool = True,
         require_auth: str | None = None,
-        channel_binding: str | None = None,
+        channel_binding: Literal["disable", "prefer", "require"] | None = None,
         name: str = "aiopqr",
         listeners: Iterable[Listener] = (),
-        **connect_kwargs: Any,
+        **connect_arguments: Unpack[OneConnectArguments],
     ) -> None:
         self._args = () if dsn is None else (dsn,)
-        self._kwargs = connect_kwargs | given(require_auth=require_auth, channel_binding=channel_binding)
+        kept = given(require_auth=require_auth, channel_binding=channel_binding)
+        self._kwargs: dict[str, Any] = {**connect_arguments, **kept}
         check_connect_arguments(self._args, self._kwargs, connect=connect)
         self.name = name
         self.events = Emitter(listeners)
@@ -90,7 +91,9 @@ class Connector:
                 self._keys.keep_only(self.refresher.pair.credentials())
         return self
 
-    async def connect(self, *args: Any, **kwargs: Any) -> Any:
+    async def connect(
+        self, *args: Any, **connect_arguments: Unpack[OneConnectArguments]
+    ) -> asyncpg.Connection[asyncpg.Record]:
         """An ordinary asyncpg connection, made with the account whose turn it is, or with the other one.
 
         Arguments given here replace the connector's own. ``timeout`` is in seconds (default 60) and covers everything:
@@ -101,12 +104,12 @@ class Connector:
         down, both only after ``timeout``. Raises :class:`ConfigurationError` if no database is named, or no host where
         none answers on this machine, and any other error of the driver, at once. Cancelling it gives up its logins.
         """
-        if args or kwargs:
-            check_connect_arguments(args, kwargs, connect=self._own_connect)
+        if args or connect_arguments:
+            check_connect_arguments(args, connect_arguments, connect=self._own_connect)
         if self._closed:
             raise PoolClosing(f"{self.name}: the connector is closed")
         self._feed.revive()
-        kwargs = {**self._kwargs, **kwargs}
+        kwargs: dict[str, Any] = {**self._kwargs, **connect_arguments}
         if self._own_connect is None:
             self._feed.check_connect(args or self._args, kwargs)
         timeout = kwargs.pop("timeout", CONNECT_TIMEOUT)
@@ -118,7 +121,7 @@ class Connector:
         inner = _unwrapped(made.con)
         if isinstance(inner, asyncpg.Connection):  # a user's connect= may return anything
             self._attempts[inner] = made.attempt
-        return made.con
+        return made.con  # type: ignore[no-any-return]
 
     def limit_extra_logins(self, room: Callable[[], float]) -> None:
         """From now on, there are at most ``room()`` sockets besides those of the connects themselves. For pools."""

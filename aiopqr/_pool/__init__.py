@@ -1,7 +1,8 @@
 """The pool: who gets a connection, what a release resets, and how old connections are replaced."""
 
 from .connection import Lifetime, lifetime_option
-from .pool import AlternatingPool, create_pool
+from .create import create_pool
+from .pool import AlternatingPool
 
 __all__ = [
     "AlternatingPool",

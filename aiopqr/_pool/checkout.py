@@ -40,7 +40,13 @@ from .supply import Supply
 from .timers import IdleTimer, ReleaseTimer
 from .waiters import Waiters
 
-UNSET: Any = object()
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "acquire_timeout"
+
+
+UNSET: Any = _Unset()  # where None means to wait as long as it takes
 _OWN_FILES = str(Path(__file__).parent)
 
 

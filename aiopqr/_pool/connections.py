@@ -133,7 +133,7 @@ class Connections:
         self._make_room()
         self._logins += 1
         try:
-            con = await self.connector.connect(*args, **kwargs)
+            con: Any = await self.connector.connect(*args, **kwargs)
             if not isinstance(con, asyncpg.Connection):
                 return con
             await self._complete(con)

@@ -14,16 +14,16 @@ import os
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
-from typing import Any, Self
+from typing import Any, Literal, Self, Unpack, cast
 
 import asyncpg
-from asyncpg.pool import PoolAcquireContext
 
 from .._connect import CONNECT_TIMEOUT, Connector
 from .._refresh import Refresher
 from ..credentials import CredentialPair
 from ..events import CredentialsRenewed, Emitter, Event, Listener, Refreshed
 from ..options import (
+    ConnectArguments,
     check_connect_arguments,
     given,
     positive,
@@ -34,6 +34,7 @@ from ..stats import Histogram, PoolStats
 from .checkout import UNSET, Checkouts
 from .connection import PooledConnection, lifetime_option
 from .connections import Connections
+from .generic import BaseAcquireContext, BasePool, ConnectionT, RecordT
 from .leases import Leases
 from .policy import Policy, make_policy
 from .replacement import Replacement
@@ -43,46 +44,11 @@ from .waiters import Waiters
 logger = logging.getLogger("aiopqr")
 
 
-class AlternatingPool(asyncpg.Pool):
-    """A pool of asyncpg connections that alternate between the two accounts of a credential pair.
+class AlternatingPool(BasePool[RecordT, ConnectionT]):
+    """An ``asyncpg.Pool`` whose connections use the two accounts of a credential pair in turn.
 
-    It takes what :func:`asyncpg.create_pool` takes, but for ``user`` and ``password``, and behaves as it documents.
-    Times are in seconds.
-
-    ``credentials``
-        A source, an async callable, a fixed :class:`CredentialPair`, or a :class:`Refresher` that pools share.
-    ``max_lifetime``, ``max_lifetime_jitter``
-        How old a connection gets before it is replaced, and by how much earlier at most (default: a tenth). 0 turns it
-        off. The replacement is opened first, so the pool opens at most ``max_size + 1`` connections.
-    ``acquire_timeout``
-        For ``acquire()`` alone, where the call gives none; None waits for ever.
-    ``reset_timeout``
-        For ``release()``, where neither it nor the ``acquire()`` was given a timeout.
-    ``max_waiting``
-        How many may wait in ``acquire()``; the next one gets :class:`TooManyWaiting` at once.
-    ``check_after``
-        A connection that was idle for longer is checked before it is handed out; 0 turns it off.
-    ``session_reset``
-        ``"full"`` resets the session on release as asyncpg does; ``"transaction"`` only rolls back an open transaction,
-        so that SET, LISTEN, advisory locks and temporary tables outlive the release. Nothing is reset if nothing ran.
-    ``leak_detection_threshold``
-        Warn, with the stack of the acquire, when a connection is held for longer; 0 turns it off.
-    ``drain_on_rotation``
-        Replace the connections of superseded credentials at once, rather than at the end of their lifetime.
-    ``refresh_interval``, ``fetch_timeout``
-        Between fetches that nobody asked for (default: the source's own), and for one fetch.
-    ``scram_cache``
-        Keep the SCRAM keys of the passwords in use, and derive them once, not for each connect.
-    ``require_auth``, ``channel_binding``
-        What the server may ask for, as in libpq; also in the DSN. By default the password is not sent in clear over
-        plain TCP, and its proof is bound to the server's certificate where the server can. A server that asks for more
-        gets nothing: :class:`UntrustedServer`.
-    ``max_queries``
-        Off unless given. It is asyncpg's, and closes a connection before there is another.
-    ``timeout``
-        For one connect, with the fallback and all waiting for newer credentials or a server that is down (default 60).
-    ``name``, ``listeners``
-        For logs, tasks, errors and metrics; and functions that get each :class:`~aiopqr.events.Event`.
+    :func:`create_pool` makes one and explains the options, which are the same here. Use the pool as an async context
+    manager, or await it and call :meth:`close` yourself.
     """
 
     def __init__(
@@ -97,29 +63,30 @@ class AlternatingPool(asyncpg.Pool):
         timeout: float | None = CONNECT_TIMEOUT,
         max_waiting: int | None = None,
         check_after: float = 1.0,
-        session_reset: str = "full",
+        session_reset: Literal["full", "transaction"] = "full",
         leak_detection_threshold: float = 0.0,
         drain_on_rotation: bool = False,
         refresh_interval: float | None = None,
         fetch_timeout: float = 10.0,
         scram_cache: bool = True,
         require_auth: str | None = None,
-        channel_binding: str | None = None,
+        channel_binding: Literal["disable", "prefer", "require"] | None = None,
         name: str = "aiopqr",
         listeners: Iterable[Listener] = (),
         min_size: int = 10,
         max_size: int = 10,
-        max_queries: float | None = None,
+        max_queries: int | None = None,
         max_inactive_connection_lifetime: float = 300.0,
         connect: Callable[..., Awaitable[Any]] | None = None,
         setup: Callable[[Any], Awaitable[None]] | None = None,
         init: Callable[[Any], Awaitable[None]] | None = None,
         reset: Callable[[Any], Awaitable[None]] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
-        connection_class: type[Any] = asyncpg.Connection,
-        record_class: type[Any] = asyncpg.Record,
-        **kwargs: Any,
+        connection_class: type[ConnectionT] = asyncpg.Connection,  # type: ignore[assignment]
+        record_class: type[RecordT] = asyncpg.Record,  # type: ignore[assignment]
+        **connect_arguments: Unpack[ConnectArguments],
     ) -> None:
+        kwargs: dict[str, Any] = {**connect_arguments}
         args: tuple[Any, ...] = () if dsn is None else (dsn,)
         kept = given(require_auth=require_auth, channel_binding=channel_binding)
         self._kept = {**kept, "timeout": timeout if timeout is None else positive("timeout", timeout)}
@@ -329,13 +296,13 @@ class AlternatingPool(asyncpg.Pool):
 
     # What users of asyncpg's pool know, with credentials in mind.
 
-    def acquire(self, *, timeout: float | None = UNSET) -> PoolAcquireContext[asyncpg.Record]:
+    def acquire(self, *, timeout: float | None = UNSET) -> AcquireContext[RecordT, ConnectionT]:
         """A connection, as a context manager or awaited.
 
         ``timeout`` is in seconds; without it ``acquire_timeout`` counts, and None waits for ever. Raises
         :class:`AcquireTimeout`, :class:`TooManyWaiting`, :class:`PoolClosing`, and what a connect may raise.
         """
-        return _Acquire(self, timeout)
+        return AcquireContext(self, timeout)
 
     def release(self, connection: Any, *, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """Give a connection back. Its session is reset first, unless nothing ran.
@@ -452,28 +419,26 @@ class AlternatingPool(asyncpg.Pool):
             self._leases.look()
 
 
-class _Acquire(PoolAcquireContext):
-    """asyncpg's context, by way of the waiters."""
+class AcquireContext(BaseAcquireContext[RecordT, ConnectionT]):
+    """What ``acquire()`` returns: ``async with`` it, or await it and call ``release()`` yourself."""
 
     __slots__ = ()
 
-    pool: AlternatingPool
+    pool: AlternatingPool[RecordT, ConnectionT]
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> ConnectionT:  # type: ignore[override]
         if self.connection is not None or self.done:
             raise asyncpg.InterfaceError("a connection is already acquired")
-        self.connection = await self.pool._checkouts.acquire(self.timeout)
-        return self.connection
+        self.connection = con = await self.pool._checkouts.acquire(self.timeout)
+        return cast(ConnectionT, con)  # a proxy that has all its methods
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, ConnectionT]:  # type: ignore[override]
         self.done = True
         return self.pool._checkouts.acquire(self.timeout).__await__()
 
 
-create_pool = AlternatingPool
-
-_alive: weakref.WeakSet[AlternatingPool] = weakref.WeakSet()
-_inherited: list[AlternatingPool] = []  # never collected, which would touch the parent's sockets
+_alive: weakref.WeakSet[AlternatingPool[Any, Any]] = weakref.WeakSet()
+_inherited: list[AlternatingPool[Any, Any]] = []  # never collected, which would touch the parent's sockets
 
 
 def _leave_to_parent() -> None:

@@ -40,7 +40,7 @@ class Supply:
 
     def __init__(
         self,
-        pool: asyncpg.Pool,
+        pool: asyncpg.Pool[Any],
         policy: Policy,
         connections: Connections,
         replacement: Replacement,

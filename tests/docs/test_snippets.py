@@ -27,9 +27,10 @@ from typing import Any
 import asyncpg
 import aiopqr
 from aiopqr.sources import CredentialSource
-dsn: str = ""
-source: CredentialSource
-pool: aiopqr.AlternatingPool
+def _given() -> Any: ...
+dsn: str = _given()
+source: CredentialSource = _given()
+pool: aiopqr.AlternatingPool = _given()
 """
 # Programs of the documentation that a test can run where the server and the secret are replaced by its own.
 RUNNABLE = re.compile(r"^asyncio\.run\(main\(\)\)$", flags=re.MULTILINE)

@@ -1,0 +1,142 @@
+"""``create_pool()``: the pool's options, each explained."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal, Unpack
+
+import asyncpg
+
+from .._connect import CONNECT_TIMEOUT
+from .._refresh import Refresher
+from ..events import Listener
+from ..options import ConnectArguments
+from ..sources import Credentials
+from .generic import ConnectionT, RecordT
+from .pool import AlternatingPool
+
+
+def create_pool(
+    dsn: str | None = None,
+    *,
+    credentials: Credentials | Refresher,
+    min_size: int = 10,
+    max_size: int = 10,
+    max_lifetime: float = 1800.0,
+    max_lifetime_jitter: float | None = None,
+    timeout: float | None = CONNECT_TIMEOUT,
+    acquire_timeout: float | None = 30.0,
+    max_waiting: int | None = None,
+    check_after: float = 1.0,
+    session_reset: Literal["full", "transaction"] = "full",
+    reset_timeout: float | None = 10.0,
+    leak_detection_threshold: float = 0.0,
+    refresh_interval: float | None = None,
+    fetch_timeout: float = 10.0,
+    drain_on_rotation: bool = False,
+    scram_cache: bool = True,
+    require_auth: str | None = None,
+    channel_binding: Literal["disable", "prefer", "require"] | None = None,
+    name: str = "aiopqr",
+    listeners: Iterable[Listener] = (),
+    max_queries: int | None = None,
+    max_inactive_connection_lifetime: float = 300.0,
+    connect: Callable[..., Awaitable[Any]] | None = None,
+    setup: Callable[[Any], Awaitable[None]] | None = None,
+    init: Callable[[Any], Awaitable[None]] | None = None,
+    reset: Callable[[Any], Awaitable[None]] | None = None,
+    loop: asyncio.AbstractEventLoop | None = None,
+    connection_class: type[ConnectionT] = asyncpg.Connection,  # type: ignore[assignment]
+    record_class: type[RecordT] = asyncpg.Record,  # type: ignore[assignment]
+    **connect_arguments: Unpack[ConnectArguments],
+) -> AlternatingPool[RecordT, ConnectionT]:
+    """Make a pool whose connections use the two accounts of ``credentials`` in turn.
+
+    Open it with ``async with``, or await it and call ``close()`` yourself. It is an ``asyncpg.Pool``: what is not
+    explained here is as in :func:`asyncpg.create_pool`, except that the DSN and the arguments name no user and no
+    password. All times are in seconds, as floats.
+
+    ``credentials``
+        A source, an async callable, a :class:`CredentialPair`, or a :class:`Refresher` that several pools share.
+    ``min_size``, ``max_size``
+        How many connections are kept open, and how many may be. While one is replaced there is one more.
+    ``max_lifetime``
+        The age at which a connection is replaced. The new one is opened before the old one is closed. 0: never.
+    ``max_lifetime_jitter``
+        By how much earlier a connection may be replaced, at random. None: a tenth of ``max_lifetime``.
+    ``timeout``
+        For one connect, including the fallback and the wait for newer credentials or a server that is down.
+    ``acquire_timeout``
+        For an ``acquire()`` that is given no timeout. None: wait as long as it takes.
+    ``max_waiting``
+        How many tasks may wait for a connection; one more gets :class:`TooManyWaiting` at once. None: no limit.
+    ``check_after``
+        A connection that was idle for longer is checked before it is handed out. 0: never.
+    ``session_reset``
+        What a release resets: ``"full"``, what asyncpg resets; ``"transaction"``, only an open transaction.
+    ``reset_timeout``
+        For the reset of a ``release()``. None: wait as long as it takes.
+    ``leak_detection_threshold``
+        Report a connection that is held for longer, with the stack of its ``acquire()``. 0: never.
+    ``refresh_interval``
+        Between two fetches of the credentials. None: the source's own; 0: only when an account is refused.
+    ``fetch_timeout``
+        For one fetch of the credentials.
+    ``drain_on_rotation``
+        Replace the connections of a changed password at once, instead of at the end of their lifetime.
+    ``scram_cache``
+        Derive the SCRAM keys once for each password, instead of once for each connect.
+    ``require_auth``, ``channel_binding``
+        What the server may ask for, as in libpq; also in the DSN. None: no password in clear over plain TCP, and
+        SCRAM bound to the server's certificate where the server can. A server that asks for more gets nothing.
+    ``name``, ``listeners``
+        For logs, tasks, errors and metrics; functions that are called with each :class:`~aiopqr.events.Event`.
+    ``max_queries``
+        Close a connection after so many queries, as asyncpg does, *before* there is another. None: never.
+    ``max_inactive_connection_lifetime``
+        Close a connection above ``min_size`` that was idle for longer. 0: never.
+    ``connect``
+        Called in place of ``asyncpg.connect``, with ``user=`` and a callable ``password=``.
+    ``setup``, ``init``, ``reset``
+        Called with a connection: for each acquire, once when it is opened, and for each release.
+    ``loop``, ``connection_class``, ``record_class``
+        As in asyncpg.
+
+    Opening the pool raises what the source raised, :class:`CredentialsRefused` if every account is refused for
+    ``timeout`` seconds, :class:`ConnectTimeout` if the server stays down that long, and other errors of the server at
+    once, :class:`UntrustedServer` among them. An option that cannot work raises :class:`ConfigurationError`.
+    """
+    return AlternatingPool(
+        dsn,
+        credentials=credentials,
+        min_size=min_size,
+        max_size=max_size,
+        max_lifetime=max_lifetime,
+        max_lifetime_jitter=max_lifetime_jitter,
+        timeout=timeout,
+        acquire_timeout=acquire_timeout,
+        max_waiting=max_waiting,
+        check_after=check_after,
+        session_reset=session_reset,
+        reset_timeout=reset_timeout,
+        leak_detection_threshold=leak_detection_threshold,
+        refresh_interval=refresh_interval,
+        fetch_timeout=fetch_timeout,
+        drain_on_rotation=drain_on_rotation,
+        scram_cache=scram_cache,
+        require_auth=require_auth,
+        channel_binding=channel_binding,
+        name=name,
+        listeners=listeners,
+        max_queries=max_queries,
+        max_inactive_connection_lifetime=max_inactive_connection_lifetime,
+        connect=connect,
+        setup=setup,
+        init=init,
+        reset=reset,
+        loop=loop,
+        connection_class=connection_class,
+        record_class=record_class,
+        **connect_arguments,
+    )
