@@ -23,7 +23,7 @@ help:  ## What there is
 demo: $(VENV)/.demo  ## Passwords change under load on a real Postgres, and nothing fails (30 s)
 	@$(RUN) -m aiopqr demo $(ARGS)
 
-test: $(VENV)/.test  ## The tests, on an embedded Postgres (under 5 minutes)
+test: $(VENV)/.test  ## The tests, on an embedded Postgres (5 to 10 minutes on two cores)
 	$(RUN) -m pytest -q -n 4 $(ARGS)
 
 conformance: $(VENV)/.test  ## asyncpg's own pool tests, on this pool

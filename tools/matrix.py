@@ -33,16 +33,28 @@ def main() -> None:
     parser.add_argument("--only", default="")
     options = parser.parse_args()
     report = Report()
-    for name, command in (*rows_of_pythons(), *rows_of_servers()):
-        if options.only in name:
-            report.run(name, *command)
+    for rows in (rows_of_packages, rows_of_pythons, rows_of_servers):
+        for name, command in rows(options.only):
+            if options.only in name:
+                report.run(name, *command)
     if options.write:
         write(report)
     report.exit()
 
 
-def rows_of_pythons() -> Iterator[tuple[str, list[str]]]:
+def rows_of_packages(only: str) -> Iterator[tuple[str, list[str]]]:
+    """aioboto3 pins an old aiobotocore: without it, a session of the newest one has to serve."""
+    name = "the newest aiobotocore, without aioboto3"
+    if only in name:
+        more = ["hypothesis", "pytest-timeout", "pytest-xdist", "moto[server]"]
+        program = environment("aiobotocore", "-e", ".[testing]", "aiobotocore>=3", *more)
+        yield name, [program, *_PYTEST, "tests/sources/aws/test_source.py"]
+
+
+def rows_of_pythons(only: str) -> Iterator[tuple[str, list[str]]]:
     for version, python in pythons().items():
+        if only not in (f"Python {version}", ""):
+            continue
         program = environment(f"python{version}", *_REQUIREMENTS, python=python)
         yield f"Python {version}", [program, *_PYTEST, *_OF_THE_LANGUAGE]
         yield f"Python {version}, uvloop", [program, *_PYTEST, "--loop=uvloop", "tests/pool"]
@@ -55,8 +67,10 @@ def rows_of_pythons() -> Iterator[tuple[str, list[str]]]:
         )
 
 
-def rows_of_servers() -> Iterator[tuple[str, list[str]]]:
+def rows_of_servers(only: str) -> Iterator[tuple[str, list[str]]]:
     for kind in ("system", "embedded", "embedded18", "testcontainers"):
+        if only and "Postgres" not in only:
+            continue
         try:
             server: PostgresServer = server_of(kind)
             with server:
