@@ -53,7 +53,7 @@ def rows_of_packages(only: str) -> Iterator[tuple[str, list[str]]]:
 
 def rows_of_pythons(only: str) -> Iterator[tuple[str, list[str]]]:
     for version, python in pythons().items():
-        if only not in (f"Python {version}", ""):
+        if only and not only.startswith(f"Python {version}"):
             continue
         program = environment(f"python{version}", *_REQUIREMENTS, python=python)
         yield f"Python {version}", [program, *_PYTEST, *_OF_THE_LANGUAGE]

@@ -20,7 +20,7 @@ from support.moto import PAIR, AwsSecret
 from aiopqr import Credential, Parity, Refresher
 from aiopqr.errors import ConfigurationError, MissingExtra, SourceError
 from aiopqr.sources import SecretsManagerSource
-from aiopqr.sources.aws.client import SecretsManagerClient
+from aiopqr.sources.aws.client import SecretsManagerClient, core_of, default_session
 from aiopqr.sources.aws.source import SecretsManagerError
 from aiopqr.sources.trouble import Trouble
 from aiopqr.testing.aws import SecretsManager
@@ -255,14 +255,13 @@ async def test_what_aws_refuses_is_told_apart_and_tried_again_only_where_that_he
 async def test_a_session_without_credentials_is_told_so(
     aws_secret: AwsSecret, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    import aioboto3
-
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    session = aioboto3.Session(region_name="eu-central-1")
+    session = default_session()
+    core_of(session).set_config_variable("region", "eu-central-1")
     for role in (None, "arn:aws:iam::123456789012:role/reader"):
         async with fetching(source(aws_secret, session=session, role_arn=role)) as fetch:
             with pytest.raises(SecretsManagerError, match="our own credentials, or there are none"):
