@@ -19,6 +19,7 @@ from ..errors import ConfigurationError
 from ..refusals import tries_next_host
 from .arguments import Arguments
 from .logins import Connected, Failed, Kind, Login
+from .outage import EXTRA_SPACING
 from .state import ConnectorState
 
 _LOOK_AGAIN = 0.25  # seconds, where a login is silent and there is no room for another
@@ -167,7 +168,7 @@ class Race:
         if self._moves_on(oldest, now):
             return self._begin(Kind.OWN).begun + silence
         if (when := state.logins.next_extra(silence)) > now + TICK:
-            return when
+            return min(when, now + EXTRA_SPACING)  # another's extra login may end before that
         if len(self._racing) > 1 and now - oldest.begun >= 2 * state.pace.patience:
             self._give_up(oldest)
             newest.kind = Kind.OWN
@@ -207,7 +208,9 @@ class Race:
             self.last = error
         self._state.last_failure = self._state.last_failure or error
         silent_for = self._state.pace.silence if at_deadline else self._state.pace.patience
-        if self._state.outage.since is None and now - oldest.begun >= silent_for - TICK:
+        # Where the server has answered others since, it is this login that hangs.
+        since = max(oldest.begun, self._state.answered_at)
+        if self._state.outage.since is None and now - since >= silent_for - TICK:
             self._state.unavailable(error, now)
 
     # Logins.

@@ -58,6 +58,7 @@ class ConnectorState:
         self.hosts = Hosts()
         self.turns = asyncio.Lock()  # held by the first of those who wait for their turn, until it begins
         self.turn_ended = asyncio.Event()
+        self.answered_at = -math.inf  # when the server last let an account in, or refused it
         self.has_worked = False  # whether any login has succeeded yet
         self.last_failure: BaseException | None = None
         self._refusals: dict[str, BaseException] = {}  # the last of each account, by username
@@ -229,6 +230,7 @@ class ConnectorState:
 
     def answered(self, now: float) -> None:
         """The server let an account in, or refused it: it is up."""
+        self.answered_at = now
         lasted = self.outage.answered(now)
         if lasted is not None:
             self.events.emit(ServerRecovered(name=self.name, after=lasted))
