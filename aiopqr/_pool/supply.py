@@ -73,7 +73,8 @@ class Supply:
         if (place := next_place(self.pool)) is None:
             return None
         pooled = self._open.get(connection_of(place))
-        if pooled is not None and pooled.trusted_until >= now and not pooled.con.is_closed():
+        is_trusted = pooled is not None and pooled.trusted_until >= now and not self._connections.is_expired(pooled)
+        if pooled is not None and is_trusted and not pooled.con.is_closed():
             pooled.is_idle = False
             return place
         put_back(place)

@@ -293,3 +293,12 @@ async def test_the_pool_can_be_opened_in_one_task_and_closed_in_another(make_poo
 
     await asyncio.create_task(open_it())
     await asyncio.create_task(pool.close())
+
+
+async def test_an_acquire_after_expire_connections_gets_a_new_connection_at_once(make_pool: MakePool) -> None:
+    """Also where the idle one was in use a moment ago, and need not be checked."""
+    async with make_pool(min_size=1, max_size=1) as pool:
+        before = await pool.fetchval("select pg_backend_pid()")
+        await pool.expire_connections()
+        async with asyncio.timeout(10):
+            assert await pool.fetchval("select pg_backend_pid()") != before

@@ -50,7 +50,7 @@ async def changed(postgres: RotatingPostgres, account: Credential) -> Credential
 
 
 @asynccontextmanager
-async def churn(*pools: Any, every: float = 0.2) -> AsyncIterator[None]:
+async def churn(*pools: Any, every: float = 0.5) -> AsyncIterator[None]:
     """Open connections all the time, since sessions outlive their password."""
 
     async def expire() -> None:
