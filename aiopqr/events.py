@@ -35,6 +35,7 @@ __all__ = [
     "Refreshed",
     "Replaced",
     "ReplacementDelayed",
+    "ResetFailed",
     "ServerRecovered",
     "ServerUnavailable",
     "SteppedAside",
@@ -319,6 +320,16 @@ class ReplacementDelayed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResetFailed(Event):
+    """The server did not reset a session whose release nobody waited for, so the connection was closed."""
+
+    error: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: a session could not be reset ({self.error}); its connection was closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLost(Event):
     """A connection was found dead. ``when``: idle, or being released."""
 
@@ -374,6 +385,7 @@ _LEVELS: dict[type[Event], int] = {
     SteppedAside: logging.INFO,
     SteppedBack: logging.INFO,
     ReplacementDelayed: logging.WARNING,
+    ResetFailed: logging.WARNING,
     ConnectionLost: logging.INFO,
     ConnectionOverdue: logging.INFO,
     LeakSuspected: logging.WARNING,

@@ -161,13 +161,17 @@ class ReplacementStats:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats(ConnectorStats):
-    """A pool's snapshot. ``size`` counts open connections without the ``spare``; ``waiting`` tasks are in acquire()."""
+    """A pool's snapshot. ``size`` counts open connections without the ``spare``; ``waiting`` tasks are in acquire().
+
+    ``resetting`` connections have been released, and count as in use until they can be handed out again.
+    """
 
     min_size: int
     max_size: int
     size: int
     idle: int
     in_use: int
+    resetting: int
     waiting: int
     spare: int
     acquired: int

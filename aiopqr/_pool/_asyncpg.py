@@ -142,15 +142,25 @@ def give(connection: Any, timeout: float | None, name: str) -> asyncio.Task[None
 
 def give_at_once(connection: Any) -> None:
     """Release an open connection that is not busy, with no transaction to roll back, and no timer to arm."""
+    let_go(connection)._release()
+
+
+def let_go(connection: Any) -> Any:
+    """Take a connection that need not roll back from whoever had it, and return its place, which stays taken."""
     con, place = connection._con, connection._holder
     con._on_release()
     try:
         con._reset().send(None)
     except StopIteration:
-        place._release()
-    else:
-        con.terminate()
-        raise asyncpg.InternalClientError("asyncpg waits for the server to undo nothing")
+        connection._detach()
+        return place
+    con.terminate()
+    raise asyncpg.InternalClientError("asyncpg waits for the server to undo nothing")
+
+
+def free(place: Any) -> None:
+    """Return the place of a connection that was taken with :func:`let_go`."""
+    place._release()
 
 
 def give_place(connection: Any) -> None:

@@ -8,6 +8,7 @@ before that.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import traceback
 from functools import partial
@@ -18,15 +19,17 @@ import asyncpg
 
 from ..clock import TICK, clock_of
 from ..errors import AcquireTimeout, WrongLoop, describe
-from ..events import Emitter, LeakSuspected
+from ..events import Emitter, LeakSuspected, ResetFailed
 from ..refusals import is_connection_lost
 from ..stats import Histogram
 from ._asyncpg import (
     connection_of,
+    free,
     give,
     give_at_once,
     give_place,
     has_transaction,
+    let_go,
     put_back,
     queries_run,
     raw_connection,
@@ -40,6 +43,11 @@ from .supply import Supply
 from .timers import IdleTimer, ReleaseTimer
 from .waiters import Waiters
 
+logger = logging.getLogger("aiopqr")
+
+# For whoever waits for a reset: None, or what went wrong.
+Confirmed = asyncio.Future[BaseException | None] | None
+
 
 class _Unset:
     def __repr__(self) -> str:
@@ -47,6 +55,7 @@ class _Unset:
 
 
 UNSET: Any = _Unset()  # where None means to wait as long as it takes
+_asyncpg_release = asyncpg.Pool.release
 _OWN_FILES = str(Path(__file__).parent)
 
 
@@ -173,7 +182,7 @@ class Checkouts:
         pooled = self._open.get(con)
         checkout = pooled.checkout if pooled is not None else None
         if pooled is None or checkout is None:
-            await asyncpg.Pool.release(self._supply.pool, connection, timeout=timeout)  # says what is wrong with it
+            await _asyncpg_release(self._supply.pool, connection, timeout=timeout)  # says what is wrong with it
             return
         if checkout.is_releasing:
             return  # by another task, and a second time it would be the next one's
@@ -184,16 +193,32 @@ class Checkouts:
             self._wake_waiting()
             return
         has_run = not policy.counts_queries or queries_run(con) != checkout.queries
-        # A reset finds out by itself whether the connection is busy.
-        busy = not (policy.full_reset and has_run) and pooled.is_busy() is not False
+        busy = pooled.is_busy() is not False
         checkout.needs_reset = policy.full_reset and (has_run or busy)
-        if timeout is None:
+        if timeout is None and not policy.defers_reset:
             timeout = checkout.release_timeout
-        if timeout is None and not busy and not checkout.needs_reset and not self._has_to_wait(pooled):
+        if timeout is not None or busy or self._has_to_wait(pooled):
+            await self._give(connection, pooled, checkout, timeout)
+        elif not checkout.needs_reset:
             give_at_once(connection)
             self._take_back(pooled)
+        elif query := self._quick_reset_query(pooled):
+            confirmed = None if policy.defers_reset else self._loop.create_future()
+            self._begin_reset(connection, pooled, checkout, query, confirmed)
+            if confirmed is not None and (error := await confirmed) is not None:
+                self._fail_release(pooled, checkout, error)
         else:
             await self._give(connection, pooled, checkout, timeout)
+
+    def _quick_reset_query(self, pooled: PooledConnection) -> str:
+        """What resets a session, if it can go past asyncpg. Empty if asyncpg is to do it."""
+        stand_in = pooled.stand_in
+        if self._policy.resets_as_asyncpg and stand_in is not None and stand_in.is_possible:
+            try:
+                return pooled.con.get_reset_query()  # type: ignore[no-any-return]
+            except Exception:
+                logger.debug("get_reset_query() failed; asyncpg's reset will raise it", exc_info=True)
+        return ""
 
     def _is_replaced(self, pooled: PooledConnection) -> bool:
         """Put the spare, if there is one, in the place of a connection that is due."""
@@ -219,19 +244,69 @@ class Checkouts:
         try:
             await asyncio.shield(releasing)
         except asyncio.CancelledError:
-            releasing.add_done_callback(partial(self._released_unheard, pooled))
+            releasing.add_done_callback(partial(self._released_unheard, pooled, checkout))
             raise
         except Exception as exc:
-            if checkout.is_overdue:
-                message = f"{self._name}: a release took longer than {self._policy.reset_timeout} s"
-                raise TimeoutError(message) from exc
-            if not self._is_loss(pooled, exc):
-                raise
+            self._fail_release(pooled, checkout, exc)
 
-    def _released_unheard(self, pooled: PooledConnection, releasing: asyncio.Task[None]) -> None:
-        """A release has ended whose caller was cancelled: nobody else hears of a lost connection."""
+    def _begin_reset(
+        self, connection: Any, pooled: PooledConnection, checkout: Checkout, query: str, confirmed: Confirmed
+    ) -> None:
+        """Have the stand-in reset the session. The place and the permit stay taken until the server has confirmed.
+
+        No task is at work meanwhile, since the stand-in calls back. So cancelling the release does not cancel this.
+        """
+        assert pooled.stand_in is not None
+        place = let_go(connection)
+        if checkout.leak_timer is not None:
+            checkout.leak_timer.cancel()
+        self._release_watch.begin(checkout)
+        if confirmed is None:
+            self._supply.resetting += 1
+        pooled.stand_in.reset(query, partial(self._was_reset, pooled, checkout, place, confirmed))
+
+    def _was_reset(
+        self,
+        pooled: PooledConnection,
+        checkout: Checkout,
+        place: Any,
+        confirmed: Confirmed,
+        error: BaseException | None,
+    ) -> None:
+        """The server has reset a session, or its connection was closed because of ``error``."""
+        if confirmed is None:
+            self._supply.resetting -= 1
+        if error is None:
+            free(place)
+            self._take_back(pooled)
+        else:
+            self._wake_waiting()
+        if confirmed is not None and not confirmed.done():
+            confirmed.set_result(error)
+        elif error is not None:
+            self._report_release(pooled, checkout, error)
+
+    def _fail_release(self, pooled: PooledConnection, checkout: Checkout, exc: BaseException) -> None:
+        """Raise what ``release()`` is to raise of a reset that went wrong."""
+        if checkout.is_overdue:
+            raise TimeoutError(self._too_slow()) from exc
+        if not self._is_loss(pooled, exc):
+            raise exc
+
+    def _report_release(self, pooled: PooledConnection, checkout: Checkout, exc: BaseException) -> None:
+        """A reset went wrong, and no caller waits for it."""
+        if checkout.is_overdue:
+            self._events.emit(ResetFailed(name=self._name, error=self._too_slow()))
+        elif not self._is_loss(pooled, exc):
+            self._events.emit(ResetFailed(name=self._name, error=describe(exc)))
+
+    def _too_slow(self) -> str:
+        return f"{self._name}: a release took longer than {self._policy.reset_timeout} s"
+
+    def _released_unheard(self, pooled: PooledConnection, checkout: Checkout, releasing: asyncio.Task[None]) -> None:
+        """A release has ended whose caller was cancelled."""
         if not releasing.cancelled() and (error := releasing.exception()) is not None:
-            self._is_loss(pooled, error)
+            self._report_release(pooled, checkout, error)
 
     def _is_loss(self, pooled: PooledConnection, exc: BaseException) -> bool:
         """Whether the connection was lost, which is no error of the one who releases it."""
@@ -266,7 +341,7 @@ class Checkouts:
         elif pooled is not None and self._policy.reset is not None and self._is_replaced(pooled):
             self._wake_waiting()
         elif pooled is not None:
-            self._take_back(pooled)
+            self._take_back(pooled, pooled.is_busy())
 
     async def _refuse_busy(self, con: Any, pooled: PooledConnection | None) -> None:
         """No connection is given on while a query runs on it. What was cancelled has ended by now."""
@@ -289,11 +364,10 @@ class Checkouts:
                 checkout.is_overdue = True
             raise
 
-    def _take_back(self, pooled: PooledConnection) -> None:
+    def _take_back(self, pooled: PooledConnection, is_busy: bool | None = False) -> None:
         """It is idle from now on."""
-        now = self._now()
-        pooled.is_idle = True
-        pooled.idle_since = now
+        pooled.rest(is_busy)
+        pooled.idle_since = now = self._now()
         pooled.trusted_until = now + self._policy.check_after
         self.give_back(pooled, now)
         self._idle_watch.begin(pooled)

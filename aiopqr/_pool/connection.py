@@ -14,6 +14,7 @@ from typing import Any
 from .._refresh import Attempt
 from ..errors import ConfigurationError
 from ..options import non_negative
+from .stand_in import StandIn
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class PooledConnection:
     born: float
     deadline: float
     is_busy: Callable[[], bool | None]  # whether a query runs on it; None if only the server knows
+    stand_in: StandIn | None = None
     idle_since: float = 0.0
     trusted_until: float = -math.inf  # it is handed out without a check until then
     is_idle: bool = True
@@ -78,6 +80,24 @@ class PooledConnection:
         """Make it due at once."""
         if self.deadline > now:
             self.deadline, self.why = now, why
+
+    @property
+    def is_resetting(self) -> bool:
+        """Whether it has been released, and is not idle yet."""
+        return self.checkout is not None and self.checkout.is_releasing
+
+    def lend(self) -> None:
+        """It is in use from now on."""
+        self.is_idle = False
+        if self.stand_in is not None:
+            self.stand_in.lend()
+
+    def rest(self, is_busy: bool | None) -> None:
+        """It is idle from now on. Unless ``is_busy``, the server's goodbye will be heard."""
+        self.is_idle = True
+        stand_in = self.stand_in
+        if stand_in is not None and is_busy is False and stand_in.is_possible:
+            stand_in.watch()
 
     def was_used(self, since: float) -> bool:
         """Whether it was in use after ``since``."""

@@ -22,6 +22,7 @@ from ..errors import PoolClosing, describe
 from ..events import ConnectionLost
 from ._asyncpg import busy_check, disown
 from .connection import Lifetime, PooledConnection
+from .stand_in import stand_in_for
 
 logger = logging.getLogger("aiopqr")
 
@@ -144,7 +145,8 @@ class Connections:
             self._next_opened.set_result(None)
             self._next_opened = None
         attempt, deadline = self.connector.attempt_of(con), self.lifetime.deadline(now)
-        pooled = PooledConnection(con, attempt, epoch, now, deadline, busy_check(con), idle_since=now)
+        stand_in = stand_in_for(con, partial(_said_goodbye, weakref.ref(self)))
+        pooled = PooledConnection(con, attempt, epoch, now, deadline, busy_check(con), stand_in, idle_since=now)
         self._open.add(pooled)
         con.add_termination_listener(partial(_ended, weakref.ref(self), pooled))
         return pooled
@@ -176,6 +178,7 @@ class Connections:
             self.by_connection[con] = pooled
             if pooled.attempt and pooled.attempt.begun <= self._drained_at and self.is_superseded(pooled):
                 pooled.expire("superseded", self._loop.time())
+            pooled.rest(pooled.is_busy())
             self.on_begin(pooled)
         return con
 
@@ -255,6 +258,12 @@ class Connections:
 def _ended(ref: weakref.ref[Connections], pooled: PooledConnection, _connection: Any) -> None:
     if connections := ref():
         connections._ended(pooled)
+
+
+def _said_goodbye(ref: weakref.ref[Connections], error: BaseException) -> None:
+    if connections := ref():
+        connections.distrust()
+        connections.report_lost("idle", error)
 
 
 async def _close(connection: Any) -> None:

@@ -29,7 +29,7 @@ def create_pool(
     acquire_timeout: float | None = 30.0,
     max_waiting: int | None = None,
     check_after: float = 1.0,
-    session_reset: Literal["full", "transaction"] = "full",
+    session_reset: Literal["full", "deferred", "transaction"] = "full",
     reset_timeout: float | None = 10.0,
     leak_detection_threshold: float = 0.0,
     refresh_interval: float | None = None,
@@ -75,6 +75,10 @@ def create_pool(
         A connection that was idle for longer is checked before it is handed out. 0: never.
     ``session_reset``
         What a release resets: ``"full"``, what asyncpg resets; ``"transaction"``, only an open transaction.
+        ``"deferred"`` resets what ``"full"`` does, but ``release()`` returns at once: it waits only to roll back an
+        open transaction. Nobody gets the connection before the server has confirmed the reset. Until then, for a
+        moment, its advisory locks, LISTEN, SET and open cursors live on. A reset that fails, or takes longer than
+        ``reset_timeout``, closes the connection and emits :class:`~aiopqr.events.ResetFailed`.
     ``reset_timeout``
         For the reset of a ``release()``. None: wait as long as it takes.
     ``leak_detection_threshold``

@@ -27,6 +27,7 @@ class Policy:
     check_after: float
     leak_threshold: float
     full_reset: bool
+    defers_reset: bool
     may_close_on_release: bool  # asyncpg's max_queries is given
     connection_class: Any
     counts_queries: bool  # whether the connections are such that "nothing ran" can be known
@@ -51,8 +52,8 @@ def make_policy(
     reset: Hook | None,
 ) -> Policy:
     """Check a pool's options. :class:`ConfigurationError` names one that cannot work."""
-    if session_reset not in ("full", "transaction"):
-        raise ConfigurationError(f'session_reset must be "full" or "transaction", not {session_reset!r}')
+    if session_reset not in ("full", "deferred", "transaction"):
+        raise ConfigurationError(f'session_reset must be "full", "deferred" or "transaction", not {session_reset!r}')
     # A user's own connect= may make what it likes, so only asyncpg's connections are known to count every query.
     countable = (
         connect is None and isinstance(connection_class, type) and issubclass(connection_class, asyncpg.Connection)
@@ -65,7 +66,8 @@ def make_policy(
         floor=min_size,
         check_after=non_negative("check_after", check_after) or math.inf,
         leak_threshold=non_negative("leak_detection_threshold", leak_detection_threshold),
-        full_reset=session_reset == "full",
+        full_reset=session_reset != "transaction",
+        defers_reset=session_reset == "deferred",
         may_close_on_release=max_queries is not None,
         connection_class=counting or connection_class,
         counts_queries=counting is not None,

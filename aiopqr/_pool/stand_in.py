@@ -26,6 +26,7 @@ import asyncio
 import enum
 import functools
 import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -196,7 +197,7 @@ class StandIn(asyncio.Protocol):
     def __init__(
         self, con: Any, transport: asyncio.Transport, protocol: Any, on_goodbye: Callable[[BaseException], None]
     ) -> None:
-        self._con = con
+        self._con = weakref.ref(con)  # the transport must not keep a connection that nobody has any more
         self._transport = transport
         self._protocol = protocol
         self._forward: Callable[[bytes], None] = protocol.data_received
@@ -279,7 +280,8 @@ class StandIn(asyncio.Protocol):
 
     def _end(self, error: BaseException) -> None:
         """Whatever comes now, nobody must get this connection."""
-        self._con.terminate()
+        if con := self._con():
+            con.terminate()
         if self._done is not None:
             self._finish(error)
         else:

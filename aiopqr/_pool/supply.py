@@ -57,6 +57,7 @@ class Supply:
         self._check_after = policy.check_after
         self.waiting: dict[asyncio.Future[Any], None] = {}  # for a place with a connection, in the order they came
         self._jobs: dict[asyncio.Task[None], asyncio.Future[Any] | None] = {}  # with whoever caused them
+        self.resetting = 0  # connections that will be ready in a moment, without anybody's waiting for their reset
         self._connects: set[asyncio.Task[Any]] = set()  # jobs, and the tasks that open the pool
         self._is_started = False
         self._floor_failures = 0
@@ -75,7 +76,7 @@ class Supply:
         pooled = self._open.get(connection_of(place))
         is_trusted = pooled is not None and pooled.trusted_until >= now and not self._connections.is_expired(pooled)
         if pooled is not None and is_trusted and not pooled.con.is_closed():
-            pooled.is_idle = False
+            pooled.lend()
             return place
         put_back(place)
         return None
@@ -93,6 +94,7 @@ class Supply:
         waiter: asyncio.Future[Any] = self._loop.create_future()
         self.waiting[waiter] = None
         self.dispatch()
+        patience = self._loop.call_later(SILENCE, self.dispatch, False) if self.resetting else None
         try:
             async with asyncio.timeout_at(deadline):
                 return await waiter
@@ -101,12 +103,19 @@ class Supply:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._ready(waiter.result())  # handed over and cancelled in the same turn of the loop
             raise
+        finally:
+            if patience is not None:
+                patience.cancel()
 
-    def dispatch(self) -> None:
-        """Hand over what is there, and begin a job for everyone else who waits, where there is a place for it."""
+    def dispatch(self, is_patient: bool = True) -> None:
+        """Hand over what is there, and begin a job for everyone else who waits, where there is a place for it.
+
+        Who ``is_patient`` waits for the connections that are being reset: they will be there sooner than new ones.
+        """
+        coming = self.resetting if is_patient else 0
         while self.waiting and (place := self._take_ready(self._now())):
             self._ready(place)
-        while len(self._jobs) < len(self.waiting) and (place := next_place(self.pool)):
+        while len(self._jobs) + coming < len(self.waiting) and (place := next_place(self.pool)):
             served = set(self._jobs.values())
             self._begin(place, next(waiter for waiter in self.waiting if waiter not in served))
 
@@ -191,7 +200,7 @@ class Supply:
             if self._connections.is_expired(pooled):
                 self._connections.part_with(pooled)
             else:
-                pooled.is_idle = False
+                pooled.lend()
                 begun = self._now()
                 if await self._is_alive(pooled):
                     pooled.idle_since = now = self._now()
@@ -233,11 +242,11 @@ class Supply:
             del self.waiting[waiter]
             if not waiter.done():
                 if pooled is not None:
-                    pooled.is_idle = False
+                    pooled.lend()
                 waiter.set_result(place)
                 return
         if pooled is not None:
-            pooled.is_idle = True
+            pooled.rest(pooled.is_busy())
         put_back(place)
 
     # Checks.

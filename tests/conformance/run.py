@@ -73,6 +73,7 @@ def wrap(binaries: Binaries, place: Path, run_as: RunAs) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plain", action="store_true", help="run them on asyncpg's own pool")
+    parser.add_argument("--session-reset", default="full", choices=["full", "deferred"], help="of aiopqr's pool")
     parser.add_argument("--postgres", help="system, embedded, embedded18 or a directory with initdb")
     parser.add_argument("names", nargs="*", help="parts of the names of the tests to run (default: all)")
     options = parser.parse_args()
@@ -89,8 +90,11 @@ def main() -> int:
             (place / "test_pool.py").write_bytes(member.read())
         shutil.copy(Path(__file__).with_name("shim.py"), place)
         kind = "asyncpg" if options.plain else "aiopqr"
-        print(f"asyncpg {version}'s pool tests on {kind}'s pool and Postgres {binaries.version}", flush=True)
-        command = [sys.executable, str(place / "shim.py"), str(place), kind, *options.names]
+        print(
+            f"asyncpg {version}'s pool tests on {kind}'s ({options.session_reset} reset), Postgres {binaries.version}",
+            flush=True,
+        )
+        command = [sys.executable, str(place / "shim.py"), str(place), kind, options.session_reset, *options.names]
         environ = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
         environ |= {
             "PGINSTALLATION": str(wrap(binaries, place, run_as) if run_as.is_other else binaries.bindir),

@@ -30,10 +30,11 @@ class Pool(aiopqr.AlternatingPool):
     """Takes the arguments of asyncpg's pool and nothing else; all that this library adds has its default."""
 
     made = 0
+    session_reset = "full"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pair, rest = _split(kwargs)
-        super().__init__(*args, credentials=pair, **rest)
+        super().__init__(*args, credentials=pair, session_reset=self.session_reset, **rest)
         Pool.made += 1
 
     def set_connect_args(self, dsn: str | None = None, **kwargs: Any) -> None:
@@ -41,7 +42,7 @@ class Pool(aiopqr.AlternatingPool):
 
 
 def main() -> int:
-    directory, kind, *names = sys.argv[1:]
+    directory, kind, Pool.session_reset, *names = sys.argv[1:]
     logging.getLogger("aiopqr").setLevel(logging.ERROR)  # every pair is degraded here, as is meant
     if kind == "aiopqr":
         # Before asyncpg's test cases are imported, which take the class as a default. Its create_pool() looks it up.
