@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -104,6 +104,7 @@ class Account:
     unreachable: bool = False
     role: Mapping[str, Any] = field(default_factory=dict)
     authentication: str | None = None
+    asked: str = ""  # what the server, or the proxy, asked for at the login
     proxied: bool = False
     memberships: frozenset[str] = frozenset()
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -135,6 +136,7 @@ async def look(dsn: str, credential: Credential, other: str = "", *, timeout: fl
 
     Changes nothing.
     """
+    asked: list[str] = []
     try:
         con = await connect_once(
             dsn,
@@ -143,6 +145,7 @@ async def look(dsn: str, credential: Credential, other: str = "", *, timeout: fl
             timeout=timeout,
             application_name="aiopqr-check",
             command_timeout=60.0,
+            asked=asked.append,
         )
     except Exception as exc:
         verdict = classify(exc)
@@ -150,7 +153,7 @@ async def look(dsn: str, credential: Credential, other: str = "", *, timeout: fl
         return Account(credential.username, describe(exc), verdict, connected=False, unreachable=unreachable)
     try:
         async with con.transaction(readonly=True):  # which keeps a pooling proxy on one server connection
-            return await _account(con, credential.username, other)
+            return replace(await _account(con, credential.username, other), asked="".join(asked))
     except DRIVER_ERRORS as exc:
         return Account(credential.username, f"logs in, but cannot look around: {describe(exc)}", classify(exc))
     finally:

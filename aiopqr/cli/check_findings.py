@@ -224,12 +224,14 @@ def _lines(settings: Mapping[str, str]) -> frozenset[str]:
 
 def _authentication(accounts: list[Account]) -> Iterator[Finding]:
     methods = {account.authentication for account in accounts}
+    asked = " and ".join(sorted({account.asked for account in accounts if account.asked}))
     for method in sorted(methods, key=str):
         if method is None:
-            text = "not known: servers before Postgres 16 do not tell how a login was made"
+            text = "servers before Postgres 16 do not tell how a login was made"
+            text += f"; it asked for {asked}" if asked else ""
             yield Finding(Level.NOTE, "authentication", text, "see that pg_hba.conf says scram-sha-256")
         elif method == "scram-sha-256":
-            yield Finding(Level.OK, "authentication", "SCRAM-SHA-256")
+            yield Finding(Level.OK, "authentication", f"SCRAM-SHA-256 (the server asked for {asked or 'it'})")
         elif method == "md5":
             text = "pg_hba.conf says md5: SCRAM where the stored password is a verifier, else an md5 hash"
             advice = "a rotation stores verifiers: after one of each account, say scram-sha-256 in pg_hba.conf"
