@@ -26,7 +26,7 @@ from .connections import Connections
 from .policy import Policy
 from .replacement import Replacement
 
-logger = logging.getLogger("aiopqr")
+floor_logger = logging.getLogger("asyncpg.pool")  # where asyncpg itself reports it
 
 CHECK_TIMEOUT = 5.0
 SILENCE = 0.5  # how long a check may be silent before another connection is opened meanwhile
@@ -225,7 +225,7 @@ class Supply:
                 owner.set_exception(error)
         elif error is not None and owner is None and self._is_started:
             retry_in = self._back_off(self._now())
-            logger.warning(
+            floor_logger.warning(
                 "%s: could not open a connection to restore min_size (%s); trying again in %.1f s",
                 self._name,
                 describe(error),
