@@ -87,6 +87,7 @@ class Entry:
 PEERS = {
     # Pools.
     "aiopqr": Entry("ours", "aiopqr", "aiopqr", {"session_reset": "full"}),
+    "aiopqr, deferred reset": Entry("ours", "aiopqr", "aiopqr", {"session_reset": "deferred"}),
     "aiopqr, transaction reset": Entry("ours", "aiopqr", "aiopqr", {"session_reset": "transaction"}),
     "asyncpg": Entry("plain_asyncpg", "asyncpg", "asyncpg"),
     "psycopg_pool": Entry("psycopg3", "psycopg_pool", "psycopg[binary,pool]"),
