@@ -107,21 +107,3 @@ def test_an_account_beside_credentials_is_refused_by_its_name(key: str) -> None:
 def test_only_the_dsn_may_be_given_by_position() -> None:
     with pytest.raises(ConfigurationError, match="only the DSN"):
         options.check_connect_arguments(("postgresql://db", CANARY), {})
-
-
-@pytest.mark.parametrize(
-    ("args", "kwargs", "found"),
-    [
-        ((), {}, []),
-        ((), {"host": "a,b"}, ["a", "b"]),
-        ((), {"host": ["a", "/run"]}, ["a", "/run"]),
-        (("postgresql://a:1,b:2/orders",), {}, ["a:1", "b:2"]),
-        (("postgresql:///orders",), {}, []),
-        (("postgresql:///orders?host=/run/postgresql",), {}, ["/run/postgresql"]),
-        (("postgresql://%2Frun%2Fpostgresql/orders",), {}, ["/run/postgresql"]),
-        ((), {"dsn": "postgresql://a/orders"}, ["a"]),
-        (("postgresql://a/orders",), {"host": "b"}, ["b"]),
-    ],
-)
-def test_the_hosts_that_arguments_name_are_found(args: Any, kwargs: Any, found: list[str]) -> None:
-    assert options.hosts(args, kwargs) == found
