@@ -229,7 +229,7 @@ CLIENTS: dict[str, Client] = {
 }
 NOTHING, TRUSTED = "nothing", "the client's trust"
 SERVERS: dict[str, Behaviour] = {
-    "asks for the password in clear": asks_in_clear,
+    "asks for the password in the clear": asks_in_clear,
     "asks for MD5": asks_for_md5,
     "lets in without asking": asks_for_nothing,
     "skips its own proof in SCRAM": skips_its_proof,
@@ -275,7 +275,7 @@ def own_certificate() -> ssl.SSLContext:
 
 async def table(true_port: int) -> str:
     """The whole table, in Markdown. ``true_port``: a server with TLS where USER has PASSWORD."""
-    lines = [f"| the impostor | on the way | {' | '.join(f'gets of {name}' for name in CLIENTS)} |"]
+    lines = [f"| the impostor | on the way | {' | '.join(f'gets from {name}' for name in CLIENTS)} |"]
     lines.append("|---" * (2 + len(CLIENTS)) + "|")
     for name, behave in SERVERS.items():
         for channel in CHANNELS:
