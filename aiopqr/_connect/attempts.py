@@ -10,6 +10,8 @@ import asyncio
 import math
 from collections.abc import Callable
 
+import asyncpg
+
 from .._refresh import Attempt
 from ..clock import TICK
 from ..credentials import Parity
@@ -20,6 +22,9 @@ from .arguments import Arguments
 from .logins import Connected
 from .race import Down, Race, Refused
 from .state import ConnectorState
+
+# How long no server needs to have the wanted role: a switchover takes some seconds. After that it is a mistake again.
+SWITCHOVER = 10.0
 
 
 class Connect:
@@ -122,7 +127,12 @@ class Connect:
             self._tries += race.tries
             self._last = race.last or self._last
         if isinstance(outcome, Down):
-            self._state.unavailable(outcome.error, self._loop.time())
+            now = self._loop.time()
+            self._state.unavailable(outcome.error, now)
+            if isinstance(outcome.error, asyncpg.TargetServerAttributeNotMatched) and self._state.outage.lasts(
+                now, SWITCHOVER
+            ):
+                raise outcome.error
         return outcome
 
     async def _wait_for_newer(self, until: float) -> None:

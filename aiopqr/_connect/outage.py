@@ -67,6 +67,10 @@ class Outage:
         self._turns = 0  # under way
         self._turn_began = -math.inf
 
+    def lasts(self, now: float, seconds: float) -> bool:
+        """Whether the server has been down for longer than that."""
+        return self.since is not None and now - self.since > seconds
+
     def failed(self, now: float) -> bool:
         """A login failed for a reason that passes. Returns True if that begins an outage."""
         begins = self.since is None

@@ -108,7 +108,9 @@ class ConnectorState:
 
     def _failed(self, made: Login, arguments: Arguments, exc: Exception, now: float) -> Failed:
         is_socket = made.address is not None and made.address.is_socket
-        verdict = classify(exc, unix_socket=is_socket, has_worked=self.has_worked)
+        # Which server a user's own connect= looks for is its business: what it says of that is raised at once.
+        is_theirs = self._connect is not None and isinstance(exc, asyncpg.TargetServerAttributeNotMatched)
+        verdict = classify(exc, unix_socket=is_socket, has_worked=self.has_worked and not is_theirs)
         if isinstance(exc, FileNotFoundError) and not is_socket:
             exc = arguments.explained(exc)
         if isinstance(exc, asyncpg.PostgresError) and not verdict.passes:

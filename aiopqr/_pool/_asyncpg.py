@@ -104,12 +104,14 @@ def next_place(pool: Any) -> Any:
         return None
 
 
-def next_empty_place(pool: Any) -> Any:
-    """Take a place without a connection; None if there is none."""
-    try:
-        return pool._queue.get_disconnected_nowait()
-    except asyncio.QueueEmpty:
-        return None
+def restore_floor(pool: Any) -> None:
+    """Let asyncpg open connections in the background until there are ``min_size``, unless it does so already."""
+    pool._schedule_min_size_maintenance()
+
+
+def restores_floor(pool: Any) -> bool:
+    """Whether the current task is the one in which asyncpg does so."""
+    return pool._maintenance_task is not None and pool._maintenance_task is asyncio.current_task()
 
 
 def put_back(place: Any) -> None:

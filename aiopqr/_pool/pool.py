@@ -238,6 +238,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         """Terminate all connections, and cancel the background work, without waiting for it."""
         if self._state in ("open", "closing"):
             self._state = "closed"
+            self._closing = True  # asyncpg's own: it restores no floor from now on
             self._turn_away()
             self._checkouts.stop()
             self._replacement.terminate()
@@ -290,9 +291,6 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
     def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._event_loop:
             raise self._checkouts.wrong_loop()
-
-    def _schedule_min_size_maintenance(self) -> None:
-        """asyncpg calls this when a connection has ended. Here, `Supply` keeps the floor."""
 
     # What users of asyncpg's pool know, with credentials in mind.
 

@@ -1,35 +1,33 @@
-"""Brings connections to those who wait for one: opens new ones, checks those that were idle, and keeps the floor.
+"""Brings connections to those who wait for one: opens new ones, and checks those that were idle.
 
 Each of these is a *job*: a task of the pool's own that has taken one place out of asyncpg's queue, and returns it with
 or without a connection. A job belongs to the pool, not to whoever caused it. An acquirer that gives up leaves the job
 running, and its connection serves the next one. An acquirer that waits takes whatever becomes ready first, from any job
 or release, first come, first served. So acquires that are shorter than a connect are served all the same.
+
+asyncpg itself restores ``min_size`` in the background, through the same :meth:`Supply.connect`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
-import weakref
 from functools import partial
 from typing import Any
 
 import asyncpg
 
-from ..clock import cancel, clock_of
-from ..errors import describe
-from ._asyncpg import connection_of, next_empty_place, next_place, put_back, vacate
+from ..clock import cancel, clock_of, wait_until
+from ._asyncpg import connection_of, next_place, put_back, restore_floor, restores_floor, vacate
 from .connection import PooledConnection
 from .connections import Connections
 from .policy import Policy
 from .replacement import Replacement
 
-floor_logger = logging.getLogger("asyncpg.pool")  # where asyncpg itself reports it
-
 CHECK_TIMEOUT = 5.0
 SILENCE = 0.5  # how long a check may be silent before another connection is opened meanwhile
+OWN_FIRST = 0.25  # how long an acquirer waits for the connection that it has caused, rather than for any
 SHORT_LIFE = 5.0  # a connection that ends earlier was no success
 BACKOFF_FIRST = 0.5
 BACKOFF_MAX = 30.0
@@ -53,16 +51,15 @@ class Supply:
         self._loop = loop
         self._now = clock_of(loop)
         self._name = connections.connector.name
-        self._floor = policy.floor
         self._check_after = policy.check_after
         self.waiting: dict[asyncio.Future[Any], None] = {}  # for a place with a connection, in the order they came
-        self._jobs: dict[asyncio.Task[None], asyncio.Future[Any] | None] = {}  # with whoever caused them
+        self._jobs: dict[asyncio.Task[None], asyncio.Future[Any]] = {}  # with whoever caused them
+        self._hopeful: dict[asyncio.Future[Any], asyncio.TimerHandle] = {}  # whose own job is young; ends that
         self.resetting = 0  # connections that will be ready in a moment, without anybody's waiting for their reset
         self._connects: set[asyncio.Task[Any]] = set()  # jobs, and the tasks that open the pool
         self._is_started = False
-        self._floor_failures = 0
+        self._short_lives = 0
         self._floor_not_before = -math.inf
-        self._floor_timer: asyncio.TimerHandle | None = None
 
     # What an acquirer asks for.
 
@@ -113,8 +110,8 @@ class Supply:
         Who ``is_patient`` waits for the connections that are being reset: they will be there sooner than new ones.
         """
         coming = self.resetting if is_patient else 0
-        while self.waiting and (place := self._take_ready(self._now())):
-            self._ready(place)
+        while (waiter := self._next_waiter()) and (place := self._take_ready(self._now())):
+            self._hand_over(place, waiter)
         while len(self._jobs) + coming < len(self.waiting) and (place := next_place(self.pool)):
             served = set(self._jobs.values())
             self._begin(place, next(waiter for waiter in self.waiting if waiter not in served))
@@ -122,28 +119,17 @@ class Supply:
     def start(self) -> None:
         """The pool is open."""
         self._is_started = True
-        self.restore_floor()
-
-    def restore_floor(self) -> None:
-        """Open one connection if there are fewer than the floor; its end causes the next look."""
-        if not self._is_started or None in self._jobs.values():
-            return
-        if len(self._connections) + len(self._jobs) >= self._floor:
-            return
-        if self._now() < self._floor_not_before:
-            if self._floor_timer is None:
-                self._floor_timer = self._loop.call_at(self._floor_not_before, _look_at_floor, weakref.ref(self))
-        elif place := next_empty_place(self.pool):
-            self._begin(place, None)
+        restore_floor(self.pool)
 
     def ended(self, pooled: PooledConnection, was_lost: bool) -> None:
         """A connection has ended. One that ``was_lost`` while it was young is no reason to hurry with another."""
         now = self._now()
         if now - pooled.born >= SHORT_LIFE:
-            self._floor_failures = 0
+            self._short_lives = 0
         elif was_lost and pooled.born >= self._floor_not_before:  # those that end together count once
             self._back_off(now)
-        self.restore_floor()
+        if self._is_started:
+            restore_floor(self.pool)
         self.dispatch()
 
     def close(self) -> None:
@@ -154,8 +140,6 @@ class Supply:
                 waiter.set_exception(self._connections.closing_error())
         self.waiting.clear()
         cancel({*self._jobs, *self._connects} - {_current_task()})
-        if self._floor_timer is not None:
-            self._floor_timer.cancel()
 
     async def wait_closed(self) -> None:
         """Wait for the end of the jobs."""
@@ -166,6 +150,21 @@ class Supply:
 
     async def connect(self, *args: Any, **kwargs: Any) -> Any:
         """The spare, or a new connection."""
+        if restores_floor(self.pool):
+            return await self._restore(args, kwargs)
+        return await self._connect(args, kwargs)
+
+    async def _restore(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Connect for the floor: not in a hurry where connections do not last."""
+        try:
+            if self._now() < self._floor_not_before:
+                await wait_until(self._floor_not_before, asyncio.Event())
+            return await self._connect(args, kwargs)
+        finally:
+            # In a moment asyncpg puts the place back, of which nobody would be told.
+            self._loop.call_soon(self.dispatch)
+
+    async def _connect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         pooled: Any = self._replacement.take_spare()
         is_stale = pooled is not None and self._now() - pooled.born > self._check_after
         if pooled is None or (is_stale and not await self._is_alive(pooled)):
@@ -187,9 +186,10 @@ class Supply:
 
     # The jobs.
 
-    def _begin(self, place: Any, owner: asyncio.Future[Any] | None) -> None:
+    def _begin(self, place: Any, owner: asyncio.Future[Any]) -> None:
         job = self._loop.create_task(self._fill(place), name=f"aiopqr-{self._name}-connect")
         self._jobs[job] = owner
+        self._hopeful[owner] = self._loop.call_later(OWN_FIRST, self._lose_hope, owner)
         job.add_done_callback(partial(self._finished, place))
 
     async def _fill(self, place: Any) -> None:
@@ -213,6 +213,8 @@ class Supply:
 
     def _finished(self, place: Any, job: asyncio.Task[None]) -> None:
         owner = self._jobs.pop(job)
+        if timer := self._hopeful.pop(owner, None):
+            timer.cancel()
         pooled = self._open.get(connection_of(place))
         if pooled is not None:
             self._ready(place)
@@ -223,31 +225,40 @@ class Supply:
             del self.waiting[owner]
             if not owner.done():
                 owner.set_exception(error)
-        elif error is not None and owner is None and self._is_started:
-            retry_in = self._back_off(self._now())
-            floor_logger.warning(
-                "%s: could not open a connection to restore min_size (%s); trying again in %.1f s",
-                self._name,
-                describe(error),
-                retry_in,
-            )
         self.dispatch()
-        self.restore_floor()
+        if self._is_started:
+            restore_floor(self.pool)
 
     def _ready(self, place: Any) -> None:
         """A place with a connection that can be used: hand it to whoever waits longest."""
+        if waiter := self._next_waiter():
+            self._hand_over(place, waiter)
+            return
         pooled = self._open.get(connection_of(place))
-        while self.waiting:
-            waiter = next(iter(self.waiting))
-            del self.waiting[waiter]
-            if not waiter.done():
-                if pooled is not None:
-                    pooled.lend()
-                waiter.set_result(place)
-                return
         if pooled is not None:
             pooled.rest(pooled.is_busy())
         put_back(place)
+
+    def _lose_hope(self, waiter: asyncio.Future[Any]) -> None:
+        """Its own connection is slower than was hoped: from now on it takes any."""
+        del self._hopeful[waiter]
+        self.dispatch()
+
+    def _next_waiter(self) -> asyncio.Future[Any] | None:
+        """Who is next, but for those whose own connection has just been begun: it will be there in a moment."""
+        for waiter in tuple(self.waiting):
+            if waiter.done():
+                del self.waiting[waiter]
+            elif waiter not in self._hopeful:
+                return waiter
+        return None
+
+    def _hand_over(self, place: Any, waiter: asyncio.Future[Any]) -> None:
+        del self.waiting[waiter]
+        pooled = self._open.get(connection_of(place))
+        if pooled is not None:
+            pooled.lend()
+        waiter.set_result(place)
 
     # Checks.
 
@@ -291,11 +302,10 @@ class Supply:
             raise
         return True
 
-    def _back_off(self, now: float) -> float:
-        pause: float = random.uniform(0.5, 1.0) * min(BACKOFF_FIRST * 2 ** min(self._floor_failures, 10), BACKOFF_MAX)
-        self._floor_failures += 1
+    def _back_off(self, now: float) -> None:
+        pause = random.uniform(0.5, 1.0) * min(BACKOFF_FIRST * 2 ** min(self._short_lives, 10), BACKOFF_MAX)
+        self._short_lives += 1
         self._floor_not_before = now + pause
-        return pause
 
 
 def _current_task() -> asyncio.Task[Any] | None:
@@ -303,9 +313,3 @@ def _current_task() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:  # terminate() may be called where no loop runs
         return None
-
-
-def _look_at_floor(ref: weakref.ref[Supply]) -> None:
-    if supply := ref():
-        supply._floor_timer = None
-        supply.restore_floor()
