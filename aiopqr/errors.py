@@ -8,7 +8,7 @@ None of them ever shows a password.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import FunctionType, TracebackType
+from types import CodeType, FunctionType, TracebackType
 from typing import TypeVar
 
 import asyncpg
@@ -129,14 +129,20 @@ def _chain(exc: BaseException) -> list[BaseException]:
     return list(found.values())
 
 
+_DEEPEST = 50  # frames; an exception that is raised again and again collects more each time
+
+
 def _hollow(traceback: TracebackType | None) -> TracebackType | None:
     """A traceback that looks the same, made of the frames of generators that have never run."""
-    if traceback is None:
-        return None
-    code, line = traceback.tb_frame.f_code, traceback.tb_lineno
-    likeness = _template.__code__.replace(co_filename=code.co_filename, co_name=code.co_name, co_firstlineno=line)
-    frame = FunctionType(likeness, {})().gi_frame
-    return TracebackType(_hollow(traceback.tb_next), frame, -1, line)
+    places: list[tuple[CodeType, int]] = []
+    while traceback is not None and len(places) < _DEEPEST:
+        places.append((traceback.tb_frame.f_code, traceback.tb_lineno))
+        traceback = traceback.tb_next
+    hollow: TracebackType | None = None
+    for code, line in reversed(places):
+        likeness = _template.__code__.replace(co_filename=code.co_filename, co_name=code.co_name, co_firstlineno=line)
+        hollow = TracebackType(hollow, FunctionType(likeness, {})().gi_frame, -1, line)
+    return hollow
 
 
 def _template() -> Iterator[None]:

@@ -280,7 +280,7 @@ class Simulation:
         alternator = instance.alternator
         if alternator is None:
             return Need.STARVED
-        if alternator.is_refused():
+        if alternator.is_refused(self.now):
             return Need.STARVED
         pair = alternator.pair
         return Need.REFUSED if any(one in instance.quarantine for one in pair.credentials()) else Need.NONE
@@ -358,7 +358,7 @@ class Simulation:
     def _try_both(self, instance: Instance, attempt: Attempt) -> bool:
         alternator = instance.alternator
         assert alternator is not None
-        if not alternator.is_refused() and (probe := alternator.probe(self.now)):
+        if not alternator.is_refused(self.now) and (probe := alternator.probe(self.now)):
             self._try(instance, probe, keep=False)
         if self._try(instance, attempt):
             return True
@@ -381,7 +381,7 @@ class Simulation:
 
     def _ask(self, instance: Instance) -> None:
         assert instance.alternator is not None
-        need = Need.STARVED if instance.alternator.is_refused() else Need.REFUSED
+        need = Need.STARVED if instance.alternator.is_refused(self.now) else Need.REFUSED
         before = instance.plan.due
         instance.plan.request(need, self.now)
         if instance.plan.due < before:

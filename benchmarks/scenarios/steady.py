@@ -15,12 +15,14 @@ from ..workers import RemoteWorker, latencies
 from .plan import Plan, Progress, Steps
 
 REFERENCE, CONTROL = "asyncpg", "asyncpg again"
-FULL, TRANSACTION, PSYCOPG, ALCHEMY = "aiopqr", "aiopqr, transaction reset", "psycopg_pool", "SQLAlchemy"
+FULL, DEFERRED, TRANSACTION = "aiopqr", "aiopqr, deferred reset", "aiopqr, transaction reset"
+PSYCOPG, ALCHEMY = "psycopg_pool", "SQLAlchemy"
 AUTOCOMMIT = (f"{PSYCOPG}, autocommit", f"{ALCHEMY}, autocommit")  # these send the server what that reset sends
 PEERS = {
     REFERENCE: REFERENCE,
     CONTROL: REFERENCE,
     FULL: FULL,
+    DEFERRED: DEFERRED,
     TRANSACTION: TRANSACTION,
     PSYCOPG: PSYCOPG,
     ALCHEMY: ALCHEMY,
