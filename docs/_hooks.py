@@ -129,9 +129,11 @@ def cli(command: str = "") -> str:
 
 
 def _parameters(docstring: str) -> dict[str, str]:
-    """Field lists (``:param name: ...``), or definition lists (double backticks, then indented text)."""
+    """The items ``- name, name: text`` of a docstring, whose names stand in double backticks."""
     found: dict[str, str] = {}
-    for names, text in re.findall(r"^(``\w+``(?:, ``\w+``)*)\n((?:    .*\n?)+)", docstring, flags=re.MULTILINE):
+    for names, text in re.findall(
+        r"^- (``\w+``(?:, ``\w+``)*): ((?:.+\n?)(?:  .+\n?)*)", docstring, flags=re.MULTILINE
+    ):
         for name in re.findall(r"\w+", names):
             found[name] = _plain(text)
     return found

@@ -57,55 +57,40 @@ def create_pool(
     explained here is as in :func:`asyncpg.create_pool`, except that the DSN and the arguments name no user and no
     password. All times are in seconds, as floats.
 
-    ``credentials``
-        A source, an async callable, a :class:`CredentialPair`, or a :class:`Refresher` that several pools share.
-    ``min_size``, ``max_size``
-        How many connections are kept open, and how many may be. While one is replaced there is one more.
-    ``max_lifetime``
-        The age at which a connection is replaced. The new one is opened before the old one is closed. 0: never.
-    ``max_lifetime_jitter``
-        By how much earlier a connection may be replaced, at random. None: a tenth of ``max_lifetime``.
-    ``timeout``
-        For one connect, including the fallback and the wait for newer credentials or a server that is down.
-    ``acquire_timeout``
-        For an ``acquire()`` that is given no timeout. None: wait as long as it takes.
-    ``max_waiting``
-        How many tasks may wait for a connection; one more gets :class:`TooManyWaiting` at once. None: no limit.
-    ``check_after``
-        A connection that was idle for longer is checked before it is handed out. 0: never.
-    ``session_reset``
-        What a release resets: ``"full"``, what asyncpg resets; ``"transaction"``, only an open transaction.
-        ``"deferred"`` resets what ``"full"`` does, but ``release()`` returns at once: it waits only to roll back an
-        open transaction. Nobody gets the connection before the server has confirmed the reset. Until then, for a
-        moment, its advisory locks, LISTEN, SET and open cursors live on. A reset that fails, or takes longer than
-        ``reset_timeout``, closes the connection and emits :class:`~aiopqr.events.ResetFailed`.
-    ``reset_timeout``
-        For the reset of a ``release()``. None: wait as long as it takes.
-    ``leak_detection_threshold``
-        Report a connection that is held for longer, with the stack of its ``acquire()``. 0: never.
-    ``refresh_interval``
-        Between two fetches of the credentials. None: the source's own; 0: only when an account is refused.
-    ``fetch_timeout``
-        For one fetch of the credentials.
-    ``drain_on_rotation``
-        Replace the connections of a changed password at once, instead of at the end of their lifetime.
-    ``scram_cache``
-        Derive the SCRAM keys once for each password, instead of once for each connect.
-    ``require_auth``, ``channel_binding``
-        What the server may ask for, as in libpq; also in the DSN. None: no password in clear over plain TCP, and
-        SCRAM bound to the server's certificate where the server can. A server that asks for more gets nothing.
-    ``name``, ``listeners``
-        For logs, tasks, errors and metrics; functions that are called with each :class:`~aiopqr.events.Event`.
-    ``max_queries``
-        Close a connection after so many queries, as asyncpg does, *before* there is another. None: never.
-    ``max_inactive_connection_lifetime``
-        Close a connection above ``min_size`` that was idle for longer. 0: never.
-    ``connect``
-        Called in place of ``asyncpg.connect``, with ``user=`` and a callable ``password=``.
-    ``setup``, ``init``, ``reset``
-        Called with a connection: for each acquire, once when it is opened, and for each release.
-    ``loop``, ``connection_class``, ``record_class``
-        As in asyncpg.
+    - ``credentials``: A source, an async callable, a :class:`CredentialPair`, or a :class:`Refresher` for several
+      pools.
+    - ``min_size``, ``max_size``: How many connections are kept open, and how many may be. While one is replaced there
+      is one more.
+    - ``max_lifetime``: The age at which a connection is replaced; the new one is opened first. 0: never.
+    - ``max_lifetime_jitter``: By how much earlier a connection may be replaced, at random. None: a tenth of
+      ``max_lifetime``.
+    - ``timeout``: For one connect, including the fallback and waiting for newer credentials or a server that is down.
+    - ``acquire_timeout``: For an ``acquire()`` that is given no timeout. None: wait as long as it takes.
+    - ``max_waiting``: How many tasks may wait for a connection; one more gets :class:`TooManyWaiting` at once. None:
+      no limit.
+    - ``check_after``: A connection that was idle for longer is checked before it is handed out. 0: never.
+    - ``session_reset``: ``"full"``, what asyncpg resets; ``"transaction"``, only an open transaction; ``"deferred"``,
+      what ``"full"`` does, but ``release()`` waits only to roll back an open transaction. Nobody gets the connection
+      before the reset is confirmed; until then its advisory locks, LISTEN, SET and cursors live on for a moment.
+    - ``reset_timeout``: For the reset of a ``release()``. None: wait as long as it takes.
+    - ``leak_detection_threshold``: Report a connection held for longer, with the stack of its ``acquire()``. 0: never.
+    - ``refresh_interval``: Between two fetches of the credentials. None: the source's own; 0: only when an account is
+      refused.
+    - ``fetch_timeout``: For one fetch of the credentials.
+    - ``drain_on_rotation``: Replace the connections of a changed password at once, instead of at the end of their
+      lifetime.
+    - ``scram_cache``: Derive the SCRAM keys once for each password, instead of once for each connect.
+    - ``require_auth``, ``channel_binding``: What the server may ask for, as in libpq; also in the DSN. None: no
+      password in clear over plain TCP, and SCRAM bound to the server's certificate where the server can. A server that
+      asks for more gets nothing.
+    - ``name``, ``listeners``: For logs, tasks, errors and metrics; functions that are called with each
+      :class:`~aiopqr.events.Event`.
+    - ``max_queries``: Close a connection after so many queries, *before* there is another. None: never.
+    - ``max_inactive_connection_lifetime``: Close a connection above ``min_size`` that was idle for longer. 0: never.
+    - ``connect``: Called in place of ``asyncpg.connect``, with ``user=`` and a callable ``password=``.
+    - ``setup``, ``init``, ``reset``: Called with a connection: for each acquire, once when it is opened, and for each
+      release.
+    - ``loop``, ``connection_class``, ``record_class``: As in asyncpg.
 
     Opening the pool raises what the source raised, :class:`CredentialsRefused` if every account is refused for
     ``timeout`` seconds, :class:`ConnectTimeout` if the server stays down that long, and other errors of the server at
