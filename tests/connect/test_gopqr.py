@@ -184,8 +184,7 @@ def test_gopqr_17_a_users_function_that_raises_stops_nobody() -> None:
 
 @pytest.mark.parametrize("documented", [aiopqr.create_pool, aiopqr.Connector, aiopqr.Refresher])
 def test_gopqr_18_no_parameter_is_documented_that_does_not_exist(documented: Callable[..., Any]) -> None:
-    paragraphs = re.findall(r"^    (``\w+``(?:, ``\w+``)*)$", inspect.getdoc(documented) or "", re.MULTILINE)
-    paragraphs += re.findall(r"^(``\w+``(?:, ``\w+``)*)$", inspect.getdoc(documented) or "", re.MULTILINE)
+    paragraphs = re.findall(r"^- (``\w+``(?:, ``\w+``)*):", inspect.getdoc(documented) or "", re.MULTILINE)
     named = {name for paragraph in paragraphs for name in re.findall(r"\w+", paragraph)}
     assert named <= set(inspect.signature(documented).parameters)
     assert named or documented is not aiopqr.create_pool
