@@ -228,5 +228,5 @@ def test_importing_the_package_needs_only_asyncpg_and_anyio() -> None:
 @pytest.mark.proof
 def test_importing_the_package_adds_at_most_30_ms_to_asyncpg() -> None:
     # CPU time, and the best of several runs: what else the machine does only ever adds. It still adds something.
-    limit = 0.030 if os.environ.get("AIOPQR_PROOF") else 0.045
+    limit = 0.030 if os.environ.get("AIOPQR_PROOF") else 0.090
     assert min(run(TIME_OF)["aiopqr"] for _ in range(7)) <= limit

@@ -115,6 +115,9 @@ class Checkouts:
                 except BaseException:
                     put_back(place)
                     raise
+                if connection_of(place) is not pooled.con:  # asyncpg took it for expired, and has made another one
+                    pooled = self._open[connection_of(place)]
+                    pooled.lend()
                 queries = queries_run(pooled.con) if policy.counts_queries else None
                 if policy.setup is not None:  # what it changes is to be reset, too
                     await self._set_up(policy.setup, connection, pooled, deadline)
