@@ -297,7 +297,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
     def acquire(self, *, timeout: float | None = UNSET) -> AcquireContext[RecordT, ConnectionT]:
         """A connection, as a context manager or awaited.
 
-        ``timeout`` is in seconds; without it ``acquire_timeout`` counts, and None waits for ever. Raises
+        ``timeout`` is in seconds (default: ``acquire_timeout``; None: wait as long as it takes). Raises
         :class:`AcquireTimeout`, :class:`TooManyWaiting`, :class:`PoolClosing`, and what a connect may raise.
         """
         return AcquireContext(self, timeout)

@@ -1,4 +1,4 @@
-"""Stands between the transport and asyncpg's protocol: resets sessions, and hears what an idle connection is told.
+"""Stands between the transport and asyncpg's protocol: resets sessions, and hears the server while it is idle.
 
 asyncpg resets a session with a query like any other: a task, futures, its state machine. Where queries are short, that
 is a third of the client's work. Here the same query is written straight to the transport, and a protocol of our own
