@@ -245,7 +245,9 @@ class Checkouts:
             self._release_watch.begin(checkout)
         releasing = give(connection, timeout, f"aiopqr-{self._name}-release")
         try:
-            await asyncio.shield(releasing)
+            # Not shield(): since Python 3.14 it logs the errors of what a cancelled caller no longer waits for.
+            await asyncio.wait((releasing,))
+            releasing.result()
         except asyncio.CancelledError:
             releasing.add_done_callback(partial(self._released_unheard, pooled, checkout))
             raise

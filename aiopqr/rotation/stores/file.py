@@ -83,7 +83,8 @@ class FileStore:
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         job = self._thread.submit(work)
         try:
-            return await asyncio.shield(job)
+            await asyncio.wait({job})  # not shield(), which since Python 3.14 logs the errors of a job left behind
+            return job.result()
         except asyncio.CancelledError:
             await asyncio.wait({job})
             if not job.cancelled():
