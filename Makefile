@@ -15,7 +15,7 @@ MINUTES ?= 10
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance proof soak bench bench-quick fleet lint docs release matrix agents clean
+.PHONY: help demo test conformance proof soak bench bench-quick fleet lint docs release matrix agents consumers clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ matrix: $(VENV)/.test  ## The tests that depend on them, on each Python, Postgre
 
 agents: $(VENV)/.test  ## A pool, a rotation and an SQLAlchemy engine under the agents that people run (5 minutes)
 	$(RUN) -m tools.agents $(ARGS)
+
+consumers: $(VENV)/.test  ## Queues, ORMs and plugins on the pool, by the documentation's recipes (3 minutes)
+	$(RUN) -m tools.consumers $(ARGS)
 
 clean:  ## Remove what these commands have made
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .conformance .envs build dist site

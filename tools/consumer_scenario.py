@@ -1,0 +1,219 @@
+"""One package that uses asyncpg, on our pool by the documentation's recipe, while both passwords change.
+
+Run by `make consumers`, as `python tools/consumer_scenario.py PACKAGE` in an empty folder, with a Python that has
+the package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiopqr
+from aiopqr.testing import EmbeddedPostgres, RotatingPostgres
+
+PAGE = Path(__file__).parent.parent / "docs/guides/consumers.md"
+#: Uses the package once; raises if it does not work.
+Work = Callable[[], Awaitable[object]]
+
+# Each opens a package by its recipe.
+
+
+@asynccontextmanager
+async def pgqueuer() -> AsyncIterator[Work]:
+    async with recipe("worker").main() as queue:
+        await queue.queries.install()
+        running = asyncio.create_task(queue.run(), name="worker")
+
+        async def work() -> None:
+            await queue.queries.enqueue("greet", b"hello")
+            await eventually(
+                lambda: no_job_left(queue)
+            )  # well before the 30 seconds after which pgqueuer looks by itself
+
+        async def no_job_left(queue: Any) -> bool:
+            assert not running.done(), running
+            return not any(row.count for row in await queue.queries.queue_size())
+
+        yield work
+        queue.shutdown.set()
+        await running
+
+
+@asynccontextmanager
+async def tortoise() -> AsyncIterator[Work]:
+    from tortoise import Tortoise, fields
+    from tortoise.models import Model
+    from tortoise.transactions import in_transaction
+
+    class Order(Model):
+        id = fields.IntField(primary_key=True)
+        what = fields.TextField()
+
+    Order.__module__ = "models"
+    sys.modules["models"] = module = type(sys)("models")
+    module.Order = Order  # type: ignore[attr-defined]
+    dsn = urlsplit(os.environ["DATABASE_URL"])
+    where = (dsn.hostname, dsn.port, dsn.path[1:])
+    sys.modules["tortoise_aiopqr"] = recipe("tortoise_aiopqr")
+    await recipe("database").start(*where, os.environ["CREDENTIALS_FILE"])
+    await Tortoise.generate_schemas()
+
+    async def work() -> None:
+        async with in_transaction():
+            made = await Order.create(what="tea")
+            await Order.filter(id=made.id).update(what="coffee")
+        assert (await Order.get(id=made.id)).what == "coffee"
+
+    yield work
+    await Tortoise.close_connections()
+
+
+@asynccontextmanager
+async def piccolo() -> AsyncIterator[Work]:
+    from piccolo.columns import Text
+    from piccolo.table import Table
+
+    engine = recipe("piccolo_conf").DB
+
+    class Order(Table, db=engine):
+        what = Text()
+
+    await Order.create_table()  # without a pool, as migrations do
+    await engine.start_connection_pool(min_size=1, max_size=4)
+
+    async def work() -> None:
+        async with engine.transaction():
+            await Order(what="tea").save()
+        assert await Order.count()
+        async with await Order.select().batch(batch_size=10) as batch:  # a connection of its own
+            assert [order async for orders in batch for order in orders]
+
+    yield work
+    await engine.close_connection_pool()
+
+
+@asynccontextmanager
+async def litestar() -> AsyncIterator[Work]:
+    import httpx
+
+    app = recipe("app").app
+    async with app.lifespan(), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+
+        async def work() -> None:
+            answer = await client.get("/whoami")
+            assert answer.status_code == 200, answer.text
+
+        yield work
+
+
+@asynccontextmanager
+async def taskiq() -> AsyncIterator[Work]:
+    from taskiq.api import run_receiver_task
+
+    module = recipe("broker")
+    await module.broker.startup()
+    receiving = asyncio.create_task(run_receiver_task(module.broker), name="receiver")
+
+    async def work() -> None:
+        task = await module.greet.kiq("you")
+        result = await task.wait_result(timeout=10)
+        assert result.return_value == "hello you", result
+
+    yield work
+    receiving.cancel()
+    await asyncio.wait({receiving})
+    await module.broker.shutdown()
+
+
+CONSUMERS: dict[str, Callable[[], AbstractAsyncContextManager[Work]]] = {
+    each.__name__: each for each in (pgqueuer, tortoise, piccolo, litestar, taskiq)
+}
+#: What listens on a connection of its own that it makes anew, by its recipe.
+LISTENS_AGAIN = {"taskiq"}
+END_THE_LISTENER = "select count(pg_terminate_backend(pid)) from pg_stat_activity where query ilike 'listen%'"
+
+
+def recipe(name: str) -> Any:
+    """The module of that name, as it stands on the page."""
+    found = re.search(rf'^```python title="{name}.py"\n(.*?)^```', PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert found, f"{PAGE} has no {name}.py"
+    Path(f"{name}.py").write_text(found[1])
+    return importlib.import_module(name)
+
+
+async def eventually(fact: Callable[[], Awaitable[object]]) -> None:
+    async with asyncio.timeout(15):
+        while True:
+            if await fact():
+                return
+            await asyncio.sleep(0.02)
+
+
+def publish(pair: aiopqr.CredentialPair) -> None:
+    keys = {"active_credential": "odd"}
+    for parity in aiopqr.Parity:
+        account = pair[parity]
+        assert account
+        keys |= {f"{parity}_username": account.username, f"{parity}_password": account.password.reveal()}
+    new = Path("pair.new")
+    new.write_text(json.dumps(keys))
+    new.replace(os.environ["CREDENTIALS_FILE"])
+
+
+async def rotate(account: str, postgres: RotatingPostgres, pool: aiopqr.AlternatingPool[Any], work: Work) -> None:
+    """Change one password, and only then the file. The package is used before, between and after."""
+    since = await postgres.server.fetchval("select now()")
+    pair = await postgres.rotate(account, store_delay=None)
+    await pool.expire_connections()  # so that logins have to be made
+    await work()
+    publish(pair)
+    await pool.refresh()
+
+    async def logs_in_again() -> bool:
+        await pool.expire_connections()
+        await work()
+        return any(session["backend_start"] > since for session in await postgres.sessions(account))
+
+    await eventually(logs_in_again)
+
+
+async def scenario(name: str) -> None:
+    pools: list[aiopqr.AlternatingPool[Any]] = []
+    create_pool = aiopqr.create_pool
+
+    def remembering(*args: Any, **kwargs: Any) -> aiopqr.AlternatingPool[Any]:
+        pools.append(create_pool(*args, **kwargs))
+        return pools[-1]
+
+    aiopqr.create_pool = remembering  # type: ignore[assignment]
+    async with EmbeddedPostgres() as server:
+        postgres = await RotatingPostgres.create(server)
+        os.environ.update(DATABASE_URL=postgres.dsn, CREDENTIALS_FILE=os.path.join(os.getcwd(), "pair.json"))
+        publish(postgres.pair)
+        async with CONSUMERS[name]() as work:
+            (pool,) = pools
+            for account in ("odd", "even", "odd"):
+                await rotate(account, postgres, pool, work)
+            if name in LISTENS_AGAIN:
+                assert await server.fetchval(END_THE_LISTENER) == 1
+                await work()
+            stats = pool.stats()
+            refused = postgres.failed_logins()
+        await postgres.drop()
+    opened = {parity: account.opened for parity, account in stats.accounts.items()}
+    print(f"{name}: logins of the pool {opened}, {refused} refused")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.getcwd())
+    asyncio.run(scenario(sys.argv[1]))
