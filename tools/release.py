@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tarfile
 import tempfile
 import tomllib
 from pathlib import Path
@@ -71,8 +70,7 @@ def try_release(report: Report, scratch: Path, quick: bool) -> None:
     for extra in () if quick else extras():
         try_install(report, f"wheel with [{extra}] alone", f"{wheel}[{extra}]", sys.executable, extra)
 
-    with tarfile.open(sdist) as archive:
-        archive.extractall(scratch, filter="data")
+    shutil.unpack_archive(sdist, scratch)
     [unpacked] = (folder for folder in scratch.glob("aiopqr-*") if folder.is_dir())
     folders = ["tests/values", "tests/refresh", "tests/connect"] if quick else ["tests"]
     report.run("the sdist's own tests", sys.executable, "-m", "pytest", "-q", "-n", "2", *folders, cwd=unpacked)
