@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 import aiopqr
 from aiopqr.testing import EmbeddedPostgres, RotatingPostgres
 
-PAGE = Path(__file__).parent.parent / "docs/guides/consumers.md"
+GUIDES = Path(__file__).parent.parent / "docs/guides"
+PAGES = (GUIDES / "consumers.md", GUIDES / "sqlalchemy.md")
 #: Uses the package once; raises if it does not work.
 Work = Callable[[], Awaitable[object]]
 
@@ -29,7 +30,7 @@ Work = Callable[[], Awaitable[object]]
 
 
 @asynccontextmanager
-async def pgqueuer() -> AsyncIterator[Work]:
+async def pgqueuer(postgres: RotatingPostgres) -> AsyncIterator[Work]:
     async with recipe("worker").main() as queue:
         await queue.queries.install()
         running = asyncio.create_task(queue.run(), name="worker")
@@ -50,7 +51,7 @@ async def pgqueuer() -> AsyncIterator[Work]:
 
 
 @asynccontextmanager
-async def tortoise() -> AsyncIterator[Work]:
+async def tortoise(postgres: RotatingPostgres) -> AsyncIterator[Work]:
     from tortoise import Tortoise, fields
     from tortoise.models import Model
     from tortoise.transactions import in_transaction
@@ -79,7 +80,7 @@ async def tortoise() -> AsyncIterator[Work]:
 
 
 @asynccontextmanager
-async def piccolo() -> AsyncIterator[Work]:
+async def piccolo(postgres: RotatingPostgres) -> AsyncIterator[Work]:
     from piccolo.columns import Text
     from piccolo.table import Table
 
@@ -103,7 +104,7 @@ async def piccolo() -> AsyncIterator[Work]:
 
 
 @asynccontextmanager
-async def litestar() -> AsyncIterator[Work]:
+async def litestar(postgres: RotatingPostgres) -> AsyncIterator[Work]:
     import httpx
 
     app = recipe("app").app
@@ -117,7 +118,7 @@ async def litestar() -> AsyncIterator[Work]:
 
 
 @asynccontextmanager
-async def taskiq() -> AsyncIterator[Work]:
+async def taskiq(postgres: RotatingPostgres) -> AsyncIterator[Work]:
     from taskiq.api import run_receiver_task
 
     module = recipe("broker")
@@ -135,8 +136,51 @@ async def taskiq() -> AsyncIterator[Work]:
     await module.broker.shutdown()
 
 
-CONSUMERS: dict[str, Callable[[], AbstractAsyncContextManager[Work]]] = {
-    each.__name__: each for each in (pgqueuer, tortoise, piccolo, litestar, taskiq)
+@asynccontextmanager
+async def alembic(postgres: RotatingPostgres) -> AsyncIterator[Work]:
+    from alembic import command
+    from alembic.config import Config
+
+    os.environ["DATABASE_URL"] = postgres.dsn.replace("postgresql", "postgresql+asyncpg", 1)
+    take("migrations/env.py")
+    write("migrations/versions/first.py", MIGRATION)
+    config = Config()
+    config.set_main_option("script_location", "migrations")
+
+    async def work() -> None:
+        await asyncio.to_thread(command.upgrade, config, "head")
+        await asyncio.to_thread(command.downgrade, config, "base")
+
+    # A migration is at work when both passwords change.
+    holder = await postgres.server.admin_connect(postgres.database)
+    await holder.execute("select pg_advisory_lock(1)")
+    upgrading = asyncio.create_task(asyncio.to_thread(command.upgrade, config, "head"))
+    await eventually(lambda: holder.fetchval("select true from pg_locks where locktype = 'advisory' and not granted"))
+    publish(await postgres.rotate_both(store_delay=None))
+    await holder.execute("select pg_advisory_unlock(1)")
+    await upgrading
+    assert await holder.fetchval("select version_num from alembic_version") == "first"
+    await holder.close()
+    await asyncio.to_thread(command.downgrade, config, "base")
+    yield work
+
+
+MIGRATION = """
+from alembic import op
+
+revision, down_revision = "first", None
+
+
+def upgrade():
+    op.execute("select pg_advisory_xact_lock(1)")
+    op.execute("create table orders (id int)")
+
+
+def downgrade():
+    op.execute("drop table orders")
+"""
+CONSUMERS: dict[str, Callable[[RotatingPostgres], AbstractAsyncContextManager[Work]]] = {
+    each.__name__: each for each in (pgqueuer, tortoise, piccolo, litestar, taskiq, alembic)
 }
 #: What listens on a connection of its own that it makes anew, by its recipe.
 LISTENS_AGAIN = {"taskiq"}
@@ -144,11 +188,22 @@ END_THE_LISTENER = "select count(pg_terminate_backend(pid)) from pg_stat_activit
 
 
 def recipe(name: str) -> Any:
-    """The module of that name, as it stands on the page."""
-    found = re.search(rf'^```python title="{name}.py"\n(.*?)^```', PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert found, f"{PAGE} has no {name}.py"
-    Path(f"{name}.py").write_text(found[1])
+    """The module of that name, as it stands in the documentation."""
+    take(f"{name}.py")
     return importlib.import_module(name)
+
+
+def take(file: str) -> None:
+    """Write a file as it stands in the documentation."""
+    pages = "".join(page.read_text() for page in PAGES)
+    found = re.search(rf'^```python title="{file}"\n(.*?)^```', pages, flags=re.MULTILINE | re.DOTALL)
+    assert found, f"no page has {file}"
+    write(file, found[1])
+
+
+def write(file: str, text: str) -> None:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(text)
 
 
 async def eventually(fact: Callable[[], Awaitable[object]]) -> None:
@@ -170,21 +225,30 @@ def publish(pair: aiopqr.CredentialPair) -> None:
     new.replace(os.environ["CREDENTIALS_FILE"])
 
 
-async def rotate(account: str, postgres: RotatingPostgres, pool: aiopqr.AlternatingPool[Any], work: Work) -> None:
+async def rotate(
+    account: str, postgres: RotatingPostgres, pools: list[aiopqr.AlternatingPool[Any]], work: Work
+) -> None:
     """Change one password, and only then the file. The package is used before, between and after."""
     since = await postgres.server.fetchval("select now()")
-    pair = await postgres.rotate(account, store_delay=None)
-    await pool.expire_connections()  # so that logins have to be made
-    await work()
-    publish(pair)
-    await pool.refresh()
 
-    async def logs_in_again() -> bool:
-        await pool.expire_connections()
+    async def work_with_new_connections() -> None:
+        for pool in pools:
+            await pool.expire_connections()
         await work()
-        return any(session["backend_start"] > since for session in await postgres.sessions(account))
 
-    await eventually(logs_in_again)
+    async def is_in_use_again() -> bool:
+        await work_with_new_connections()
+        return not pools or any(session["backend_start"] > since for session in await postgres.sessions(account))
+
+    await work()
+    pair = await postgres.rotate(account, store_delay=None)
+    await work_with_new_connections()
+    publish(pair)
+    for pool in pools:
+        await pool.refresh()
+    refused = postgres.failed_logins()
+    await eventually(is_in_use_again)
+    assert postgres.failed_logins() == refused
 
 
 async def scenario(name: str) -> None:
@@ -200,18 +264,13 @@ async def scenario(name: str) -> None:
         postgres = await RotatingPostgres.create(server)
         os.environ.update(DATABASE_URL=postgres.dsn, CREDENTIALS_FILE=os.path.join(os.getcwd(), "pair.json"))
         publish(postgres.pair)
-        async with CONSUMERS[name]() as work:
-            (pool,) = pools
+        async with CONSUMERS[name](postgres) as work:
             for account in ("odd", "even", "odd"):
-                await rotate(account, postgres, pool, work)
+                await rotate(account, postgres, pools, work)
             if name in LISTENS_AGAIN:
                 assert await server.fetchval(END_THE_LISTENER) == 1
                 await work()
-            stats = pool.stats()
-            refused = postgres.failed_logins()
         await postgres.drop()
-    opened = {parity: account.opened for parity, account in stats.accounts.items()}
-    print(f"{name}: logins of the pool {opened}, {refused} refused")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Take packages that use asyncpg through a rotation on our pool, by the recipes of the documentation: `make consumers`.
+"""Take packages that use asyncpg through a rotation, by the recipes of the documentation: `make consumers`.
 
 Each package has an environment of its own. Arguments name packages; without any, all of them are tried.
 """
@@ -17,13 +17,14 @@ CONSUMERS = {
     "piccolo": "piccolo>=1.38",
     "litestar": "litestar-asyncpg>=0.5",
     "taskiq": "taskiq-postgres>=0.9",
+    "alembic": "alembic>=1.14",
 }
 
 
 def main() -> None:
     report = Report()
     for name in sys.argv[1:] or CONSUMERS:
-        program = environment(f"consumer-{name}", "-e", ".[testing]", CONSUMERS[name])
+        program = environment(f"consumer-{name}", "-e", ".[testing,sqlalchemy]", CONSUMERS[name])
         with tempfile.TemporaryDirectory() as scratch:
             scenario = str(TOP / "tools/consumer_scenario.py")
             report.run(name, "timeout", "120", program, scenario, name, cwd=Path(scratch))
