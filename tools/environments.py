@@ -16,11 +16,11 @@ _HOME = TOP / ".envs"
 VERSIONS = ("3.11", "3.12", "3.13", "3.14", "3.15")
 
 
-def pythons() -> dict[str, str]:
-    """Each supported version that is on this machine, on PATH or by pyenv, and can make environments."""
+def pythons(*more: str) -> dict[str, str]:
+    """Each supported version (and those of ``more``) that is on PATH or in pyenv here, and can make environments."""
     found = {}
-    for version in VERSIONS:
-        candidates = [*sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"), reverse=True)]
+    for version in (*VERSIONS, *more):
+        candidates = [*sorted(Path.home().glob(f".pyenv/versions/*/bin/python{version}"), reverse=True)]
         if on_path := shutil.which(f"python{version}"):
             candidates.append(Path(on_path))
         for candidate in candidates:

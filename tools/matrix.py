@@ -1,22 +1,25 @@
 """Try aiopqr on each Python, Postgres and PgBouncer at hand: `make matrix`.
 
---write       put the result into docs/compatibility.md
---only TEXT   only the rows whose name contains TEXT
+--write          put the result into docs/compatibility.md; what was not tried now keeps its line
+--only TEXT      only the rows whose name contains TEXT
+--debian SUITE   those of another Debian, in a chroot (as root): forky has Python 3.14, Postgres 18 and PgBouncer 1.26
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from aiopqr.testing import NotAvailable, PostgresServer, server_of
 
+from .debian import command_in, debian
 from .environments import TOP, Report, environment, pythons
 
 _PAGE = TOP / "docs/compatibility.md"
@@ -24,22 +27,47 @@ _BEGIN, _END = "<!-- make matrix: begin -->", "<!-- make matrix: end -->"
 _OF_THE_LANGUAGE = ("tests/values", "tests/refresh", "tests/connect", "tests/login", "tests/pool")
 _OF_THE_SERVER = ("tests/refusals", "tests/outages", "tests/login", "tests/rotation")
 _REQUIREMENTS = ("-e", ".[testing,cli,aws,vault,sqlalchemy]", "--group", "test")
+# For a Python that is too new for the embedded Postgres and moto.
+_FEW = (
+    *("-e", ".[cli,sqlalchemy]", "pytest>=8", "pytest-asyncio>=1.3", "pytest-timeout", "pytest-xdist", "hypothesis"),
+    *("trustme", "uvloop", "httpx", "uvicorn", "fastapi", "pyyaml", "testcontainers"),
+)
 _PYTEST = ("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-m", "not proof")
+
+Row = tuple[str, bool, str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="make matrix", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="make matrix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--only", default="")
+    parser.add_argument("--debian", metavar="SUITE")
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     report = Report()
-    for rows in (rows_of_packages, rows_of_pythons, rows_of_servers):
-        for name, command in rows(options.only):
-            if options.only in name:
-                report.run(name, *command)
+    if options.debian:
+        try_debian(report, options.debian, options.only)
+    else:
+        for rows in (rows_of_packages, rows_of_pythons, rows_of_servers):
+            for name, command in rows(options.only):
+                if options.only in name:
+                    report.run(name, *command)
+    if options.rows:
+        options.rows.write_text(json.dumps(list(report)))
     if options.write:
         write(report)
     report.exit()
+
+
+def try_debian(report: Report, suite: str, only: str) -> None:
+    with debian(suite) as root:
+        subprocess.run(command_in(root, "make", ".venv/.test"), check=True)
+        inner = (".venv/bin/python", "-m", "tools.matrix", "--only", only, "--rows", "/root/rows")
+        subprocess.run(command_in(root, *inner), check=False)
+        for name, ok, told in json.loads((root / "root/rows").read_text()):
+            report.note(f"{name}, in Debian {suite}", ok, told)
 
 
 def rows_of_packages(only: str) -> Iterator[tuple[str, list[str]]]:
@@ -52,24 +80,37 @@ def rows_of_packages(only: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def rows_of_pythons(only: str) -> Iterator[tuple[str, list[str]]]:
-    for version, python in pythons().items():
-        if only and not only.startswith(f"Python {version}"):
+    for version, python in pythons("3.14t", "3.15t").items():
+        name = f"Python {version}" + (" (free-threaded)" if version.endswith("t") else "")
+        if only and not (name.startswith(only) or only.startswith(name)):
             continue
-        program = environment(f"python{version}", *_REQUIREMENTS, python=python)
-        yield f"Python {version}", [program, *_PYTEST, *_OF_THE_LANGUAGE]
-        yield f"Python {version}, uvloop", [program, *_PYTEST, "--loop=uvloop", "tests/pool"]
+        program, postgres = environment_of(version, python)
+        pytest = [*_PYTEST, f"--postgres={postgres}"]
+        yield name, [program, *pytest, *_OF_THE_LANGUAGE]
+        if has(program, "uvloop"):
+            yield f"{name}, uvloop", [program, *pytest, "--loop=uvloop", "tests/pool"]
         if version >= "3.12":
-            yield f"Python {version}, eager tasks", [program, *_PYTEST, "--loop=eager", "tests/pool"]
-        yield f"Python {version}, -X dev", [program, "-X", "dev", *_PYTEST, "tests/pool"]
-        yield (
-            f"Python {version}, -O",
-            [program, "-O", *_PYTEST, "-W", "ignore::pytest.PytestConfigWarning", "tests/pool"],
-        )
+            yield f"{name}, eager tasks", [program, *pytest, "--loop=eager", "tests/pool"]
+        yield f"{name}, -X dev", [program, "-X", "dev", *pytest, "tests/pool"]
+        yield f"{name}, -O", [program, "-O", *pytest, "-W", "ignore::pytest.PytestConfigWarning", "tests/pool"]
+
+
+def environment_of(version: str, python: str) -> tuple[str, str]:
+    """An environment with all that the tests use, or else with what they need, and the Postgres to use there."""
+    try:
+        return environment(f"python{version}", *_REQUIREMENTS, python=python), "embedded"
+    except subprocess.CalledProcessError:
+        return environment(f"python{version}", *_FEW, python=python), "system"
+
+
+def has(python: str, module: str) -> bool:
+    return subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
 
 
 def rows_of_servers(only: str) -> Iterator[tuple[str, list[str]]]:
-    for kind in ("system", "embedded", "embedded18", "testcontainers"):
-        if only and "Postgres" not in only:
+    of_debian = sorted(str(path.parent) for path in Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    for kind in (*of_debian, "embedded", "embedded18", "testcontainers"):
+        if only and not only.startswith("Postgres"):
             continue
         try:
             server: PostgresServer = server_of(kind)
@@ -78,7 +119,8 @@ def rows_of_servers(only: str) -> Iterator[tuple[str, list[str]]]:
         except NotAvailable as exc:
             print(f"not here: {kind}: {exc}")
             continue
-        name = f"Postgres {version} ({kind}), {pgbouncer()}"
+        origin = {"testcontainers": "in a container"}.get(kind, "Debian" if kind in of_debian else "embedded")
+        name = f"Postgres {version} ({origin}), {pgbouncer()}"
         yield name, [sys.executable, *_PYTEST, f"--postgres={kind}", *_OF_THE_SERVER]
 
 
@@ -86,18 +128,24 @@ def pgbouncer() -> str:
     program = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
     if program is None:
         return "no PgBouncer"
-    told = subprocess.run([program, "-V"], capture_output=True, text=True, check=True).stdout
-    return told.splitlines()[0]
+    said = subprocess.run([program, "-V"], capture_output=True, text=True, check=True).stdout
+    return said.splitlines()[0]
 
 
-def write(report: Report) -> None:
-    rows = "".join(f"| {what} | {'ok' if ok else 'FAILED'} | {told} |\n" for what, ok, told in report)
+def write(rows: Iterable[Row]) -> None:
+    """Put the rows into the page's table, each in the place of the one of its name."""
+    page = _PAGE.read_text()
+    lines = {line.split(" | ")[0][2:]: line for line in re.findall(r"^\| .*\|$", between(page), flags=re.MULTILINE)}
     today = datetime.datetime.now(datetime.UTC).date()
-    table = f"{_BEGIN}\n\nAs of {today}:\n\n| with | result | tests |\n|---|---|---|\n{rows}\n{_END}"
-    page = Path(_PAGE).read_text()
-    if _BEGIN not in page:
-        page += f"\n## What `make matrix` found\n\n{_BEGIN}\n{_END}\n"
-    _PAGE.write_text(re.sub(f"{_BEGIN}.*{_END}", lambda _: table, page, flags=re.DOTALL))
+    for name, ok, result in rows:
+        lines[name] = f"| {name} | {'ok' if ok else 'FAILED'} | {result} | {today} |"
+    lines.pop("with", None)
+    table = "\n".join(["| with | result | tests | on |", "|---|---|---|---|", *(lines[name] for name in sorted(lines))])
+    _PAGE.write_text(page.replace(between(page), f"\n\n{table}\n\n"))
+
+
+def between(page: str) -> str:
+    return page[page.index(_BEGIN) + len(_BEGIN) : page.index(_END)]
 
 
 if __name__ == "__main__":

@@ -119,7 +119,8 @@ def exchange(server: Server, password: str) -> bytes | None:
     return final
 
 
-TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
+# Without NUL, which no password may have: HMAC pads its key with it, so that one more makes no difference.
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 
 
 @settings(deadline=None)

@@ -1,0 +1,74 @@
+"""Another Debian in a chroot, for its Pythons, Postgres and PgBouncer. Needs root, and installs debootstrap."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .environments import TOP
+
+_PACKAGES = "python3,python3-venv,python3-dev,make,git,ca-certificates,gcc,libc6-dev,postgresql,pgbouncer,procps"
+_IF_IT_HAS_THEM = ("python3.15-venv", "python3.15-dev")
+_PATH = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# How this machine reaches its mirrors: the chroot needs the same.
+_NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", os.environ.get("SSL_CERT_FILE", ""))
+
+
+@contextmanager
+def debian(suite: str) -> Iterator[Path]:
+    """A chroot with that release, and a clone of the committed HEAD at /root/aiopqr. It is kept for the next time."""
+    root = TOP / ".envs" / f"debian-{suite}"
+    if not (root / "made").exists():
+        _bootstrap(suite, root)
+    for file in filter(os.path.isfile, _NETWORK):
+        (root / file[1:]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, root / file[1:])
+    clone = root / "root/aiopqr"
+    shutil.rmtree(clone, ignore_errors=True)
+    subprocess.run(["git", "clone", "-q", TOP, clone], check=True)
+    subprocess.run(["mount", "-t", "proc", "proc", root / "proc"], check=True)
+    try:
+        subprocess.run(["mount", "--rbind", "/dev", root / "dev"], check=True)
+        try:
+            subprocess.run(["mount", "--make-rslave", root / "dev"], check=True)
+            yield root
+        finally:
+            subprocess.run(["umount", "-l", root / "dev"], check=True)
+    finally:
+        subprocess.run(["umount", "-l", root / "proc"], check=True)
+
+
+def _bootstrap(suite: str, root: Path) -> None:
+    if shutil.which("debootstrap") is None:
+        subprocess.run(["apt-get", "-qq", "-y", "install", "debootstrap"], check=True)
+    script = Path("/usr/share/debootstrap/scripts") / suite
+    if not script.exists():
+        script.symlink_to("sid")
+    shutil.rmtree(root, ignore_errors=True)
+    root.parent.mkdir(exist_ok=True)
+    mirror = [mirror_here()] if mirror_here() else []
+    command = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", suite, root, *mirror]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    for package in _IF_IT_HAS_THEM:
+        install = ["apt-get", "-qq", "-y", "--no-install-recommends", "install", package]
+        subprocess.run(["chroot", root, *install], check=False, capture_output=True, env={"PATH": _PATH})
+    (root / "made").touch()
+
+
+def mirror_here() -> str:
+    """The first Debian mirror that this machine uses; empty if it uses none."""
+    sources = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
+    text = "\n".join(file.read_text() for file in sources if file.exists())
+    found = re.search(r"^(?:URIs:|deb) *(https?://\S*debian\S*)", text, flags=re.MULTILINE)
+    return found[1] if found else ""
+
+
+def command_in(root: Path, *command: str) -> list[str]:
+    """What runs ``command`` in the clone."""
+    there = ["env", "-C", "/root/aiopqr", "-u", "PIP_FIND_LINKS", "HOME=/root", f"PATH={_PATH}"]
+    return ["chroot", str(root), *there, *command]
