@@ -34,7 +34,8 @@ class ContainerPostgres(PostgresServer):
     """A Postgres in a container, by ``testcontainers``, where Docker answers.
 
     ``image`` behaves as the official ``postgres`` images do; its default is the environment's ``AIOPQR_TEST_IMAGE``, or
-    else ``postgres:17-alpine``. The server takes logins on 127.0.0.1, where Docker's proxy passes them on.
+    else ``postgres:17-alpine``. The server takes logins on 127.0.0.1, where Docker's proxy passes them on. With
+    ``own_network`` it is alone on a network of its own, as a host elsewhere is, and not on Docker's default bridge.
 
     Raises :class:`NotAvailable` where Docker does not answer or has no such image, and :class:`ServerError`, with the
     end of the server's log, where the server did not start.
@@ -43,9 +44,11 @@ class ContainerPostgres(PostgresServer):
     host = "127.0.0.1"
     admin = "postgres"
 
-    def __init__(self, image: str | None = None) -> None:
+    def __init__(self, image: str | None = None, *, own_network: bool = False) -> None:
         self.image = image or os.environ.get("AIOPQR_TEST_IMAGE") or "postgres:17-alpine"
         self.port = 0
+        self._own_network = own_network
+        self._network: Any = None
         self._container: Any = None
         self._files: tempfile.TemporaryDirectory[str] | None = None
         self._password = Secret(secrets.token_urlsafe(24))
@@ -69,6 +72,9 @@ class ContainerPostgres(PostgresServer):
             self.port = free_port(self.host)
             self._container = container_of(self.image, {5432: self.port}, self._environment())
             try:
+                if self._own_network:
+                    self._network = new_network()
+                    self._container.with_network(self._network)
                 self._container.start()
                 self._version = str(run_apart(self._answer())).split()[0]
             except BaseException as exc:
@@ -90,6 +96,9 @@ class ContainerPostgres(PostgresServer):
         if self._container is not None:
             self._container.stop()
             self._container = self.ca_file = None
+        if self._network is not None:
+            self._network.remove()
+            self._network = None
         if self._files is not None:
             self._files.cleanup()
             self._files = None
@@ -114,7 +123,7 @@ class ContainerPostgres(PostgresServer):
         await self._answer()
 
     def _on_its_network(self, action: str) -> None:
-        network = self._wrapped.client.networks.get("bridge")
+        network = self._wrapped.client.networks.get(self._network.name if self._network else "bridge")
         getattr(network, action)(self._wrapped)
 
     async def _answer(self) -> Any:
@@ -229,6 +238,13 @@ def container_of(image: str, ports: dict[int, int | None], environment: dict[str
     for key, value in environment.items():
         container.with_env(key, value)
     return container
+
+
+def new_network() -> Any:
+    """A network that is there for one container."""
+    from testcontainers.core.network import Network
+
+    return Network().create()
 
 
 def _why_it_cannot_be_had(image: str) -> str | None:

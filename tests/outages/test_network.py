@@ -1,4 +1,4 @@
-"""Two hosts in containers, of which one is taken off the network: what no server on the loopback interface can show."""
+"""Two hosts on networks of their own, of which one is cut off: what no server on the loopback interface can show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from support.load import Load
 
 import aiopqr
-from aiopqr.testing import ContainerPostgres, server_of
+from aiopqr.testing import ContainerPostgres
 
 from .conftest import eventually
 
@@ -31,9 +31,7 @@ class Hosts:
 
 @pytest.fixture
 async def hosts() -> AsyncIterator[Hosts]:
-    first, second = (server_of("testcontainers") for _ in range(2))
-    assert isinstance(first, ContainerPostgres)
-    assert isinstance(second, ContainerPostgres)
+    first, second = (ContainerPostgres(own_network=True) for _ in range(2))
     async with first, second:
         pair = await first.create_accounts(database="orders")
         await second.create_accounts(database="orders")
