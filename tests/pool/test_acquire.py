@@ -16,16 +16,16 @@ from .conftest import MakePool, eventually
 
 
 async def test_a_timeout_tells_sizes_and_waiters(make_pool: MakePool) -> None:
-    async with make_pool(max_size=1, acquire_timeout=0.1, name="orders") as pool:
+    async with make_pool(min_size=1, max_size=1, acquire_timeout=0.1, name="orders") as pool:
         async with pool.acquire():
-            with pytest.raises(aiopqr.AcquireTimeout, match=r"orders: no connection within 0\.\d s: 1 open of"):
+            with pytest.raises(aiopqr.AcquireTimeout, match=r"orders: no connection within \d\.\d s: 1 open of"):
                 await pool.acquire()
         assert pool.stats().timeouts == 1
         assert await pool.fetchval("select 1") == 1
 
 
 async def test_the_calls_own_timeout_wins_and_none_waits(make_pool: MakePool) -> None:
-    async with make_pool(max_size=1, acquire_timeout=0.1) as pool:
+    async with make_pool(min_size=1, max_size=1, acquire_timeout=0.1) as pool:
         held = await pool.acquire()
         patient = asyncio.create_task(pool.acquire(timeout=None).__aenter__())
         with pytest.raises(TimeoutError):
