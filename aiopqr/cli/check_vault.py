@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from itertools import starmap
 
 from ..credentials import CredentialPair, Parity
 from ..errors import SourceError
@@ -18,6 +18,7 @@ from ..sources.vault.client import VaultClient
 from ..sources.vault.errors import VaultError
 from ..sources.vault.kv import KvReader
 from ..sources.vault.leases import LeaseReader
+from ..sources.vault.rights import in_policy, lacking
 from ..sources.vault.source import Reader
 from ..sources.vault.static_roles import StaticRolesReader
 from .check_findings import Finding, Level
@@ -106,22 +107,14 @@ def _paths(
 
 def _rights(client: VaultClient, paths: Mapping[str, str]) -> Iterator[Finding]:
     """What the token's policies lack."""
-    try:
-        told: Mapping[str, Any] = client.ask("POST", "sys/capabilities-self", {"paths": list(paths)})["data"]
-    except VaultError as exc:
-        if exc.trouble is not Trouble.DENIED:
-            raise
+    missing = lacking(client, paths)
+    if missing is None:
         text = "not known: the token may not ask for its own rights (the policy `default` allows it)"
-        yield Finding(Level.NOTE, "Vault policy", text, "see that it has: " + ", ".join(map(_line, paths.items())))
-        return
-    for path, capability in paths.items():
-        if not {capability, "root"} & set(told.get(path) or ()):
-            text = f"the token lacks {capability} on {path}"
-            yield Finding(Level.PROBLEM, "Vault policy", text, f"add {_line((path, capability))}")
-
-
-def _line(right: tuple[str, str]) -> str:
-    return f'path "{right[0]}" {{ capabilities = ["{right[1]}"] }}'
+        advice = "see that it has: " + ", ".join(starmap(in_policy, paths.items()))
+        yield Finding(Level.NOTE, "Vault policy", text, advice)
+    for path, capability in (missing or {}).items():
+        text = f"the token lacks {capability} on {path}"
+        yield Finding(Level.PROBLEM, "Vault policy", text, f"add {in_policy(path, capability)}")
 
 
 def _times(client: VaultClient, path: str) -> RoleTimes:

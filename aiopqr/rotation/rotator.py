@@ -28,8 +28,8 @@ from ..credentials import Parity
 from ..errors import RotationError, describe, without_frames
 from ..options import non_negative, positive
 from .database import AccountConnect, AdminConnect, Database
-from .errors import RotationFailed
-from .gates import Gate, Rules
+from .errors import RotationFailed, RotationRefused, StoreConflict
+from .gates import Gate, Objection, Rules
 from .passwords import PasswordRule
 from .plan import Action, Plan, decide
 from .run import Announcing, Run, Settings, Step, usual_announcement
@@ -117,15 +117,19 @@ class Rotator:
     async def apply(self, plan: Plan) -> Rotation:
         """Do it. Facts are gathered and judged anew while no other rotator can be at work.
 
-        Raises :class:`RotationRefused` when a gate objects or the situation is not the plan's any more, and
-        :class:`PathDown` when an account could not be tried on the applications' path: nothing was changed.
-        :class:`RotationUndone` when it failed and all is as it was before. :class:`RotationFailed`, or another
-        :class:`RotationError`, when it could not be finished: running it again finishes or undoes it, and does so after
-        a cancellation or a crash at any point, too.
+        Raises :class:`RotationRefused` when a gate objects, the situation is not the plan's any more, or somebody else
+        has changed the store meanwhile, and :class:`PathDown` when an account could not be tried on the applications'
+        path: nothing was changed. :class:`RotationUndone` when it failed and all is as it was before.
+        :class:`RotationFailed`, or another :class:`RotationError`, when it could not be finished: running it again
+        finishes or undoes it, and does so after a cancellation or a crash at any point, too.
         """
         plan.raise_for_refusals()
         with _reported():
-            changed_at = await self._rotate(plan)
+            try:
+                changed_at = await self._rotate(plan)
+            except StoreConflict as exc:  # before anything was altered: what was staged is no longer ours
+                text = f"another rotator, or a person, has just changed the store: {exc}. This run changed no password"
+                raise RotationRefused([Objection(Gate.IN_PROGRESS, text)]) from None
         logger.info("rotation: the password of %r was changed (%s)", plan.username, plan.action)
         ended, warning = await self._end_sessions(plan, changed_at)
         return Rotation(plan.action, plan.parity, plan.username, changed_at, ended, warning)

@@ -6,20 +6,25 @@ repairs by itself what a crash leaves in between.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from datetime import datetime
+from itertools import starmap
 from typing import Any, Self, TypeVar, Unpack, cast
 
 from ..credentials import Credential, CredentialPair, Parity
 from ..sources.vault.client import VaultClient, VaultOptions
 from ..sources.vault.errors import VaultError
-from .errors import RotationFailed, StoreError
+from ..sources.vault.rights import in_policy, lacking
+from .errors import RotationFailed, RotationUndone, StoreError
 from .gates import Gate
 from .plan import Plan, decide
 from .rotator import Rotator
 from .run import Step
 from .stores.store import SecretStore, StoredSecret
+
+logger = logging.getLogger("aiopqr")
 
 _T = TypeVar("_T")
 
@@ -40,16 +45,30 @@ class VaultRoles:
         """The two accounts, and when Vault changed their passwords. Raises :class:`StoreError`."""
         return await self._run(self._read)
 
+    async def check_writable(self) -> None:
+        """Raise :class:`StoreError` if the token may not let Vault change the passwords. Changes nothing."""
+        await self._run(self._check_writable)
+
     async def rotate(self, parity: Parity) -> None:
-        """Let Vault change one account's password now. Raises :class:`StoreError`."""
-        path = f"{self._mount}/rotate-role/{self._names[parity]}"
-        await self._run(lambda: self._client.ask("POST", path, {}))
+        """Let Vault change one account's password now.
+
+        Raises :class:`StoreError`; Vault may have changed it all the same.
+        """
+        await self._run(lambda: self._client.ask("POST", self._rotate_path(parity), {}))
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self._client.run(self._client.close)
+
+    def _rotate_path(self, parity: Parity) -> str:
+        return f"{self._mount}/rotate-role/{self._names[parity]}"
+
+    def _check_writable(self) -> None:
+        missing = lacking(self._client, {self._rotate_path(parity): "update" for parity in Parity})
+        if missing:
+            raise StoreError(f"the token may not rotate: add {', '.join(starmap(in_policy, missing.items()))}")
 
     def _read(self) -> StoredSecret:
         (odd, odd_at), (even, even_at) = map(self._account, self._names.values())
@@ -106,9 +125,8 @@ class VaultRolesRotator(Rotator):
             facts = await self._database.gather(guard, secret)
             decide(facts, settings.rules, account=parity, forced=plan.forced).raise_for_refusals()
             settings.listener(Step.CHECKED)
-            await self._roles.rotate(parity)
+            changed = await self._change(plan, secret)
             settings.listener(Step.ALTERED)
-            changed = await self._roles.read()
             credential, changed_at = changed.pair[parity], changed.changed_at(parity)
             assert credential is not None
             assert changed_at is not None
@@ -120,3 +138,33 @@ class VaultRolesRotator(Rotator):
                 )
             settings.listener(Step.VERIFIED)
             return changed_at
+
+    async def _change(self, plan: Plan, before: StoredSecret) -> StoredSecret:
+        """Let Vault change the password; the roles as they are then. A request that fails may have done it."""
+        problem = "it says that it has, and still shows the old one"
+        try:
+            await self._roles.rotate(plan.parity)
+        except StoreError as exc:
+            problem = str(exc)
+            logger.warning("rotation: Vault failed to change the password of %r: %s", plan.username, problem)
+        try:
+            now = await self._roles.read()
+        except StoreError:
+            raise RotationFailed(
+                f"Vault was asked to change the password of {plan.username!r}, and whether it did is not known: "
+                f"{problem}. Do not change the other account before `aiopqr check` says that this one logs in."
+            ) from None
+        credential = now.pair[plan.parity]
+        assert credential is not None
+        if credential != before.pair[plan.parity]:
+            return now
+        login = await self._database.login(credential)
+        if login.accepted:
+            raise RotationUndone(
+                f"Vault did not change the password of {plan.username!r}; the old one works: {problem}"
+            )
+        raise RotationFailed(
+            f"Vault did not change the password of {plan.username!r} in order, which does not log in with the one that "
+            f"Vault shows ({login.text}): {problem}. Vault repairs this by itself; do not change the other account "
+            "before this one logs in."
+        )

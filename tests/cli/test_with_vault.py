@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import secrets
-import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from support.vault import run
 
 from aiopqr.cli.check_findings import Level
 from aiopqr.cli.check_vault import RoleTimes, spacing
@@ -25,23 +23,6 @@ async def owner(server: PostgresServer) -> AsyncIterator[str]:
     await server.execute(f"CREATE ROLE {owner} NOLOGIN")
     yield owner
     await server.drop_accounts(f"{owner}_odd", f"{owner}_even", owner)
-
-
-async def run(server: PostgresServer, vault: Vault, *arguments: str, token: str | None = None) -> tuple[int, Any, str]:
-    keep = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "AIOPQR", "VAULT", "BAO"))}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "aiopqr", *arguments, "--json"),
-        env={
-            **keep,
-            "VAULT_ADDR": vault.url,
-            "VAULT_TOKEN": token or vault.token.reveal(),
-            "AIOPQR_ADMIN_PASSWORD": server.admin_password.reveal(),
-        },
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return process.returncode or 0, json.loads(out) if out else None, err.decode()
 
 
 def levels(told: Any) -> dict[str, str]:
@@ -99,37 +80,6 @@ async def test_static_roles_are_checked_for_their_times_and_rights(
     assert code == 4, err
     lacking = [finding for finding in told["findings"] if finding["name"] == "Vault policy"]
     assert lacking[0]["text"] == f"the token lacks read on {vault_database.mount}/static-creds/even"
-
-
-async def test_static_roles_are_rotated_with_gates(
-    rotating_postgres: RotatingPostgres, vault_database: VaultDatabase
-) -> None:
-    server, vault = rotating_postgres.server, vault_database.vault
-    await vault_database.static_roles("24h")
-    roles = ("--vault-roles", "odd", "even", "--vault-mount", vault_database.mount)
-    admin = rotating_postgres.dsn.replace("//", f"//{server.admin}@", 1)
-    rotate = ("rotate", "--admin", admin, "--dsn", rotating_postgres.dsn, *roles)
-    at_once = ("--max-lifetime", "0", "--refresh-interval", "0", "--margin", "0")
-
-    async def passwords() -> list[str]:
-        answers = [await vault.ask("GET", f"{vault_database.mount}/static-creds/{name}") for name in ("odd", "even")]
-        return [answer["data"]["password"] for answer in answers]
-
-    before = await passwords()
-    code, told, err = await run(server, vault, *rotate)
-    assert (code, told["outcome"], told["objections"][0]["gate"]) == (3, "refused", "too-soon"), err
-    code, told, err = await run(server, vault, *rotate, *at_once, "--dry-run")
-    assert code == 0, err
-    assert told["steps"][0].startswith("let Vault change the password of ")
-    assert await passwords() == before
-    code, told, err = await run(server, vault, *rotate, *at_once)
-    assert (code, told["outcome"], told["account"]) == (0, "done", "odd"), err
-    after = await passwords()
-    assert (after[0] != before[0], after[1]) == (True, before[1])
-    await server.set_password(rotating_postgres.usernames[0], "something else")
-    code, told, err = await run(server, vault, *rotate, *at_once, "--account", "even")
-    assert (code, told["objections"][0]["gate"]) == (3, "other-refused"), err
-    assert await passwords() == after
 
 
 async def test_leases_are_checked_for_their_length_and_given_back(

@@ -122,6 +122,8 @@ async def test_killed_between_any_two_steps_the_next_run_makes_the_pair_whole(ri
         await check_after_a_crash(rig)
 
 
+@pytest.mark.proof
+@pytest.mark.timeout(900)
 async def test_with_vault_killed_between_any_two_steps_the_next_run_makes_the_pair_whole(vault_rig: Any) -> None:
     rig, start = vault_rig, vault_rig.postgres.pair
     told = await moments(rig)
@@ -134,6 +136,7 @@ async def test_with_vault_killed_between_any_two_steps_the_next_run_makes_the_pa
         await check_after_a_crash(rig)
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(600)
 async def test_with_vault_killed_at_random_under_load_nothing_fails(vault_rig: Any) -> None:
     rig = vault_rig
@@ -151,8 +154,9 @@ async def test_with_vault_killed_at_random_under_load_nothing_fails(vault_rig: A
 
 
 def _reduced(told: list[str]) -> list[int]:
-    """The moments around what changes something: each rename, the announcement, each ALTER ROLE, and its COMMIT."""
-    chosen = [n for n, name in enumerate(told) if name.endswith((" replace", " ALTER ROLE", "announced"))]
+    """The moments around what changes something: each rename or POST, the announcement, each ALTER and its COMMIT."""
+    changing = (" replace", " request POST", " ALTER ROLE", "announced")
+    chosen = [n for n, name in enumerate(told) if name.endswith(changing)]
     chosen += [
         next(n for n in range(at, len(told)) if told[n] == "after COMMIT") for at in chosen if "ALTER" in told[at]
     ]
