@@ -29,6 +29,7 @@ __all__ = [
     "LeaseEnded",
     "Listener",
     "LoginRefused",
+    "NotWritable",
     "PairDegraded",
     "RefreshFailed",
     "RefreshRecovered",
@@ -341,6 +342,20 @@ class ConnectionLost(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NotWritable(Event):
+    """A connection was closed because its server takes no writes any more; all others are being checked.
+
+    ``server`` is the address that the connection was made to, or None. It is emitted at most once a second.
+    """
+
+    server: str | None
+
+    def __str__(self) -> str:
+        where = f"the server at {self.server}" if self.server else "the server of a connection"
+        return f"{self.name}: {where} takes no writes any more; closing the connections that lead there"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionOverdue(Event):
     """A connection is ``overdue`` seconds past its deadline: it is in use, or, if ``is_idle``, cannot be replaced.
 
@@ -387,6 +402,7 @@ _LEVELS: dict[type[Event], int] = {
     ReplacementDelayed: logging.WARNING,
     ResetFailed: logging.WARNING,
     ConnectionLost: logging.INFO,
+    NotWritable: logging.WARNING,
     ConnectionOverdue: logging.INFO,
     LeakSuspected: logging.WARNING,
 }

@@ -181,6 +181,13 @@ def _classify_client(exc: BaseException, unix_socket: bool) -> Verdict:
             return Verdict.FATAL
 
 
+def refuses_writes(exc: BaseException) -> bool:
+    """Whether ``exc``, a cause of it, or one of a group says that a transaction is read only (SQLSTATE 25006)."""
+    if isinstance(exc, BaseExceptionGroup):
+        return any(map(refuses_writes, exc.exceptions))
+    return any(getattr(one, "sqlstate", None) == "25006" for one in (exc, exc.__cause__))
+
+
 _LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
 
 

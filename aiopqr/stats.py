@@ -164,6 +164,7 @@ class PoolStats(ConnectorStats):
     """A pool's snapshot. ``size`` counts open connections without the ``spare``; ``waiting`` tasks are in acquire().
 
     ``resetting`` connections have been released, and count as in use until they can be handed out again.
+    ``not_writable`` ones were closed because their server took no writes any more.
     """
 
     min_size: int
@@ -177,6 +178,7 @@ class PoolStats(ConnectorStats):
     acquired: int
     timeouts: int
     lost: int
+    not_writable: int
     replacements: ReplacementStats
     wait_time: HistogramSnapshot
     use_time: HistogramSnapshot

@@ -60,6 +60,7 @@ LAYERS: list[str] = [
     "_pool.self_test",
     "_pool.stand_in",
     "_pool.waiters",
+    "_pool.writers",
     "_pool.connection",
     "_pool.policy",
     "_pool.connections",

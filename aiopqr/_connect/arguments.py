@@ -85,9 +85,14 @@ class Arguments:
         return self.target.addresses if self.target else (None,)
 
     @property
+    def session_attribute(self) -> str:
+        """The ``target_session_attrs``; "any" where the driver finds its way itself."""
+        return self.target.session_attribute if self.target else "any"
+
+    @property
     def prefers_standby(self) -> bool:
         """Whether a server that is no standby will do only where none is one."""
-        return self.target is not None and self.target.session_attribute == "prefer-standby"
+        return self.session_attribute == "prefer-standby"
 
     def kwargs_for(self, address: Address | None) -> dict[str, Any]:
         """The arguments that lead to this address alone."""

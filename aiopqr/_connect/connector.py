@@ -74,6 +74,8 @@ class Connector:
         self._state: ConnectorState | None = None
         self._attempts: weakref.WeakKeyDictionary[Any, Attempt] = weakref.WeakKeyDictionary()
         self._logins = Logins(name)
+        #: What the last connect's server had to be, as far as aiopqr knows: with a ``connect`` of your own, "any".
+        self.target_session_attrs = "any"
         self._closed = False
 
     def __repr__(self) -> str:
@@ -117,6 +119,7 @@ class Connector:
             timeout = positive("timeout", timeout)
         read = Arguments.for_own_connect if self._own_connect else Arguments.for_asyncpg
         arguments = read(args or self._args, kwargs, self.refresher.pair.endpoint)
+        self.target_session_attrs = arguments.session_attribute
         made = await Connect(self._started, arguments, timeout).run(lambda: self._probe(arguments))
         inner = _unwrapped(made.con)
         if isinstance(inner, asyncpg.Connection):  # a user's connect= may return anything

@@ -84,6 +84,16 @@ def wire(con: Any) -> tuple[Any, Any] | None:
     return None
 
 
+def address_of(con: Any) -> str | None:
+    """Where a connection leads, for a log: a host and port, or a socket's path. None if asyncpg does not say."""
+    match getattr(con, "_addr", None):
+        case (str(host), int(port), *_):
+            return f"{host}:{port}"
+        case str(path):
+            return path
+    return None
+
+
 def disown(con: Any) -> None:
     """Let a connection count as closed, without a word to the server: after a fork it belongs to the parent."""
     con._aborted = True

@@ -20,7 +20,7 @@ import asyncpg
 from ..clock import TICK, clock_of
 from ..errors import AcquireTimeout, WrongLoop, describe
 from ..events import Emitter, LeakSuspected, ResetFailed
-from ..refusals import is_connection_lost
+from ..refusals import is_connection_lost, refuses_writes
 from ..stats import Histogram
 from ._asyncpg import (
     connection_of,
@@ -177,6 +177,12 @@ class Checkouts:
         return self._waiters.waiting + len(self._supply.waiting)
 
     # Release: replace, or reset and take back.
+
+    def failed_with(self, connection: Any, exc: BaseException) -> None:
+        """What used a connection has raised ``exc``, and will release it."""
+        pooled = self._open.get(raw_connection(connection))
+        if pooled is not None and refuses_writes(exc):
+            pooled.doubt(self._now())
 
     async def release(self, connection: Any, timeout: float | None) -> None:
         if asyncio.get_running_loop() is not self._loop:
@@ -374,6 +380,9 @@ class Checkouts:
         pooled.rest(is_busy)
         pooled.idle_since = now = self._now()
         pooled.trusted_until = now + self._policy.check_after
+        if pooled.watch is not None and pooled.watch.look(now):
+            pooled.trusted_until = -math.inf
+            self._loop.call_soon(self._supply.check_doubted)
         self.give_back(pooled, now)
         self._idle_watch.begin(pooled)
         if pooled.deadline <= now:

@@ -15,6 +15,7 @@ from .._refresh import Attempt
 from ..errors import ConfigurationError
 from ..options import non_negative
 from .stand_in import StandIn
+from .writers import WriterWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class PooledConnection:
     deadline: float
     is_busy: Callable[[], bool | None]  # whether a query runs on it; None if only the server knows
     stand_in: StandIn | None = None
+    watch: WriterWatch | None = None  # where its server has to take writes
     idle_since: float = 0.0
     trusted_until: float = -math.inf  # it is handed out without a check until then
     is_idle: bool = True
@@ -85,6 +87,13 @@ class PooledConnection:
     def is_resetting(self) -> bool:
         """Whether it has been released, and is not idle yet."""
         return self.checkout is not None and self.checkout.is_releasing
+
+    def doubt(self, since: float) -> None:
+        """Its server may take no writes any more, by what was seen at ``since``: ask it before the next use."""
+        if self.watch is not None:
+            self.watch.doubt(since)
+            if self.watch.is_doubted:
+                self.trusted_until = -math.inf
 
     def lend(self) -> None:
         """It is in use from now on."""

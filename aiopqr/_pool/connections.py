@@ -19,15 +19,17 @@ import asyncpg
 from .._connect import CONNECT_TIMEOUT, Connector
 from ..clock import cancel
 from ..errors import PoolClosing, describe
-from ..events import ConnectionLost
-from ._asyncpg import busy_check, disown
+from ..events import ConnectionLost, NotWritable
+from ._asyncpg import address_of, busy_check, disown
 from .connection import Lifetime, PooledConnection
 from .stand_in import stand_in_for
+from .writers import WriterWatch, watch_writer
 
 logger = logging.getLogger("aiopqr")
 
 INIT_TIMEOUT = 60.0  # a hook that hangs would keep its place for good
 CLOSE_TIMEOUT = 1.0  # for the server to take leave, too
+QUIET = 1.0  # between two reports of the same change of role
 
 
 class Connections:
@@ -45,6 +47,7 @@ class Connections:
         constants: dict[str, Any],
         init: Callable[[Any], Awaitable[None]] | None,
         max_size: int,
+        guards_writers: bool,
     ) -> None:
         self.connector = connector
         self.lifetime = lifetime
@@ -52,6 +55,7 @@ class Connections:
         self.on_begin: Callable[[PooledConnection], None] = lambda _: None
         self.on_end: Callable[[PooledConnection, bool], None] = lambda _pooled, _was_lost: None
         self.lost = 0  # found dead
+        self.not_writable = 0  # closed, because their server takes no writes any more
         self.last_opened = -math.inf  # in loop time
         self._next_opened: asyncio.Future[None] | None = None
         self.by_connection: dict[Any, PooledConnection] = {}
@@ -66,6 +70,8 @@ class Connections:
         self._open: set[PooledConnection] = set()  # with or without a place
         self._logins = 0  # under way
         self._leaving: dict[asyncio.Task[None], PooledConnection] = {}
+        self._guards_writers = guards_writers
+        self._doubted_at = -math.inf
 
     def __iter__(self) -> Iterator[PooledConnection]:
         return iter(self.by_connection.values())
@@ -130,13 +136,14 @@ class Connections:
 
     async def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A complete connection that has no place yet. What a user's ``connect=`` made is returned as it is."""
-        epoch = self._epoch
+        epoch, begun = self._epoch, self._loop.time()
         self._make_room()
         self._logins += 1
         try:
             con: Any = await self.connector.connect(*args, **kwargs)
             if not isinstance(con, asyncpg.Connection):
                 return con
+            watch = self._watch(con, begun)
             await self._complete(con)
         finally:
             self._logins -= 1
@@ -146,7 +153,7 @@ class Connections:
             self._next_opened = None
         attempt, deadline = self.connector.attempt_of(con), self.lifetime.deadline(now)
         stand_in = stand_in_for(con, partial(_said_goodbye, weakref.ref(self)))
-        pooled = PooledConnection(con, attempt, epoch, now, deadline, busy_check(con), stand_in, idle_since=now)
+        pooled = PooledConnection(con, attempt, epoch, now, deadline, busy_check(con), stand_in, watch, idle_since=now)
         self._open.add(pooled)
         con.add_termination_listener(partial(_ended, weakref.ref(self), pooled))
         return pooled
@@ -181,6 +188,10 @@ class Connections:
             pooled.rest(pooled.is_busy())
             self.on_begin(pooled)
         return con
+
+    def _watch(self, con: Any, begun: float) -> WriterWatch | None:
+        attribute = self.connector.target_session_attrs if self._guards_writers else "any"
+        return watch_writer(con, attribute, begun)
 
     async def _complete(self, con: Any) -> None:
         try:
@@ -233,6 +244,22 @@ class Connections:
         self.lost += 1
         event = ConnectionLost(name=self.connector.name, when=when, error=describe(exc))
         self.connector.events.emit(event)
+
+    def retire_read_only(self, pooled: PooledConnection, watch: WriterWatch, asked_at: float) -> None:
+        """A question that was asked at ``asked_at`` has found that its server takes no writes: close it.
+
+        All that were asked before that are in doubt now, the spare included.
+        """
+        since = watch.doubted_at if watch.is_doubted else asked_at
+        self.not_writable += 1
+        if since > self._doubted_at:
+            if since > self._doubted_at + QUIET:
+                self.connector.events.emit(NotWritable(name=self.connector.name, server=address_of(pooled.con)))
+            self._doubted_at = since
+            self.begin_epoch()
+            for other in self:
+                other.doubt(since)
+        self.part_with(pooled)
 
     def disown(self) -> None:
         """Forget all connections, without a word to the server: they belong to the parent of this forked process.

@@ -38,6 +38,7 @@ def create_pool(
     scram_cache: bool = True,
     require_auth: str | None = None,
     channel_binding: Literal["disable", "prefer", "require"] | None = None,
+    writer_guard: bool = True,
     name: str = "aiopqr",
     listeners: Iterable[Listener] = (),
     max_queries: int | None = None,
@@ -83,6 +84,8 @@ def create_pool(
     - ``require_auth``, ``channel_binding``: What the server may ask for, as in libpq; also in the DSN. None: no
       password in clear over plain TCP, and SCRAM bound to the server's certificate where the server can. A server that
       asks for more gets nothing.
+    - ``writer_guard``: With ``target_session_attrs`` ``"read-write"`` or ``"primary"``, close a connection whose server
+      takes no writes any more, before anybody else gets it.
     - ``name``, ``listeners``: For logs, tasks, errors and metrics; functions that are called with each
       :class:`~aiopqr.events.Event`.
     - ``max_queries``: Close a connection after so many queries, *before* there is another. None: never.
@@ -116,6 +119,7 @@ def create_pool(
         scram_cache=scram_cache,
         require_auth=require_auth,
         channel_binding=channel_binding,
+        writer_guard=writer_guard,
         name=name,
         listeners=listeners,
         max_queries=max_queries,

@@ -71,6 +71,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         scram_cache: bool = True,
         require_auth: str | None = None,
         channel_binding: Literal["disable", "prefer", "require"] | None = None,
+        writer_guard: bool = True,
         name: str = "aiopqr",
         listeners: Iterable[Listener] = (),
         min_size: int = 10,
@@ -123,7 +124,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             listeners=listeners,
         )
         constants = {"loop": loop, "connection_class": policy.connection_class, "record_class": record_class}
-        self._connections = Connections(self._connector, lifetime, constants, init, max_size)
+        self._connections = Connections(self._connector, lifetime, constants, init, max_size, writer_guard)
         self._connections.set_arguments(args, {key: value for key, value in kwargs.items() if key != "init_size"})
         self._waiters = Waiters(max_size, most_waiting, loop, closed=self._not_open)
         self._assemble(policy)
@@ -391,6 +392,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             acquired=self._checkouts.acquired,
             timeouts=self._checkouts.timeouts,
             lost=self._connections.lost,
+            not_writable=self._connections.not_writable,
             replacements=self._replacement.stats(self._event_loop.time()),
             wait_time=self.wait_time.snapshot(),
             use_time=self.use_time.snapshot(),
@@ -430,6 +432,15 @@ class AcquireContext(BaseAcquireContext[RecordT, ConnectionT]):
             raise asyncpg.InterfaceError("a connection is already acquired")
         self.connection = con = await self.pool._checkouts.acquire(self.timeout)
         return cast(ConnectionT, con)  # a proxy that has all its methods
+
+    async def __aexit__(  # type: ignore[override]
+        self, kind: object = None, exc: BaseException | None = None, trace: object = None
+    ) -> None:
+        self.done = True
+        connection, self.connection = self.connection, None
+        if exc is not None:
+            self.pool._checkouts.failed_with(connection, exc)
+        await self.pool.release(connection)
 
     def __await__(self) -> Generator[Any, None, ConnectionT]:  # type: ignore[override]
         self.done = True

@@ -24,6 +24,7 @@ from .connection import PooledConnection
 from .connections import Connections
 from .policy import Policy
 from .replacement import Replacement
+from .writers import NO_WRITER, WriterWatch
 
 CHECK_TIMEOUT = 5.0
 SILENCE = 0.5  # how long a check may be silent before another connection is opened meanwhile
@@ -53,7 +54,7 @@ class Supply:
         self._name = connections.connector.name
         self._check_after = policy.check_after
         self.waiting: dict[asyncio.Future[Any], None] = {}  # for a place with a connection, in the order they came
-        self._jobs: dict[asyncio.Task[None], asyncio.Future[Any]] = {}  # with whoever caused them
+        self._jobs: dict[asyncio.Task[None], asyncio.Future[Any] | None] = {}  # with whoever caused them
         self._hopeful: dict[asyncio.Future[Any], asyncio.TimerHandle] = {}  # whose own job is young; ends that
         self.resetting = 0  # connections that will be ready in a moment, without anybody's waiting for their reset
         self._connects: set[asyncio.Task[Any]] = set()  # jobs, and the tasks that open the pool
@@ -115,6 +116,16 @@ class Supply:
         while len(self._jobs) + coming < len(self.waiting) and (place := next_place(self.pool)):
             served = set(self._jobs.values())
             self._begin(place, next(waiter for waiter in self.waiting if waiter not in served))
+
+    def check_doubted(self) -> None:
+        """Ask the servers of all idle connections that are in doubt, without waiting for an acquirer."""
+        places = list(iter(lambda: next_place(self.pool), None)) if self._is_started else []
+        for place in reversed(places):
+            pooled = self._open.get(connection_of(place))
+            if pooled is not None and pooled.watch is not None and pooled.watch.is_doubted:
+                self._begin(place, None)
+            else:
+                put_back(place)
 
     def start(self) -> None:
         """The pool is open."""
@@ -186,14 +197,16 @@ class Supply:
 
     # The jobs.
 
-    def _begin(self, place: Any, owner: asyncio.Future[Any]) -> None:
-        job = self._loop.create_task(self._fill(place), name=f"aiopqr-{self._name}-connect")
+    def _begin(self, place: Any, owner: asyncio.Future[Any] | None) -> None:
+        what = "check" if owner is None else "connect"
+        job = self._loop.create_task(self._fill(place, owner is not None), name=f"aiopqr-{self._name}-{what}")
         self._jobs[job] = owner
-        self._hopeful[owner] = self._loop.call_later(OWN_FIRST, self._lose_hope, owner)
+        if owner is not None:
+            self._hopeful[owner] = self._loop.call_later(OWN_FIRST, self._lose_hope, owner)
         job.add_done_callback(partial(self._finished, place))
 
-    async def _fill(self, place: Any) -> None:
-        """Check the connection of a place, or open one for it."""
+    async def _fill(self, place: Any, is_wanted: bool) -> None:
+        """Check the connection of a place, or open one for it if somebody wants it."""
         con = connection_of(place)
         pooled = self._open.get(con)
         if pooled is not None and not con.is_closed():
@@ -206,14 +219,15 @@ class Supply:
                     pooled.idle_since = now = self._now()
                     pooled.trusted_until = now + self._check_after
                     return
-                if self._now() - begun < SILENCE:
+                vacate(place)
+                if self._now() - begun < SILENCE or not is_wanted:
                     return  # another idle one may still be alive, and quicker to get than a new one
         vacate(place)
         await place.connect()
 
     def _finished(self, place: Any, job: asyncio.Task[None]) -> None:
         owner = self._jobs.pop(job)
-        if timer := self._hopeful.pop(owner, None):
+        if owner is not None and (timer := self._hopeful.pop(owner, None)):
             timer.cancel()
         pooled = self._open.get(connection_of(place))
         if pooled is not None:
@@ -221,7 +235,7 @@ class Supply:
         else:
             put_back(place)
         error = asyncio.CancelledError() if job.cancelled() else job.exception()
-        if error is not None and owner in self.waiting:
+        if error is not None and owner is not None and owner in self.waiting:
             del self.waiting[owner]
             if not owner.done():
                 owner.set_exception(error)
@@ -288,10 +302,17 @@ class Supply:
                 await asyncio.wait({check})
 
     async def _answers(self, pooled: PooledConnection) -> bool:
-        """Ask the server; a connection that does not answer is terminated, and those idle beside it are suspect."""
+        """Ask the server; a connection that does not answer is terminated, and those idle beside it are suspect.
+
+        One whose server takes no writes any more, where it has to, is closed.
+        """
         try:
             async with asyncio.timeout(CHECK_TIMEOUT):
-                await pooled.con.execute("select 1")  # asyncpg fails on an empty query
+                if (watch := pooled.watch) is None:
+                    await pooled.con.execute("select 1")  # asyncpg fails on an empty query
+                    return True
+                while (is_writer := await self._takes_writes(pooled, watch)) and watch.is_doubted:
+                    pass  # the doubt is younger than the question
         except Exception as exc:
             pooled.con.terminate()
             self._connections.distrust()
@@ -300,6 +321,19 @@ class Supply:
         except BaseException:
             pooled.con.terminate()
             raise
+        if not is_writer:
+            self.check_doubted()
+        return is_writer
+
+    async def _takes_writes(self, pooled: PooledConnection, watch: WriterWatch) -> bool:
+        asked_at = self._now()
+        try:
+            if await pooled.con.execute(watch.query) == NO_WRITER:
+                self._connections.retire_read_only(pooled, watch, asked_at)
+                return False
+        except asyncpg.SyntaxOrAccessError:  # a server that cannot be asked is alive, and is left alone from now on
+            pooled.watch = None
+        watch.asked_at = max(asked_at, watch.asked_at)
         return True
 
     def _back_off(self, now: float) -> None:

@@ -226,4 +226,11 @@ OBSERVED = (
         "Connections that were found dead.",
         _one(lambda stats: stats.lost),
     ),
+    Metric(
+        "aiopqr.connections.not_writable",
+        Kind.COUNTER,
+        "{connection}",
+        "Connections closed because their server took no writes any more.",
+        _one(lambda stats: stats.not_writable),
+    ),
 )

@@ -23,7 +23,8 @@ class PgBouncer:
     """PgBouncer in ``transaction`` or ``session`` mode, with SCRAM towards clients and server.
 
     It knows passwords by asking the server (``auth_query``, as the superuser), or, when given ``userlist``, only those.
-    With ``logs_in_as``, all its connections to the server are of that account, which must need no password.
+    It reaches the server at its own address, or at ``by_way_of``. With ``logs_in_as``, all its connections to it are of
+    that account, which must need no password.
     ``settings`` go to its ``[pgbouncer]`` section. Raises :class:`NotAvailable` where it is not installed.
     """
 
@@ -34,6 +35,7 @@ class PgBouncer:
         pool_mode: str = "transaction",
         userlist: tuple[Credential, ...] | None = None,
         logs_in_as: str | None = None,
+        by_way_of: tuple[str, int] | None = None,
         **settings: object,
     ) -> None:
         self.server = server
@@ -41,6 +43,7 @@ class PgBouncer:
         self.home: Path | None = None
         self._userlist = userlist
         self._logs_in_as = logs_in_as
+        self._way = by_way_of or (server.host, server.port)
         self._settings = {"pool_mode": pool_mode, **settings}
         self._run_as = RunAs.choose()
         self._process: subprocess.Popen[bytes] | None = None
@@ -109,7 +112,7 @@ class PgBouncer:
             "ignore_startup_parameters": "extra_float_digits",
             **self._settings,
         }
-        databases = f"* = host={self.server.host} port={self.server.port}"
+        databases = "* = host={} port={}".format(*self._way)
         if self._logs_in_as is not None:
             databases += f" user={self._logs_in_as}"
         if self._userlist is None:

@@ -15,11 +15,7 @@ class Standby(EmbeddedPostgres):
         self.primary = primary
 
     def _create(self) -> None:
-        passfile = self._home / "passfile"
-        passfile.touch(0o600)
-        passfile.write_text(f"*:*:*:*:{self.admin_password.reveal()}\n")
-        self.run_as.own(passfile)
-        source = f"host={self.primary.host} port={self.primary.port} user={self.admin} passfile={passfile}"
+        source = _way_to(self.primary, self)
         command = [
             self.binaries["pg_basebackup"],
             "-D",
@@ -43,9 +39,7 @@ class Standby(EmbeddedPostgres):
         )
         if made.returncode != 0:
             raise ServerError(f"pg_basebackup of {self.primary!r} failed:\n{made.stdout[-3000:]}")
-        (self.data / "standby.signal").touch()
-        self.run_as.own(self.data / "standby.signal")
-        self._settings |= {"primary_conninfo": source, "wal_retrieve_retry_interval": "100ms"}
+        follow(self, self.primary)
 
     async def catch_up(self) -> None:
         """Wait until everything that the primary has written is visible here."""
@@ -61,3 +55,24 @@ class Standby(EmbeddedPostgres):
         """Make it a primary; returns when it takes writes."""
         if not await self.fetchval("SELECT pg_promote()"):
             raise ServerError(f"{self!r} was not promoted. The end of its log:\n{self.log_text()[-3000:]}")
+
+
+def follow(server: EmbeddedPostgres, leader: EmbeddedPostgres) -> None:
+    """Have ``server`` start as a standby of ``leader``.
+
+    It must not run. If it was a primary, it must have been shut down in order before the leader was promoted: only then
+    has it nothing that the leader does not have.
+    """
+    signal = server.data / "standby.signal"
+    signal.touch()
+    server.run_as.own(signal)
+    server._settings |= {"primary_conninfo": _way_to(leader, server), "wal_retrieve_retry_interval": "100ms"}
+
+
+def _way_to(leader: EmbeddedPostgres, follower: EmbeddedPostgres) -> str:
+    """What leads ``follower`` to its leader, as libpq reads it."""
+    passfile = follower._home / "passfile"
+    passfile.touch(0o600)
+    passfile.write_text(f"*:*:*:*:{leader.admin_password.reveal()}\n")
+    follower.run_as.own(passfile)
+    return f"host={leader.host} port={leader.port} user={leader.admin} passfile={passfile}"
