@@ -1,8 +1,11 @@
 """A connection with a pair of accounts: which account next, what a refusal means, how an outage is waited out."""
 
 from .connector import CONNECT_TIMEOUT, Connector
+from .roles import NO_WRITER, QUESTIONS
 
 __all__ = [
     "CONNECT_TIMEOUT",
+    "NO_WRITER",
+    "QUESTIONS",
     "Connector",
 ]

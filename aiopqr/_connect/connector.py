@@ -126,6 +126,10 @@ class Connector:
             self._attempts[inner] = made.attempt
         return made.con  # type: ignore[no-any-return]
 
+    def be_wary(self) -> None:
+        """For a minute, do not believe a new connection's server that it takes writes, where it has to, but ask it."""
+        self._started.be_wary()
+
     def limit_extra_logins(self, room: Callable[[], float]) -> None:
         """From now on, there are at most ``room()`` sockets besides those of the connects themselves. For pools."""
         self._started.logins.room = room

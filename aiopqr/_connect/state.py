@@ -30,6 +30,7 @@ from .alternation import Alternator
 from .arguments import Arguments, resolved
 from .logins import Connected, Failed, Kind, Login, Logins, Outcome
 from .outage import Hosts, Outage, Pace
+from .roles import NO_WRITER, QUESTIONS, WARY
 
 logger = logging.getLogger("aiopqr")
 
@@ -60,6 +61,7 @@ class ConnectorState:
         self.turn_ended = asyncio.Event()
         self.answered_at = -math.inf  # when the server last let an account in, or refused it
         self.has_worked = False  # whether any login has succeeded yet
+        self._wary_until = -math.inf
         self.last_failure: BaseException | None = None
         self._refusals: dict[str, BaseException] = {}  # the last of each account, by username
         self._connect = connect
@@ -92,6 +94,7 @@ class ConnectorState:
                 timeout=timeout,
                 **arguments.kwargs_for(made.address),
             )
+            await self._see_role(con, arguments.session_attribute, timeout)
         except Exception as exc:
             return self._failed(made, arguments, without_frames(exc), loop.time())
         except BaseException:
@@ -129,6 +132,26 @@ class ConnectorState:
         if made.address is not None:
             found = await resolved(made.address)
             made.address, *made.further = self.hosts.in_order(found, asyncio.get_running_loop().time())
+
+    def be_wary(self) -> None:
+        """A connection's server has turned out to take no writes: ask those of new ones, whatever they report."""
+        self._wary_until = asyncio.get_running_loop().time() + WARY
+
+    async def _see_role(self, con: Any, session_attribute: str, timeout: float | None) -> None:
+        """Raise what asyncpg raises, if the server of a new connection says that it takes no writes, and has to."""
+        question = QUESTIONS.get(session_attribute)
+        if question is None or asyncio.get_running_loop().time() >= self._wary_until:
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                if await con.execute(question) == NO_WRITER:
+                    self.be_wary()
+                    raise asyncpg.TargetServerAttributeNotMatched(f"the server takes no writes ({session_attribute})")
+        except asyncpg.SyntaxOrAccessError:
+            pass  # it cannot be asked
+        except BaseException:
+            con.terminate()
+            raise
 
     def probe(self, attempt: Attempt, arguments: Arguments) -> None:
         """Find out in the background whether a refused account works again."""

@@ -256,6 +256,7 @@ class Connections:
             if since > self._doubted_at + QUIET:
                 self.connector.events.emit(NotWritable(name=self.connector.name, server=address_of(pooled.con)))
             self._doubted_at = since
+            self.connector.be_wary()
             self.begin_epoch()
             for other in self:
                 other.doubt(since)

@@ -18,13 +18,14 @@ from typing import Any
 
 import asyncpg
 
+from .._connect import NO_WRITER
 from ..clock import cancel, clock_of, wait_until
 from ._asyncpg import connection_of, next_place, put_back, restore_floor, restores_floor, vacate
 from .connection import PooledConnection
 from .connections import Connections
 from .policy import Policy
 from .replacement import Replacement
-from .writers import NO_WRITER, WriterWatch
+from .writers import WriterWatch
 
 CHECK_TIMEOUT = 5.0
 SILENCE = 0.5  # how long a check may be silent before another connection is opened meanwhile

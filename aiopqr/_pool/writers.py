@@ -13,20 +13,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .._connect import QUESTIONS
+
 LOOK_EVERY = 0.25  # seconds between two looks at what the server has reported: each costs almost 1 µs
 
-# They answer with one row or none, and the command's tag says which: one round trip, and no statement is prepared.
-_PRIMARY = "SELECT 1 WHERE NOT pg_catalog.pg_is_in_recovery()"
-# What the session starts with counts, not what a user has SET in it.
-_READ_WRITE = (
-    f"{_PRIMARY} AND (pg_catalog.current_setting('default_transaction_read_only') = 'off' OR (SELECT reset_val "
-    "FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only') = 'off')"
-)
-NO_WRITER = "SELECT 0"
-_REPORTED = {
-    "primary": (_PRIMARY, ("in_hot_standby",)),
-    "read-write": (_READ_WRITE, ("in_hot_standby", "default_transaction_read_only")),
-}
+_REPORTED = {"primary": ("in_hot_standby",), "read-write": ("in_hot_standby", "default_transaction_read_only")}
 
 
 class WriterWatch:
@@ -69,6 +60,5 @@ class WriterWatch:
 
 def watch_writer(con: Any, session_attribute: str, now: float) -> WriterWatch | None:
     """What watches a new connection, whose connect began at ``now``. None where its server need not take writes."""
-    if session_attribute not in _REPORTED:
-        return None
-    return WriterWatch(*_REPORTED[session_attribute], con.get_settings(), now)
+    query = QUESTIONS.get(session_attribute)
+    return WriterWatch(query, _REPORTED[session_attribute], con.get_settings(), now) if query else None

@@ -10,13 +10,16 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.pgbouncer import PgBouncer
 from support.proxy import Proxy
 from support.standby import Standby, follow
 
 import aiopqr
+from aiopqr.events import Event, NotWritable
 from aiopqr.testing import EmbeddedPostgres, RotatingPostgres
 
 WORKERS = 8
+PATIENCE = 1.0  # seconds after the first sign, from which on nobody may get a connection to the old server
 
 
 class Cluster:
@@ -130,3 +133,28 @@ async def test_a_proxy_that_moves_late_leads_nobody_to_the_old_server(cluster: C
             await writers.write(200)
     assert writers.failed_outside(cluster.gap) == []
     assert writers.misled_at() == []
+
+
+async def test_sessions_that_a_pooler_leads_to_a_standby_are_closed_within_a_second(cluster: Cluster) -> None:
+    """PgBouncer keeps its clients when the way to the server changes: no login, and no end of a session, tells them."""
+    events: list[Event] = []
+    async with (
+        Proxy(cluster.primary.host, cluster.primary.port) as way,
+        PgBouncer(cluster.primary, by_way_of=(way.host, way.port)) as bouncer,
+        cluster.pool((bouncer.host, bouncer.port), listeners=[events.append], statement_cache_size=0) as pool,
+    ):
+        writers = Writers(pool)
+        async with writers.running():
+            await writers.write()
+            way.target = cluster.standby.host, cluster.standby.port
+            await way.cut()
+            async with asyncio.timeout(10):
+                while not writers.misled_at():
+                    await asyncio.sleep(0.005)
+            await asyncio.sleep(3 * PATIENCE)  # long enough to see that it has ended
+            way.target = cluster.primary.host, cluster.primary.port
+            await way.cut()
+            await writers.write(200)
+    misled = writers.misled_at()
+    assert max(misled) - min(misled) < PATIENCE, [at - misled[0] for at in misled]
+    assert any(isinstance(event, NotWritable) for event in events)
