@@ -185,13 +185,20 @@ class CredentialsRenewed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialExpired(Event):
-    """An account's password has expired, and the source has nothing newer: it is not used for a login any more."""
+    """An account's password or lease expired ``ago`` seconds ago, and the source has nothing newer.
+
+    It is not used for a login any more.
+    """
 
     parity: Parity
     username: str
+    ago: float
 
     def __str__(self) -> str:
-        return f"{self.name}: the password of {self.username} has expired, and the source has not brought a newer one"
+        return (
+            f"{self.name}: the credentials of {self.username} expired {self.ago:.0f} s ago, and make no login until "
+            "the source brings newer ones: see why it does not renew them"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

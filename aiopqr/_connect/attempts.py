@@ -15,7 +15,7 @@ import asyncpg
 from .._refresh import Attempt
 from ..clock import TICK
 from ..credentials import Parity
-from ..errors import AiopqrError, ConnectTimeout, CredentialsExpired, CredentialsRefused, describe
+from ..errors import AiopqrError, ConnectTimeout, CredentialsRefused, describe
 from ..events import FellBack
 from .alternation import Wait
 from .arguments import Arguments
@@ -153,8 +153,8 @@ class Connect:
         state = self._state
         waited = f"{self._loop.time() - self._started:.1f} s"
         advice = "" if state.has_worked else "; run `aiopqr check` to find out why"
-        if state.alternator.has_expired(self._loop.time()):
-            return CredentialsExpired(state.expired(waited), state.refusals())
+        if expired := state.expired():
+            return expired
         if state.alternator.is_refused(self._loop.time()):
             pair, expiry, now = state.alternator.pair, state.alternator.expiry, self._loop.time()
             accounts = [(parity, c) for parity in Parity if (c := pair[parity])]

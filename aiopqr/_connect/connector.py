@@ -145,8 +145,10 @@ class Connector:
 
     @property
     def last_failure(self) -> BaseException | None:
-        """What the last login failed with, if none has succeeded since."""
-        return self._state.last_failure if self._state else None
+        """Why there is no login: all credentials have expired; or else what the last one failed with, if none has
+        succeeded since.
+        """
+        return (self._state.expired() or self._state.last_failure) if self._state else None
 
     def attempt_of(self, con: Any) -> Attempt | None:
         """The login that made this connection."""

@@ -14,7 +14,7 @@ import asyncpg
 from .._login import Address, KeyCache, login
 from .._refresh import Attempt, Feed, Need
 from ..credentials import CredentialPair
-from ..errors import describe, without_frames
+from ..errors import CredentialsExpired, describe, without_frames
 from ..events import (
     AccountQuarantined,
     AccountRecovered,
@@ -217,17 +217,18 @@ class ConnectorState:
         is_starved = self.alternator.is_refused(asyncio.get_running_loop().time())
         self.feed.request(Need.STARVED if is_starved else Need.REFUSED)
 
-    def expired(self, waited: str) -> str:
-        """The error text for a connect that fails because every account has expired."""
-        now, pair = asyncio.get_running_loop().time(), self.alternator.pair
-        ends = (
-            f"{account.username}, {now - self.alternator.expiry.at(account):.0f} s ago"
-            for account in pair.credentials()
-        )
-        return (
-            f"{self.name}: the credentials have expired ({'; '.join(ends)}), and nothing newer came within {waited}; "
-            "see why the source does not renew them"
-        )
+    def expired(self) -> CredentialsExpired | None:
+        """The error that says so, if every account has expired."""
+        now, alternator = asyncio.get_running_loop().time(), self.alternator
+        if not alternator.has_expired(now):
+            return None
+        accounts = (account for account in (alternator.pair.odd, alternator.pair.even) if account)
+        ends = (f"{account.username} {now - alternator.expiry.at(account):.0f} s ago" for account in accounts)
+        why = "the source has brought none that last longer: see why it does not renew them"
+        if self.feed.last_error:
+            why = f"newer ones cannot be fetched: {self.feed.last_error}"
+        text = f"{self.name}: the credentials have expired ({', '.join(ends)}), and {why}"
+        return CredentialsExpired(text, self.refusals())
 
     def unavailable(self, exc: BaseException, now: float) -> None:
         """A login failed for a reason that passes, or has been silent for too long."""

@@ -127,7 +127,8 @@ class Checkouts:
         except TimeoutError as exc:
             if deadline is None or self._now() < deadline - TICK:
                 raise
-            raise self._too_late(started) from (self._connections.connector.last_failure or exc.__cause__)
+            failure = self._connections.connector.last_failure
+            raise self._too_late(started, failure) from (failure or exc.__cause__)
         now = self._now()
         pooled.checkout = checkout = Checkout(now, queries, None if timeout is UNSET else timeout)
         if policy.leak_threshold:
@@ -160,10 +161,9 @@ class Checkouts:
         held = self._now() - acquired_at
         self._events.emit(LeakSuspected(name=self._name, held=held, stack="".join(stack.format())))
 
-    def _too_late(self, started: float) -> AcquireTimeout:
+    def _too_late(self, started: float, failure: BaseException | None) -> AcquireTimeout:
         self.timeouts += 1
         idle = sum(pooled.is_idle for pooled in self._connections)
-        failure = self._connections.connector.last_failure
         self.failed += failure is not None
         return AcquireTimeout(
             f"{self._name}: no connection within {self._now() - started:.1f} s: {len(self._connections)} open of at "

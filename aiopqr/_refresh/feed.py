@@ -95,6 +95,7 @@ class Feed:
         self._ok = self._failed = 0
         self._confirmed_at = 0.0  # loop time
         self._last_success: float | None = None  # Unix time
+        self.last_error: str | None = None  # of the last fetch, if it failed
         self._closed = False
 
     def __repr__(self) -> str:
@@ -268,7 +269,7 @@ class Feed:
     def _land(self, ticket: int, outcome: CredentialPair | BaseException, now: float) -> list[Event]:
         """The end of every fetch: take note of what it came to. Returns what there is to report."""
         if isinstance(outcome, CredentialPair):
-            failures = self._plan.failures
+            failures, self.last_error = self._plan.failures, None
             events = self._install(outcome, now)
             within, remaining = outcome.refresh_in, self.expiry.remaining(outcome, now)
             self._plan.succeeded(ticket, self._need(now), now, within=within, remaining=remaining)
@@ -277,7 +278,8 @@ class Feed:
         self._failed += 1
         self._plan.failed(ticket, self._need(now), now)
         retry_in = max(self._plan.due - now, 0.0)
-        why, failures = describe(outcome), self._plan.failures
+        self.last_error = why = describe(outcome)
+        failures = self._plan.failures
         age = self.pair_age if self._pair else None
         return [
             *self._expiries.expired(self._pair, self.expiry, now),

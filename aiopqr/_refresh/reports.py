@@ -1,4 +1,4 @@
-"""What a fetch has to report besides that it was made: stages that begin and end, and passwords that have expired."""
+"""What a fetch has to report besides that it was made: stages that begin and end, and credentials that have expired."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def staging(name: str, announcement: Announcement, pair: CredentialPair, now: fl
 
 
 class Expiries:
-    """Reports each password that has expired without a newer one, once."""
+    """Reports each account whose credentials have expired without a newer one, once."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -36,7 +36,9 @@ class Expiries:
         accounts = [(p, a) for p in Parity if pair and (a := pair[p]) and expiry.has_passed(a, now)]
         known, self._known = self._known, {account.username for _, account in accounts}
         return [
-            CredentialExpired(name=self._name, parity=parity, username=account.username)
+            CredentialExpired(
+                name=self._name, parity=parity, username=account.username, ago=max(now - expiry.at(account), 0.0)
+            )
             for parity, account in accounts
             if account.username not in known
         ]

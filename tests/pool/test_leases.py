@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +13,7 @@ import pytest
 from support.load import Load
 
 import aiopqr
-from aiopqr import Credential, CredentialPair, Parity, events
+from aiopqr import Credential, CredentialPair, Parity, SourceError, events
 from aiopqr.testing import RotatingPostgres, ScriptedSource
 
 from .conftest import eventually
@@ -148,13 +149,39 @@ async def test_a_connection_without_a_replacement_serves_until_its_lease_ends(po
                 await pool.fetchval("SELECT count(*) FROM items")
             await eventually(lambda: any(isinstance(event, events.LeaseEnded) for event in heard))
             assert pool.stats().size == 0
-            with pytest.raises(aiopqr.CredentialsExpired):
+            with pytest.raises(aiopqr.CredentialsExpired, match=r"_v_\w+ \d+ s ago\), and the source has brought none"):
                 async with pool.acquire():
                     pass
             source.pair = CredentialPair.single(await lessor.lease(seconds=500))
             assert await pool.fetchval("SELECT count(*) FROM items", timeout=20) == 0
         assert sum(isinstance(event, events.LeaseEnded) for event in heard) == 1, "reported once"
         assert any(isinstance(event, events.CredentialExpired) for event in heard)
+
+
+async def test_an_acquire_that_gives_up_says_since_when_all_is_expired_and_why_nothing_newer_comes(
+    postgres: RotatingPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Lessor(postgres, 1.0) as lessor:
+        account = await lessor.lease()
+        source = ScriptedSource(CredentialPair.single(account), interval=0)
+        async with aiopqr.create_pool(
+            postgres.dsn, credentials=source, min_size=1, max_size=2, name="orders", acquire_timeout=0.5
+        ) as pool:
+            source.error = SourceError("the vault is sealed")
+            await eventually(lambda: any("expired" in record.message for record in caplog.records))
+            await eventually(lambda: pool.stats().size == 0)
+            with pytest.raises(aiopqr.AcquireTimeout) as caught:
+                await pool.fetchval("SELECT 1")
+        why = caught.value.__cause__
+        assert isinstance(why, aiopqr.CredentialsExpired)
+        assert re.fullmatch(
+            rf"orders: the credentials have expired \({account.username} \d+ s ago\), and newer ones cannot be "
+            "fetched: SourceError: the vault is sealed",
+            str(why),
+        )
+        assert str(why) in str(caught.value)
+        logged = [record.message for record in caplog.records if record.levelname == "ERROR"]
+        assert re.search(rf"{account.username} expired \d+ s ago, and make no login until", logged[0])
 
 
 async def test_a_username_that_left_is_drained_at_once_whatever_the_lifetime(postgres: RotatingPostgres) -> None:

@@ -187,7 +187,7 @@ async def test_a_longer_expiry_of_the_same_password_reaches_those_who_wait_for_i
 
 async def test_without_a_usable_credential_a_connect_says_that_they_have_expired() -> None:
     async with aiopqr.Connector("postgresql://127.0.0.1:1/none", credentials=ScriptedSource(lasting(-5))) as connector:
-        with pytest.raises(aiopqr.CredentialsExpired, match=r"app, \d+ s ago.*why the source does not renew") as caught:
+        with pytest.raises(aiopqr.CredentialsExpired, match=r"app \d+ s ago.*why it does not renew them") as caught:
             await connector.connect(timeout=0.3)
         assert isinstance(caught.value, aiopqr.CredentialsRefused)
         account = connector.stats().accounts[Parity.ODD]
