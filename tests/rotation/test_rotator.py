@@ -203,7 +203,7 @@ async def test_an_admin_role_needs_no_more_than_the_readme_says(rig: Any) -> Non
     await server.execute(
         f"CREATE ROLE {name} LOGIN CREATEROLE PASSWORD 'admin' IN ROLE pg_read_all_stats, pg_signal_backend"
     )
-    if int(server.version.split(".")[0]) >= 16:
+    if await server.fetchval("SELECT current_setting('server_version_num')::int") >= 160000:
         await server.execute(
             f"GRANT {rig.name(ODD)}, {rig.name(EVEN)} TO {name} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
         )
