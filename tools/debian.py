@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from .environments import TOP
@@ -19,8 +17,7 @@ _PATH = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", os.environ.get("SSL_CERT_FILE", ""))
 
 
-@contextmanager
-def debian(suite: str) -> Iterator[Path]:
+def debian(suite: str) -> Path:
     """A chroot with that release, and a clone of the committed HEAD at /root/aiopqr. It is kept for the next time."""
     root = TOP / ".envs" / f"debian-{suite}"
     if not (root / "made").exists():
@@ -31,16 +28,7 @@ def debian(suite: str) -> Iterator[Path]:
     clone = root / "root/aiopqr"
     shutil.rmtree(clone, ignore_errors=True)
     subprocess.run(["git", "clone", "-q", TOP, clone], check=True)
-    subprocess.run(["mount", "-t", "proc", "proc", root / "proc"], check=True)
-    try:
-        subprocess.run(["mount", "--rbind", "/dev", root / "dev"], check=True)
-        try:
-            subprocess.run(["mount", "--make-rslave", root / "dev"], check=True)
-            yield root
-        finally:
-            subprocess.run(["umount", "-l", root / "dev"], check=True)
-    finally:
-        subprocess.run(["umount", "-l", root / "proc"], check=True)
+    return root
 
 
 def _bootstrap(suite: str, root: Path) -> None:
@@ -69,6 +57,7 @@ def mirror_here() -> str:
 
 
 def command_in(root: Path, *command: str) -> list[str]:
-    """What runs ``command`` in the clone."""
+    """What runs ``command`` in the clone. Its mounts end with it, so that deleting the folder does not delete /dev."""
+    mount = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
     there = ["env", "-C", "/root/aiopqr", "-u", "PIP_FIND_LINKS", "HOME=/root", f"PATH={_PATH}"]
-    return ["chroot", str(root), *there, *command]
+    return ["unshare", "--mount", "sh", "-c", mount, str(root), *there, *command]
