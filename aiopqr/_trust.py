@@ -95,8 +95,11 @@ class Trust:
         if self.binding is Binding.REQUIRE and method is not Method.SCRAM:
             return f"it asked for {asked}, and channel_binding=require allows only SCRAM-SHA-256-PLUS"
         if method not in self.methods:
-            allowed = ", ".join(sorted(self.methods))
-            return f"it asked for {asked}, and require_auth allows only {allowed}. If that is meant, name it as well"
+            allowed, more = (",".join(sorted(methods)) for methods in (self.methods, {*self.methods, method}))
+            return (
+                f"it asked for {asked}, and require_auth allows only {allowed}. If that is meant, allow it in the DSN, "
+                f"with require_auth={more}, or in PGREQUIREAUTH"
+            )
         if method is Method.PASSWORD and channel is Channel.TCP and not self.in_clear_over_tcp:
             return (
                 "it asked for the password in clear over plain TCP. Use TLS (sslmode=verify-full), or allow it with "

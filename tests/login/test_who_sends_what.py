@@ -15,7 +15,7 @@ from aiopqr._login import KeyCache
 from aiopqr.credentials import Credential
 
 from . import who_sends_what as impostors
-from .who_sends_what import CHANNELS, MIDDLE, NOTHING, SERVERS, TRUSTED, by_aiopqr, meets, meets_in_the_middle
+from .who_sends_what import CHANNELS, MIDDLE, NOTHING, RELAYS, SERVERS, TRUSTED, by_aiopqr, meets, meets_in_the_middle
 
 DEFAULT = {  # all others get nothing
     ("asks for the password in the clear", "TLS, sslmode=require"): "the password",
@@ -51,15 +51,15 @@ async def test_the_password_goes_in_clear_where_somebody_allowed_it(require_auth
     assert await meets(by_aiopqr, impostors.asks_in_clear, "plain TCP", require_auth=require_auth) == "the password"
 
 
-@pytest.mark.parametrize("strips", MIDDLE)
+@pytest.mark.parametrize("trick", MIDDLE)
 @pytest.mark.parametrize("channel_binding", ["prefer", "require"])
-async def test_nobody_in_the_middle_gets_a_session(tls_server: Any, strips: str, channel_binding: str) -> None:
+async def test_nobody_in_the_middle_gets_a_session(tls_server: Any, trick: str, channel_binding: str) -> None:
     tls_server.run(f"create role {impostors.USER} login password '{impostors.PASSWORD}'")
     try:
-        where = tls_server.port, MIDDLE[strips]
+        where = tls_server.port, trick
         assert await meets_in_the_middle(by_aiopqr, *where, channel_binding=channel_binding) == NOTHING
         # The server in the middle is one that works: without channel binding it gets what asyncpg gives it.
-        if not MIDDLE[strips]:
+        if trick == RELAYS:
             got = await meets_in_the_middle(by_aiopqr, *where, channel_binding="disable")
             assert got == "a session of the client's at the true server"
     finally:

@@ -25,6 +25,7 @@ from aiopqr._trust import Trust
 from aiopqr.credentials import Secret
 
 USER, PASSWORD = "app_odd", "correct horse battery"
+PLUS = b"SCRAM-SHA-256-PLUS\0"
 SSL_REQUEST = b"\x04\xd2\x16\x2f"
 OK = b"R\x00\x00\x00\x08\x00\x00\x00\x00"
 READY = OK + b"S\x00\x00\x00\x18server_version\x0016.1\x00" + b"K\x00\x00\x00\x0c\x00\x00\x00\x01\x00\x00\x00\x02"
@@ -157,8 +158,11 @@ async def serving(handle: Callable[..., Awaitable[None]]) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def in_the_middle(true_port: int, tls: ssl.SSLContext, got: set[str], *, strips_plus: bool) -> AsyncIterator[int]:
-    """Ends the client's TLS with a certificate of its own, and passes everything on to the true server through TLS."""
+async def in_the_middle(true_port: int, tls: ssl.SSLContext, got: set[str], trick: str) -> AsyncIterator[int]:
+    """Ends the client's TLS with a certificate of its own, and passes everything on to the true server through TLS.
+
+    The trick is what it does with the true server's offer to use SCRAM-SHA-256-PLUS.
+    """
     unchecked = ssl.create_default_context()
     unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
 
@@ -172,9 +176,14 @@ async def in_the_middle(true_port: int, tls: ssl.SSLContext, got: set[str], *, s
             true.write((len(startup) + 4).to_bytes(4, "big") + startup)
             offer = await theirs.readexactly(5)
             offer += await theirs.readexactly(int.from_bytes(offer[1:], "big") - 4)
-            if strips_plus:
-                offer = message(b"R", offer[5:].replace(b"SCRAM-SHA-256-PLUS\0", b""))
-            writer.write(offer)
+            plain = message(b"R", offer[5:].replace(PLUS, b""))
+            writer.write(plain if trick == STRIPS else offer)
+            if trick == OFFERS_AGAIN:
+                chosen = await Impostor(reader, writer, got).read()
+                if chosen.startswith(PLUS):
+                    writer.write(plain)
+                else:
+                    true.write(message(b"p", chosen))
 
             async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
                 while data := await source.read(65536):
@@ -238,7 +247,9 @@ SERVERS: dict[str, Behaviour] = {
     "asks for five million iterations": lets_compute,
 }
 CHANNELS = {"plain TCP": "disable", "TLS, sslmode=require": "require"}
-MIDDLE = {"relays SCRAM": False, "relays SCRAM and strips PLUS from the offer": True}
+RELAYS, STRIPS = "relays SCRAM", "relays SCRAM and strips PLUS from the offer"
+OFFERS_AGAIN = "relays SCRAM and offers it without PLUS once the client has chosen PLUS"
+MIDDLE = (RELAYS, STRIPS, OFFERS_AGAIN)
 
 
 async def outcome(client: Client, port: int, sslmode: str, got: set[str], **options: Any) -> str:
@@ -259,10 +270,10 @@ async def meets(client: Client, behave: Behaviour, channel: str, **options: Any)
         return await outcome(client, port, sslmode, got, **options)
 
 
-async def meets_in_the_middle(client: Client, true_port: int, strips_plus: bool, **options: Any) -> str:
+async def meets_in_the_middle(client: Client, true_port: int, trick: str, **options: Any) -> str:
     """What somebody between the client and the true server gets, under sslmode=require."""
     got: set[str] = set()
-    async with in_the_middle(true_port, own_certificate(), got, strips_plus=strips_plus) as port:
+    async with in_the_middle(true_port, own_certificate(), got, trick) as port:
         return await outcome(client, port, "require", got, **options)
 
 
@@ -281,8 +292,8 @@ async def table(true_port: int) -> str:
         for channel in CHANNELS:
             cells = [await meets(client, behave, channel) for client in CLIENTS.values()]
             lines.append(f"| {name} | {channel} | {' | '.join(cells)} |")
-    for name, strips in MIDDLE.items():
-        cells = [await meets_in_the_middle(client, true_port, strips) for client in CLIENTS.values()]
+    for name in MIDDLE:
+        cells = [await meets_in_the_middle(client, true_port, name) for client in CLIENTS.values()]
         lines.append(f"| {name} | in the middle of TLS, sslmode=require | {' | '.join(cells)} |")
     return "\n".join(lines)
 
