@@ -112,13 +112,13 @@ class Alternator:
         self.version += pair != self.pair
         self.pair = pair  # also one that is equal: it may expire later
 
-    def is_superseded(self, attempt: Attempt) -> bool:
+    def is_superseded(self, attempt: Attempt, now: float) -> bool:
         """Whether the account has another password by now, or is no longer one of the pair's.
 
         A newer password of an account that expires is a renewal: what was opened with the one before stays as good.
         """
         if attempt.credential == self.pair.last_resort:
-            return not self.is_refused(-math.inf)  # it serves for as long as the others are refused
+            return not self.is_refused(now)  # it serves for as long as the others are refused, or have expired
         if self._is_current(attempt):
             return False
         account = self.account(attempt.credential.username)

@@ -68,7 +68,7 @@ class Connect:
         alternator = self._state.alternator
         if connected := await self._try(first):
             return connected
-        if alternator.is_superseded(first):
+        if alternator.is_superseded(first, self._loop.time()):
             return None
         second = alternator.fallback(first, self._loop.time())
         if second is None:

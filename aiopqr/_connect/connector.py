@@ -48,6 +48,7 @@ class Connector:
         connect: Callable[..., Awaitable[Any]] | None = None,
         refresh_interval: float | None = None,
         fetch_timeout: float = 10.0,
+        keep_renamed: bool = True,
         scram_cache: bool = True,
         require_auth: str | None = None,
         channel_binding: Literal["disable", "prefer", "require"] | None = None,
@@ -67,9 +68,13 @@ class Connector:
         if isinstance(credentials, Refresher):
             if refresh_interval is not None:
                 raise ConfigurationError("refresh_interval belongs to the Refresher that is given as credentials")
+            if not keep_renamed:
+                raise ConfigurationError("keep_renamed belongs to the Refresher that is given as credentials")
             self.refresher = credentials
         else:
-            self.refresher = Refresher(credentials, interval=refresh_interval, timeout=fetch_timeout, name=name)
+            self.refresher = Refresher(
+                credentials, interval=refresh_interval, timeout=fetch_timeout, keep_renamed=keep_renamed, name=name
+            )
         self._feed = feed_of(self.refresher)
         self._state: ConnectorState | None = None
         self._attempts: weakref.WeakKeyDictionary[Any, Attempt] = weakref.WeakKeyDictionary()
@@ -157,7 +162,8 @@ class Connector:
     def is_superseded(self, con: Any) -> bool:
         """Whether the connection was made with a password that is no longer the newest."""
         attempt = self.attempt_of(con)
-        return attempt is not None and self._started.alternator.is_superseded(attempt)
+        now = asyncio.get_running_loop().time()
+        return attempt is not None and self._started.alternator.is_superseded(attempt, now)
 
     def has_left(self, attempt: Attempt) -> bool:
         """Whether the credentials no longer name the account of this login."""

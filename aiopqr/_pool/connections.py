@@ -30,6 +30,12 @@ logger = logging.getLogger("aiopqr")
 INIT_TIMEOUT = 60.0  # a hook that hangs would keep its place for good
 CLOSE_TIMEOUT = 1.0  # for the server to take leave, too
 QUIET = 1.0  # between two reports of the same change of role
+_LEASE_MARGIN = 30.0
+
+
+def lease_margin(left: float) -> float:
+    """How many seconds before the end of a lease its connections are replaced, if ``left`` seconds are left of it."""
+    return min(_LEASE_MARGIN, left / 2)
 
 
 class Connections:
@@ -119,7 +125,13 @@ class Connections:
 
     def is_spoilt(self, spare: PooledConnection) -> bool:
         """Whether a spare is of no use any more."""
-        return spare.con.is_closed() or spare.epoch < self._epoch or self.is_superseded(spare)
+        is_stale = spare.con.is_closed() or spare.epoch < self._epoch or self.is_superseded(spare)
+        return is_stale or self._would_be_replaced(spare)
+
+    def _would_be_replaced(self, spare: PooledConnection) -> bool:
+        """Whether its lease ends so soon that it would be replaced as soon as it is in use."""
+        end = self.connector.ends_at(spare.attempt) if spare.attempt else math.inf
+        return self._loop.time() > end - lease_margin(end - spare.born) and self.connector.lasts_until() > end
 
     def expire_superseded(self) -> list[PooledConnection]:
         """Make the connections of superseded credentials due, and those that are under way when they come.

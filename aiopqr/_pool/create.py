@@ -34,6 +34,7 @@ def create_pool(
     leak_detection_threshold: float = 0.0,
     refresh_interval: float | None = None,
     fetch_timeout: float = 10.0,
+    keep_renamed: bool = True,
     drain_on_rotation: bool = False,
     scram_cache: bool = True,
     require_auth: str | None = None,
@@ -78,6 +79,8 @@ def create_pool(
     - ``refresh_interval``: Between two fetches of the credentials. None: the source's own; 0: only when an account is
       refused.
     - ``fetch_timeout``: For one fetch of the credentials.
+    - ``keep_renamed``: Where a source of one account names another one, keep the one before as a last resort: see
+      :class:`Refresher`. False: replace its connections at once.
     - ``drain_on_rotation``: Replace the connections of a changed password at once, instead of at the end of their
       lifetime.
     - ``scram_cache``: Derive the SCRAM keys once for each password, instead of once for each connect.
@@ -115,6 +118,7 @@ def create_pool(
         leak_detection_threshold=leak_detection_threshold,
         refresh_interval=refresh_interval,
         fetch_timeout=fetch_timeout,
+        keep_renamed=keep_renamed,
         drain_on_rotation=drain_on_rotation,
         scram_cache=scram_cache,
         require_auth=require_auth,

@@ -16,9 +16,8 @@ from collections.abc import Callable
 from .._connect import Connector
 from ..events import LeaseEnded
 from .connection import PooledConnection
-from .connections import Connections
+from .connections import Connections, lease_margin
 
-MARGIN = 30.0  # seconds before the end of a lease in which its connections are replaced, where there is that much time
 SHORTEST = 1.0  # what ends sooner is not replaced for something that ends as soon
 
 
@@ -68,7 +67,7 @@ class Leases:
             pooled.deadline, pooled.why = connections.lifetime.deadline(pooled.born), "lifetime"
         if pooled.why == "lease" or end - now <= SHORTEST or self._connector.lasts_until() <= end:
             return
-        due = end - random.uniform(0.5, 1.0) * min(MARGIN, (end - now) / 2)
+        due = end - random.uniform(0.5, 1.0) * lease_margin(end - now)
         if due < pooled.deadline:
             pooled.deadline, pooled.why, pooled.lease_end = due, "lease", end
 

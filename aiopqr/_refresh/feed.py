@@ -7,6 +7,7 @@ it. Whatever is raised in the task is logged, and the task goes on.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import warnings
 import weakref
@@ -49,6 +50,9 @@ from .renaming import Renaming
 
 _CLOSE_PATIENCE = 1.0
 _RECOVERY_PAUSE = 1.0
+
+_open: weakref.WeakSet[Feed] = weakref.WeakSet()  # those that have fetched, of all threads
+_guard = threading.Lock()
 
 
 class Subscriber(Protocol):
@@ -128,6 +132,8 @@ class Feed:
         async with state.lock:
             if self._closed:
                 raise AiopqrError(f"refresher {self.name!r} is closed")
+            with _guard:
+                _open.add(self)
             if self._pair is None:
                 self._plan.request(Need.ASKED, asyncio.get_running_loop().time())
                 if error := await self._fetch(state):
@@ -188,14 +194,21 @@ class Feed:
         )
 
     async def close(self) -> None:
-        """End the background task, and close the source. A second call does nothing."""
+        """See :meth:`Refresher.close`."""
         self.terminate()
         tasks = self._state.tasks if self._state and self._state.is_current else []
         if tasks:
             # A fetch may be stuck in code that ignores its cancellation; it is not waited for longer than this.
             await asyncio.wait(tasks, timeout=_CLOSE_PATIENCE)
-        if aclose := getattr(self._source, "aclose", None):
+        aclose = getattr(self._source, "aclose", None)
+        if aclose and self._lets_go():
             await aclose()
+
+    def _lets_go(self) -> bool:
+        """Whether nobody else uses the source."""
+        with _guard:
+            _open.discard(self)
+            return not any(feed._source is self._source for feed in _open)
 
     def terminate(self) -> None:
         """End the background task without waiting for it, where nothing can be awaited."""

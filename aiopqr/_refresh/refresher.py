@@ -98,7 +98,10 @@ class Refresher:
         return self._feed.stats()
 
     async def close(self) -> None:
-        """End the background task, and close the source. A second call does nothing."""
+        """End the background task, and close the source, unless another refresher uses it too.
+
+        A second call does nothing.
+        """
         await self._feed.close()
 
     def terminate(self) -> None:

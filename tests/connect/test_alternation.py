@@ -171,9 +171,9 @@ def test_a_pair_that_flips_back_makes_what_was_begun_with_it_current_again() -> 
     a = alternator()
     attempt = begin(a, 0.0)
     a.replace(replace(PAIR, even=Credential("app_even", "newer")))
-    assert a.is_superseded(attempt)
+    assert a.is_superseded(attempt, 0.0)
     a.replace(PAIR)
-    assert not a.is_superseded(attempt)
+    assert not a.is_superseded(attempt, 0.0)
 
 
 def test_a_credential_that_goes_on_being_refused_is_not_forgotten_for_newer_ones() -> None:

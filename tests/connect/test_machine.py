@@ -119,7 +119,7 @@ class World:
                 self.run(self.log_in(number, probe))
             if (yield from self.log_in(number, first)):
                 return True
-            if alternator.is_superseded(first):
+            if alternator.is_superseded(first, self.now):
                 continue
             if second := alternator.fallback(first, self.now):
                 assert second.parity is first.parity.other

@@ -158,6 +158,24 @@ async def test_a_connection_without_a_replacement_serves_until_its_lease_ends(po
         assert any(isinstance(event, events.CredentialExpired) for event in heard)
 
 
+async def test_a_spare_whose_lease_is_about_to_end_is_not_used_if_another_account_lasts(
+    postgres: RotatingPostgres,
+) -> None:
+    async with Lessor(postgres, 3.0) as lessor:
+        short, long = await lessor.lease(), await lessor.lease(seconds=500)
+        source = ScriptedSource(CredentialPair(short, None), interval=0)
+        async with aiopqr.create_pool(postgres.dsn, credentials=source, min_size=0, max_size=2) as pool:
+            with pool._replacement.spare_wanted():
+                await eventually(lambda: pool._replacement.spare)
+            spare = pool._replacement.spare
+            assert spare
+            source.pair = CredentialPair(short, long)
+            await pool.refresh()
+            assert not pool._connections.is_spoilt(spare)
+            await eventually(lambda: pool._connections.is_spoilt(spare))
+            assert await pool.fetchval("SELECT session_user") == long.username
+
+
 async def test_an_acquire_that_gives_up_says_since_when_all_is_expired_and_why_nothing_newer_comes(
     postgres: RotatingPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -182,6 +200,24 @@ async def test_an_acquire_that_gives_up_says_since_when_all_is_expired_and_why_n
         assert str(why) in str(caught.value)
         logged = [record.message for record in caplog.records if record.levelname == "ERROR"]
         assert re.search(rf"{account.username} expired \d+ s ago, and make no login until", logged[0])
+
+
+async def test_an_account_that_a_store_names_no_more_is_drained_at_once_if_it_is_not_to_be_kept(
+    postgres: RotatingPostgres,
+) -> None:
+    odd, even = postgres.pair.odd, postgres.pair.even
+    assert odd
+    assert even
+    for keeps in (True, False):
+        source = ScriptedSource(CredentialPair.single(odd))
+        async with aiopqr.create_pool(
+            postgres.dsn, credentials=source, min_size=2, max_size=2, keep_renamed=keeps
+        ) as pool:
+            source.pair = CredentialPair.single(even)
+            await pool.refresh()
+            assert pool._connector.pair.last_resort == (odd if keeps else None)
+            if not keeps:
+                await eventually(lambda: pool.stats().replacements.why.get("superseded") == 2)
 
 
 async def test_a_username_that_left_is_drained_at_once_whatever_the_lifetime(postgres: RotatingPostgres) -> None:

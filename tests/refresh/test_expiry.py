@@ -125,13 +125,13 @@ def test_a_newer_password_of_an_account_that_expires_is_a_renewal_and_no_rotatio
     attempt = a.begin(NOW)
     assert isinstance(attempt, Attempt)
     a.replace(CredentialPair.single(token("2", 120)))
-    assert not a.is_superseded(attempt)
+    assert not a.is_superseded(attempt, NOW)
     assert not a.is_worthwhile(attempt, NOW), "though a new login is made with the newer one"
     a.replace(CredentialPair.single(Credential("app", "3")))
-    assert a.is_superseded(attempt), "without an expiry it is a rotation"
+    assert a.is_superseded(attempt, NOW), "without an expiry it is a rotation"
     assert not a.has_left(attempt)
     a.replace(CredentialPair.single(token("4", 60, username="app2")))
-    assert a.is_superseded(attempt)
+    assert a.is_superseded(attempt, NOW)
     assert a.has_left(attempt)
 
 

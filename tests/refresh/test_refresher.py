@@ -186,6 +186,24 @@ async def test_the_source_is_closed_with_its_refresher() -> None:
     assert source.closed
 
 
+async def test_a_source_of_two_refreshers_is_closed_with_the_last_one() -> None:
+    class Closing(ScriptedSource):
+        closed = 0
+
+        async def aclose(self) -> None:
+            self.closed += 1
+
+    source = Closing(PAIR)
+    first, second = aiopqr.Refresher(source), aiopqr.Refresher(source)
+    await first.start()
+    await second.start()
+    await first.close()
+    assert source.closed == 0
+    await second.refresh()
+    await second.close()
+    assert source.closed == 1
+
+
 async def test_a_connector_of_a_shared_refresher_leaves_it_open() -> None:
     async with aiopqr.Refresher(ScriptedSource(PAIR)) as refresher:
         async with aiopqr.Connector(credentials=refresher):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from aiopqr._connect.alternation import Alternator, Wait
 from aiopqr._refresh.quarantine import Attempt
@@ -49,15 +49,26 @@ def test_a_move_away_from_an_account_keeps_it_as_a_last_resort_only() -> None:
     last = a.begin(0.0)
     assert isinstance(last, Attempt)
     assert last.credential.username == "old"
-    assert not a.is_superseded(last), "it serves for as long as it is needed"
+    assert not a.is_superseded(last, 0.0), "it serves for as long as it is needed"
     assert not a.has_left(last)
     a.replace(renaming.completed(single("new", "2")))
-    assert a.is_superseded(last)
+    assert a.is_superseded(last, 0.0)
     a.rejected(last, Verdict.CREDENTIAL, 0.0)
     newer = a.begin(0.0)
     assert isinstance(newer, Attempt)
     a.rejected(newer, Verdict.CREDENTIAL, 0.0)
     assert isinstance(a.begin(0.0), Wait)
+
+
+def test_the_account_before_serves_while_the_new_one_has_expired() -> None:
+    new = Credential("new", "n", expires_at=datetime.now(UTC) + timedelta(seconds=5))
+    a = Alternator(replace(CredentialPair.single(new), last_resort=Credential("old", "o")))
+    a.expiry.hear(a.pair, 0.0, datetime.now(UTC))
+    last = a.begin(6.0)
+    assert isinstance(last, Attempt)
+    assert last.credential.username == "old"
+    assert not a.is_superseded(last, 6.0), "nothing else works"
+    assert a.is_superseded(last, 1.0)
 
 
 def test_nothing_is_kept_where_the_account_ends_with_its_lease_or_the_user_says_so() -> None:

@@ -44,6 +44,20 @@ async def test_two_leases_are_a_pair_that_ends_its_sessions_and_are_revoked_at_t
     assert await vault_database.leases("app") == []
 
 
+async def test_a_source_of_two_pools_keeps_its_leases_until_the_last_of_them_is_closed(
+    postgres: RotatingPostgres, vault_database: VaultDatabase
+) -> None:
+    await vault_database.dynamic_role("app", ttl="1h")
+    shared, dsn = source(vault_database), f"{postgres.dsn}?sslmode=disable"
+    async with aiopqr.create_pool(dsn, credentials=shared, min_size=1, max_size=1) as last:
+        async with aiopqr.create_pool(dsn, credentials=shared, min_size=1, max_size=1) as first:
+            assert await first.fetchval("SELECT 1") == 1
+        assert len(await vault_database.leases("app")) == 2
+        await last.expire_connections()
+        assert await last.fetchval("SELECT 1") == 1
+    assert await vault_database.leases("app") == []
+
+
 async def test_leases_are_renewed_and_then_replaced_one_at_a_time(vault_database: VaultDatabase) -> None:
     await vault_database.dynamic_role("app", ttl="3s", max_ttl="5s")
     begun = time.monotonic()
