@@ -1,4 +1,4 @@
-"""What the simulated fleets come to, in tables and in advice whose figures are filled in from the results."""
+"""Writes the page about the simulated fleets: tables, and advice whose figures come from the results."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ def page(result: dict[str, Any]) -> str:
 
 def _about() -> str:
     return (
-        "# A fleet, simulated\n\n`make fleet` made this page. The machines that decide in aiopqr (alternation, "
-        "refresh, lifetimes) run here as they are, in virtual time; database and store are simulated. The "
-        f"store is AWS Secrets Manager, with its limits of {DESCRIBE_LIMIT:,.0f} DescribeSecret and "
-        f"{GET_LIMIT:,.0f} GetSecretValue a second: a fetch is one of the former, and one of the latter for "
-        "each version that is new to the instance. It shows a new password 1 s after the database has it. "
-        "Every instance keeps 20 connections. **All instances start within one second**, unless said otherwise "
-        "(one whose first fetch fails tries again, as a service does that is started again), and passwords "
-        "change in the middle of the wave in which all those connections are replaced for the first time: the "
-        "worst moment there is. With the store down, the password still changes, which no rotator that writes "
-        "to that store would do. An hour is simulated.\n\n![store calls, connects and failed "
-        "logins](fleet.png)\n"
+        "# A simulated fleet\n\n`make fleet` made this page. It runs the code that decides in aiopqr (alternation, "
+        "refresh, lifetimes) as it is, in virtual time, against a simulated database and store. The store is AWS "
+        f"Secrets Manager, which answers up to {DESCRIBE_LIMIT:,.0f} DescribeSecret and {GET_LIMIT:,.0f} "
+        "GetSecretValue calls a second. A fetch is one DescribeSecret, and one GetSecretValue for each version that "
+        "the instance has not seen. The store shows a new password 1 s after the database has it. Each instance keeps "
+        "20 connections, and each run simulates an hour.\n\nThe runs assume the worst. **All instances start within "
+        "one second**, except where a heading says otherwise, and a password changes in the middle of the wave in "
+        "which all those connections are replaced for the first time. Where the store is down, the password changes "
+        "nevertheless, although a rotator that writes to that store would wait.\n\n"
+        "![Store calls, connects and failed logins a second](fleet.png)\n"
     )
 
 
 def _scenes(result: dict[str, Any]) -> str:
     parts = [
         (
-            "## What the fleet asks of the store and of the server\n\nBusiest seconds are those after the "
-            "start, but for the start's own. *Calls* are of both kinds together. *Failed logins* are the mean "
-            "of all instances for each rotation, and the most that one instance had between two.\n"
+            "## What the fleet asks of the store and of the server\n\n*Calls* counts both kinds. *Busiest second* "
+            "leaves out the start, which has a column of its own. *Failed logins* gives the mean for an instance and "
+            "a rotation, and the most that any instance had from one rotation to the next.\n"
         )
     ]
     for scene in SCENES:
@@ -61,13 +60,18 @@ def _scenes(result: dict[str, Any]) -> str:
         head = (
             *("instances", "calls/s", "busiest second", "at the start", "throttled"),
             *("connects/s", "busiest second", "at the start"),
-            *("failed logins: mean; most", "busiest second", "longest wholly stale", "replacements that waited"),
+            *(
+                "failed logins: mean; most",
+                "busiest second",
+                "longest without a valid password",
+                "replacements that waited",
+            ),
         )
         if rows:
             parts.append(f"### {scene[0].upper()}{scene[1:]}\n\n" + table(head, rows))
     parts.append(
-        "*Wholly stale*: none of the passwords that the instance holds is in force. Its open connections serve on, and "
-        "what it would replace them with waits for the store.\n"
+        "*Longest without a valid password*: for how long an instance held only passwords that had been changed. Its "
+        "open connections stay in use meanwhile, and their replacements wait for the store.\n"
     )
     return "\n".join(parts)
 
@@ -87,12 +91,12 @@ def _scaling(result: dict[str, Any]) -> str:
                     f"{run['describes_peak'] / each:.2f}",
                 )
             )
-    days = " A day of the small fleets stands beside their hour." if result["days"] else ""
+    days = " The table shows an hour and a day of the small fleets." if result["days"] else ""
     return (
-        "## The figures scale\n\nFor each instance, whatever the size. So a day of the largest fleet, which "
-        f"would take too long to simulate, is what a day of the small ones is.{days} (The hour's means have the "
-        "common start's wave in them, and its failed logins are those of the rotations that fall into a wave; "
-        "in a day the waves flatten.)\n\n"
+        "## The figures scale\n\nWhat an instance asks for does not depend on the size of the fleet. So a day of a "
+        f"large fleet, which would take too long to simulate, is like a day of a small one.{days} An hour's means "
+        "include the wave after the common start, and its rotations fall into such a wave; over a day the waves "
+        "flatten.\n\n"
         + table(
             ("instances", "calls a minute", "connects a minute", "failed logins a rotation", "fetches, busiest second"),
             rows,
@@ -116,14 +120,26 @@ def _tokens(result: dict[str, Any]) -> str:
         return ""
     head = ("instances", "scene", "tokens/s", "busiest second", "at the start", "longest without a token")
     return (
-        "## Tokens\n\nFor each instance, a token is fetched when about two thirds of the one before have passed, "
-        "and once for all pools that share a refresher.\n\n" + table(head, rows)
+        "## Tokens\n\nAn instance fetches its next token when about two thirds of the current one's life have passed. "
+        "Pools that share a refresher share the token.\n\n" + table(head, rows)
     )
 
 
 def advice(result: dict[str, Any]) -> str:
     """Which lifetime and interval for which fleet."""
-    sweep = result["sweep"]
+    return "\n".join(
+        (
+            "## Which lifetime and interval for which fleet\n",
+            "For one instance with 20 connections, through one rotation at the worst moment:\n",
+            _sweep(result),
+            *_advice_on_the_store(result),
+            *_advice_on_failed_logins(result),
+            *_advice_on_starts(result),
+        )
+    )
+
+
+def _sweep(result: dict[str, Any]) -> str:
     rows = [
         (
             f"{lifetime:g} s",
@@ -134,93 +150,116 @@ def advice(result: dict[str, Any]) -> str:
         )
         for lifetime in LIFETIMES
         for interval in INTERVALS
-        for run in [sweep[f"{lifetime:g} {interval:g}"]]
+        for run in [result["sweep"][f"{lifetime:g} {interval:g}"]]
     ]
+    head = ("`max_lifetime`", "`refresh_interval`", "calls a minute", "connects a minute", "failed logins a rotation")
+    return table(head, rows)
+
+
+def _failed(result: dict[str, Any], interval: int) -> str:
+    run = result["sweep"][f"1800 {interval}"]
+    return f"{run['failed_logins'] / run['instances']:.2f}"
+
+
+def _advice_on_the_store(result: dict[str, Any]) -> list[str]:
+    big = _largest(result)
+    calm, worst = min(bearable(run) for run in big if not run["outage"]), min(map(bearable, big))
+    return [
+        (
+            f"- **Up to {_round(worst):,} instances on one store, keep the defaults** (1800 s and 60 s). By the "
+            "busiest seconds above, that many stay within the store's limits even after it was down while every "
+            f"password changed. As long as the store is up, {_round(calm):,} do. Both figures are extrapolated."
+        ),
+        (
+            "- **With more instances, lengthen `refresh_interval`, not `max_lifetime`.** The interval only decides "
+            "how soon a pool notices a change before a login fails. With 900 s, a rotation that is not announced "
+            f"costs an instance {_failed(result, 900)} failed logins instead of {_failed(result, 60)}: one refusal is "
+            "enough to notice."
+        ),
+    ]
+
+
+def _advice_on_failed_logins(result: dict[str, Any]) -> list[str]:
+    starved = _starved(result)
+    announced = [run for name, run in result["scenes"].items() if "announced" in name]
+    lost = sum(run["failed_logins"] for run in announced)
+    sizes = ", ".join(f"{size:,}" for size in sorted({run["instances"] for run in announced}))
+    return [
+        (
+            "- **If your server, proxy or auditor counts failed logins, announce rotations**, as `aiopqr rotate` does "
+            "by default: it waits for `--refresh-interval` plus 10 s between staging a password and setting it. In "
+            f"the runs with an announcement, fleets of {sizes} instances had {lost:,} failed logins in all."
+        ),
+        (
+            "- **If you cannot announce, shorten the interval**: an instance has "
+            f"{_failed(result, 10)} failed logins a rotation with 10 s, and {_failed(result, 300)} with 300 s. "
+            "(Supavisor, for one, blocks a client after 10.) With the store down while passwords change, one instance "
+            f"had up to {starved['most_failed']}."
+        ),
+        (
+            f"- **Leave more time between rotations than your store's longest outage.** With the store down while "
+            f"every password changed, {starved['instances']:,} instances were without a valid password for up to "
+            f"{starved['worst_stale']:,.0f} s."
+        ),
+    ]
+
+
+def _advice_on_starts(result: dict[str, Any]) -> list[str]:
+    largest = _largest(result)[0]
     first = next(iter(result["jitter"].values()))
-    waves = [
+    rows = [
         (f"{float(share):.0%}", f"{run['connects_peak']:,}", f"{run['connects_peak'] / first['connects_peak']:.0%}")
         for share, run in result["jitter"].items()
     ]
-    scenes = result["scenes"].values()
-    largest = max(scenes, key=lambda run: run["instances"])
-    starved = max((run for run in scenes if run["outage"] and run["rotations"] > 1), key=lambda r: r["instances"])
-    big = [run for run in scenes if run["instances"] == largest["instances"]]
-    calm = min(bearable(run) for run in big if not run["outage"])
-    worst = min(map(bearable, big))
-
-    def failed(lifetime: int, interval: int) -> str:
-        run = sweep[f"{lifetime} {interval}"]
-        return f"{run['failed_logins'] / run['instances']:.2f}"
 
     def connects(lifetime: int) -> str:
-        run = sweep[f"{lifetime} 60"]
+        run = result["sweep"][f"{lifetime} 60"]
         return f"{run['connects_mean'] / run['instances'] * 60:.2f}"
 
-    return "\n".join(
+    return [
         (
-            "## Which lifetime and interval for which fleet\n",
-            "For each instance of 20 connections, through one rotation at the worst moment:\n",
-            table(
-                (
-                    *("`max_lifetime`", "`refresh_interval`", "calls a minute", "connects a minute"),
-                    "failed logins a rotation",
-                ),
-                rows,
-            ),
+            f"- **If your server is short of CPU, lengthen `max_lifetime`**: an instance opens {connects(600)} "
+            f"connections a minute with 600 s, and {connects(7200)} with 7200 s."
+        ),
+        (
+            f"- **Roll a large fleet out over minutes.** {largest['instances']:,} instances that start within a "
+            f"second make {largest['describes_peak_start']:,} DescribeSecret and {largest['gets_peak_start']:,} "
+            f"GetSecretValue calls and open {largest['connects_peak_start']:,} connections in one second; "
+            f"{largest['throttled']:,} of the calls were throttled."
+        ),
+        (
+            "- **If a fleet must start together, raise `max_lifetime_jitter`**: its connections are replaced "
+            "together, one lifetime later, and the jitter spreads them.\n"
+        ),
+        table(
             (
-                f"- **Up to {_round(worst):,} instances on one store: leave both as they are** (1800 s, 60 s). "
-                "By the busiest seconds above, that many stay within the store's limits even when it was down "
-                f"while every password changed; {_round(calm):,} do as long as it is up, by extrapolation."
+                "`max_lifetime_jitter`, as a share of the lifetime",
+                f"connects in the busiest second, {first['instances']:,} instances",
+                "compared with the first row",
             ),
-            (
-                "- **Above that, lengthen `refresh_interval`, not `max_lifetime`.** The interval is only what "
-                "notices a rotation before a login fails: with 900 s a rotation costs an instance "
-                f"{failed(1800, 900)} failed logins instead of {failed(1800, 60)}, since one refusal is enough "
-                "to know."
-            ),
-            (
-                "- **A server that counts failed logins** (Supavisor blocks after 10, proxies and auditors "
-                f"alarm): a short interval, {failed(1800, 10)} failed logins an instance and rotation with 10 "
-                f"s, {failed(1800, 300)} with 300 s. With the store down while passwords change, one instance "
-                f"had up to {starved['most_failed']}."
-            ),
-            (
-                f"- **A server short of processors**: a long lifetime. {connects(600)} connects a minute and "
-                f"instance with 600 s, {connects(7200)} with 7200 s."
-            ),
-            (
-                "- **A fleet that starts together** has its connections replaced together, a lifetime later. "
-                "Spread that by `max_lifetime_jitter`:\n"
-            ),
-            table(
-                (
-                    "`max_lifetime_jitter`, of the lifetime",
-                    f"busiest second's connects, {first['instances']:,} instances",
-                    "of the first",
-                ),
-                waves,
-            ),
-            (
-                f"- **Starting {largest['instances']:,} within a second** asks "
-                f"{largest['describes_peak_start']:,} DescribeSecret and {largest['gets_peak_start']:,} "
-                f"GetSecretValue of the store in a second, of which {largest['throttled']:,} were throttled, "
-                f"and {largest['connects_peak_start']:,} connections of the servers: roll it out over minutes."
-            ),
-            (
-                f"- **The store down while every password changes**: {starved['instances']:,} instances were wholly "
-                f"stale for up to {starved['worst_stale']:,.0f} s. Leave at least an outage's length between them.\n"
-            ),
-        )
-    )
+            rows,
+        ),
+    ]
+
+
+def _largest(result: dict[str, Any]) -> list[dict[str, Any]]:
+    most = max(run["instances"] for run in result["scenes"].values())
+    return [run for run in result["scenes"].values() if run["instances"] == most]
+
+
+def _starved(result: dict[str, Any]) -> dict[str, Any]:
+    """The largest fleet whose store was down while every password changed."""
+    candidates = (run for run in result["scenes"].values() if run["outage"] and run["rotations"] > 1)
+    return max(candidates, key=lambda run: run["instances"])
 
 
 def bearable(run: dict[str, Any]) -> float:
-    """How many instances keep the busiest second, after the start, within the store's limits."""
+    """How large a fleet could be before its busiest second, after the start, exceeds the store's limits."""
     most = max(run["describes_peak"] / DESCRIBE_LIMIT, run["gets_peak"] / GET_LIMIT)
     return float(run["instances"] / most)
 
 
 def _round(value: float) -> int:
-    """Down to one digit that counts."""
+    """Round down to one significant digit."""
     digits: int = 10 ** (len(str(int(value))) - 1)
     return int(value) // digits * digits

@@ -1,8 +1,8 @@
 """The fleet, simulated: sizes, rotations, outages and starts, and which lifetime and interval suit which size.
 
-A whole day of the largest fleet takes too long, so each size is run for an hour that holds a common start, the wave in
-which all connections are replaced, and rotations at the worst moment; and a day of a small fleet is run beside its
-hour, to show that nothing comes after the hour that the hour does not show.
+A day of the largest fleet takes too long. So each size runs for an hour that includes a common start, the wave in
+which all connections are replaced, and rotations at the worst moment. A small fleet also runs for a day, to show that
+the hour leaves nothing out.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SCENES: dict[str, dict[str, Any]] = {
     "one rotation, the store down for 20 minutes": {"outage": OUTAGE},
     "a rotation every 10 minutes, the store down for 20 minutes": {"rotate_every": 600.0, "outage": OUTAGE},
     "one rotation, started within ten minutes": {"start_within": 600.0},
-    "one rotation, announced 70 s before": {"announce": 70.0},
-    "a rotation every 10 minutes, each announced 70 s before": {"rotate_every": 600.0, "announce": 70.0},
+    "one rotation, announced 70 s ahead": {"announce": 70.0},
+    "a rotation every 10 minutes, each announced 70 s ahead": {"rotate_every": 600.0, "announce": 70.0},
 }
 
 TOKEN_SCENES: dict[str, dict[str, Any]] = {
