@@ -62,26 +62,25 @@ def _bars(
 
 def _speed(plt: Any, results: dict[str, Any]) -> Any:
     churning = next(p for p in results["churn"]["points"] if (p["tasks"], p["how"], p["loop"]) == churn.MAIN)["peers"]
-    used = next(p for p in results["steady"]["points"] if (p["operation"], p["tasks"], p["loop"]) == steady.MAIN)[
-        "peers"
-    ]
-    figure, axes = plt.subplots(1, 3, figsize=(14, 2.9), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(17, 2.9), layout="constrained")
     names = [name for name in churning if name != churn.CONTROL]
-    limits = {churn.TRUST, "bare connections"}
+    limits = {churn.TRUST, steady.BARE}
     rates = [churning[name]["rate"] for name in names]
     _bars(axes[0], "new connections a second, 8 at a time, SCRAM", names, rates, 1, limits)
     spent = [name for name in names if name != churn.PGBENCH]
     cpus = [churning[name]["cpu"] for name in spent]
     _bars(axes[1], "client CPU for a new connection, ms", spent, cpus, 1e3, limits)
-    names = [name for name in used if name != steady.CONTROL]
-    _bars(
-        axes[2],
-        "SELECT 1 a second, 10 tasks",
-        names,
-        [used[name]["rate"] for name in names],
-        1,
-        limits,
-    )
+    for axis, point, title in (
+        (axes[2], steady.MAIN, "SELECT 1 a second, 10 tasks on 10 connections"),
+        (axes[3], steady.NEAR, "SELECT 1 a second, 1 task, round trip 1 ms"),
+    ):
+        used = next(
+            one["peers"]
+            for one in results["steady"]["points"]
+            if all(one[name] == value for name, value in point._asdict().items())
+        )
+        names = [name for name in used if name != steady.CONTROL]
+        _bars(axis, title, names, [used[name]["rate"] for name in names], 1, limits)
     return figure
 
 

@@ -95,18 +95,17 @@ def churn_section(result: dict[str, Any], _about: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-_OPERATIONS = {"hold": "acquire and release alone", "select": "`SELECT 1`", "rows": "ten rows"}
-
-
 def steady_section(result: dict[str, Any], about: dict[str, Any]) -> str:
     parts = [
         (
-            f"## Steady: pools of {steady.SIZE}\n\nasyncpg and aiopqr run a query by itself. So do psycopg_pool and "
-            "SQLAlchemy in autocommit mode; as they come, they make every use a transaction. aiopqr resets the session "
-            "on release as asyncpg does; its transaction reset only rolls back, as theirs do. Ratios are to asyncpg's "
-            "pool in the same round. p99.9 is of at least 50,000 samples, or not given. *Fair* is the slowest task "
-            "over the fastest in a run of seconds, where tasks have to wait. The points that targets are for are the "
-            f"rounds of {about['generations']} sets of processes.\n"
+            "## Steady: acquire, query, release\n\nasyncpg and aiopqr run a bare query, and so do psycopg_pool and "
+            "SQLAlchemy in autocommit mode. By default, those two wrap every use in a transaction. aiopqr's default "
+            "resets the session on each release, as asyncpg does. *Deferred reset* does the same, but the release does "
+            "not wait for it; *transaction reset* only rolls back, as psycopg_pool and SQLAlchemy do. Ratios are to "
+            "asyncpg's pool in the same round. Where a round trip is given, a proxy delays each direction by half of "
+            "it; elsewhere the server is on the same machine. p99.9 is given where there are at least 50,000 samples. "
+            "*Fair* is the slowest task's share over the fastest's, where tasks have to wait. Points with a target are "
+            f"measured in {about['generations']} sets of processes.\n"
         )
     ]
     for point in result["points"]:
@@ -122,8 +121,8 @@ def steady_section(result: dict[str, Any], about: dict[str, Any]) -> str:
             )
             for name, peer in point["peers"].items()
         ]
-        tasks = f"{point['tasks']} task{'s' if point['tasks'] > 1 else ''}"
-        parts.append(f"### {_OPERATIONS[point['operation']]}, {tasks}, {point['loop']}\n")
+        title = steady.titled(steady.Point(*(point[name] for name in steady.Point._fields)))
+        parts.append(f"### {title[0].upper()}{title[1:]}\n")
         head = ("", "operations/s", "ratio", "CPU each", "ratio", "p50 ms", "p99 ms", "p99.9 ms", "fair")
         parts.append(table(head, rows) + warning(point["peers"][steady.CONTROL]["rate_ratio"], "two of asyncpg"))
     return "\n".join(parts)

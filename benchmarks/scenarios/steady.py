@@ -1,4 +1,4 @@
-"""Steady: acquire and release, alone and with a query. Throughput, client CPU, latency, fairness."""
+"""Steady: acquire and release, alone and with a query, near the server and at a distance: speed, CPU, fairness."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import math
 import statistics
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..distance import at_distance
 from ..measure import Judged, Spread, Target, interleave, p999, percentile, ratios
 from ..stage import Stage, stage
 from ..workers import RemoteWorker, latencies
@@ -18,6 +19,7 @@ REFERENCE, CONTROL = "asyncpg", "asyncpg again"
 FULL, DEFERRED, TRANSACTION = "aiopqr", "aiopqr, deferred reset", "aiopqr, transaction reset"
 PSYCOPG, ALCHEMY = "psycopg_pool", "SQLAlchemy"
 AUTOCOMMIT = (f"{PSYCOPG}, autocommit", f"{ALCHEMY}, autocommit")  # these send the server what that reset sends
+BARE = "bare connections"
 PEERS = {
     REFERENCE: REFERENCE,
     CONTROL: REFERENCE,
@@ -27,64 +29,95 @@ PEERS = {
     PSYCOPG: PSYCOPG,
     ALCHEMY: ALCHEMY,
     **{name: name for name in AUTOCOMMIT},
-    "bare connections": "bare connections",
+    BARE: BARE,
 }
-SIZE = 10
-OPERATIONS = ("hold", "select", "rows")
-MAIN = ("select", 10, "asyncio")
-CROWD = ("select", 100, "asyncio")
+ROUND_TRIPS = 30  # in one run, at least
+
+
+class Point(NamedTuple):
+    """``tasks`` tasks on a pool of ``size``, with a server that is ``delay`` seconds away in each direction."""
+
+    operation: str
+    tasks: int
+    loop: str
+    size: int = 10
+    delay: float = 0.0
+
+
+MAIN = Point("select", 10, "asyncio")
+UVLOOP = Point("select", 10, "uvloop")
+CROWD = Point("select", 100, "asyncio")
+ALONE = Point("select", 1, "asyncio")  # always a connection to spare, which is how pools run
+SPARE = Point("select", 10, "asyncio", size=40)
+NEAR = Point("select", 1, "asyncio", delay=0.0005)
+FAR = Point("select", 1, "asyncio", delay=0.005)
+JUDGED = (MAIN, UVLOOP, CROWD, ALONE, SPARE, NEAR, FAR)
+WITH_TAILS = (MAIN, CROWD)
+
+
+def points_of(plan: Plan) -> list[Point]:
+    if plan.quick:
+        return [Point("hold", 10, "asyncio"), MAIN, CROWD, ALONE, NEAR]
+    points = [
+        *(Point(operation, tasks, "asyncio") for operation in ("hold", "select", "rows") for tasks in (1, 10)),
+        *(CROWD, SPARE, NEAR, FAR),
+    ]
+    if plan.uvloop:
+        points += [Point(operation, tasks, "uvloop") for operation in ("hold", "select") for tasks in (1, 10)]
+        points += [SPARE._replace(loop="uvloop"), NEAR._replace(loop="uvloop")]
+    return points
 
 
 async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
     """Every point of the scenario, and the targets judged."""
-    loops = ("asyncio", "uvloop") if plan.uvloop else ("asyncio",)
-    points = [(operation, tasks, loop) for loop in loops for operation in OPERATIONS for tasks in (1, 10, 100)]
-    if plan.quick:
-        points = [("hold", 10, "asyncio"), MAIN, CROWD]
-    async with stage(max_connections=250) as place:
-        results = [await _point(place, *point, plan, progress) for point in points]
+    async with stage(max_connections=500) as place:
+        results = [await _point(place, point, plan, progress) for point in points_of(plan)]
     return {"points": results, "targets": judge(results)}
 
 
-async def _point(place: Stage, operation: str, tasks: int, loop: str, plan: Plan, progress: Progress) -> dict[str, Any]:
-    is_judged = (operation, tasks, loop) in (MAIN, CROWD)
-    # Two processes of the same peer may differ by some percent as long as they live, so a verdict takes several.
-    generations = plan.generations if is_judged else 1
-    samples = math.ceil(plan.tail / generations) if is_judged or plan.every_tail else 0
-    steps = Steps(progress, f"steady: {operation}, {tasks} tasks, {loop}", generations * plan.pairs * len(PEERS))
+async def _point(place: Stage, point: Point, plan: Plan, progress: Progress) -> dict[str, Any]:
+    # Two processes of the same peer may differ by some percent as long as they live, so a verdict takes several. At a
+    # distance the time goes into waiting, which is the same in all.
+    generations = plan.generations if point in JUDGED and not point.delay else 1
+    samples = math.ceil(plan.tail / generations) if point in WITH_TAILS or plan.every_tail else 0
+    what = f"steady: {point.operation}, {point.tasks} tasks on {point.size}, {point.loop}"
+    what += f", {point.delay * 1000:g} ms away" if point.delay else ""
+    steps = Steps(progress, what, generations * plan.pairs * len(PEERS))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in PEERS}
     shares: dict[str, list[float]] = {name: [] for name in PEERS}
     for generation in range(generations):
         async with AsyncExitStack() as stack:
-            workers = {name: await stack.enter_async_context(RemoteWorker(loop, name)) for name in PEERS}
-            opening = {"where": place.where.as_message(), "size": SIZE}
+            where = await stack.enter_async_context(at_distance(place.where, point.delay))
+            workers = {name: await stack.enter_async_context(RemoteWorker(point.loop, name)) for name in PEERS}
+            opening = {"where": where.as_message(), "size": point.size}
             await asyncio.gather(*(workers[name].ask("open", peer=peer, **opening) for name, peer in PEERS.items()))
-            slots = {n: await _slot(worker, operation, tasks, plan, samples) for n, worker in workers.items()}
+            slots = {name: await _slot(worker, point, plan, samples) for name, worker in workers.items()}
             more = await interleave(slots, plan.pairs, steps.advance, seed=generation)
             while any(sum(run["operations"] for run in own) < samples for own in more.values()):
                 for name, own in (await interleave(slots, 1, seed=len(more[CONTROL]))).items():
                     more[name] += own
             for name, own in more.items():
                 runs[name] += own
-            if tasks > SIZE and operation != "hold":
+            if point.tasks > point.size and point.operation != "hold":
                 for name, worker in workers.items():  # in one long run: in a short one each task has a turn or two
-                    long = await worker.ask("run", operation=operation, tasks=tasks, seconds=plan.fair_slot)
+                    long = await worker.ask("run", operation=point.operation, tasks=point.tasks, seconds=plan.fair_slot)
                     shares[name].append(min(long["per_task"]) / max(long["per_task"]))
-    return {"operation": operation, "tasks": tasks, "loop": loop, "peers": summarize(runs, shares)}
+    return {**point._asdict(), "peers": summarize(runs, shares)}
 
 
 async def _slot(
-    worker: RemoteWorker, operation: str, tasks: int, plan: Plan, samples: int
+    worker: RemoteWorker, point: Point, plan: Plan, samples: int
 ) -> Callable[[], Awaitable[dict[str, Any]]]:
     """One run of a peer that is warm, long enough for all of them together to come to so many samples."""
 
     def run(seconds: float) -> Awaitable[dict[str, Any]]:
-        return worker.ask("run", operation=operation, tasks=tasks, seconds=seconds)
+        return worker.ask("run", operation=point.operation, tasks=point.tasks, seconds=seconds)
 
-    await run(plan.steady_slot)  # opens what has to be opened, and fills the caches
-    trial = await run(plan.steady_slot)
+    least = max(plan.steady_slot, ROUND_TRIPS * 2 * point.delay)
+    await run(least)  # opens what has to be opened, and fills the caches
+    trial = await run(least)
     rate = trial["operations"] / trial["seconds"]
-    seconds = max(plan.steady_slot, 1.25 * samples / plan.pairs / rate)
+    seconds = max(least, 1.25 * samples / plan.pairs / rate)
     return lambda: run(seconds)
 
 
@@ -110,23 +143,47 @@ def summarize(runs: dict[str, list[dict[str, Any]]], shares: dict[str, list[floa
     return summary
 
 
+# At least so much of the other peer's operations a second, at a point.
+TARGETS: tuple[tuple[Point, str, str, float], ...] = (
+    *((point, FULL, REFERENCE, 1.05) for point in (MAIN, UVLOOP)),
+    *((point, DEFERRED, REFERENCE, 1.15) for point in (MAIN, UVLOOP)),
+    (MAIN, TRANSACTION, AUTOCOMMIT[0], 1.15),
+    (MAIN, TRANSACTION, BARE, 0.85),
+    (ALONE, DEFERRED, REFERENCE, 1.85),
+    (ALONE, DEFERRED, TRANSACTION, 0.92),
+    (SPARE, DEFERRED, REFERENCE, 1.3),
+    (SPARE, DEFERRED, TRANSACTION, 0.7),
+    *(
+        (point, ours, theirs, limit)
+        for point in (NEAR, FAR)
+        for ours, theirs, limit in (
+            (FULL, REFERENCE, 0.99),
+            (DEFERRED, REFERENCE, 1.9),
+            (DEFERRED, PSYCOPG, 1.0),
+            (DEFERRED, ALCHEMY, 1.0),
+        )
+    ),
+)
+
+
 def judge(points: list[dict[str, Any]]) -> list[Judged]:
-    """The targets: ``SELECT 1`` from 10 tasks, and fairness among 100 tasks on 10 connections."""
-    found = {(p["operation"], p["tasks"], p["loop"]): p["peers"] for p in points}
-    peers = found[MAIN]
-    noise = peers[CONTROL]["rate_ratio"].noise
+    """The targets that were measured, and fairness among 100 tasks on 10 connections."""
+    found = {Point(*(point[name] for name in Point._fields)): point["peers"] for point in points}
+    judged = []
+    for point, ours, theirs, limit in TARGETS:
+        if peers := found.get(point):
+            ratio = ratios(peers[ours]["rates"], peers[theirs]["rates"]).median
+            noise = peers[CONTROL]["rate_ratio"].noise
+            judged.append(Judged(Target(f"steady, {titled(point)}: {ours}, over {theirs}", limit), ratio, noise))
+    name = f"steady, {titled(CROWD)}: slowest task over fastest"
+    return [*judged, Judged(Target(name, 0.5), found[CROWD][FULL]["fairness"], 0.0)]
 
-    def over(ours: str, theirs: str) -> float:
-        return ratios(peers[ours]["rates"], peers[theirs]["rates"]).median
 
-    name = "steady, SELECT 1, 10 tasks: operations/s"
-    return [
-        Judged(Target(f"{name}, full reset, over asyncpg.create_pool", 0.97), over(FULL, REFERENCE), noise),
-        Judged(Target(f"{name}, transaction reset, over psycopg_pool", 1.2), over(TRANSACTION, PSYCOPG), noise),
-        Judged(Target(f"{name}, transaction reset, over SQLAlchemy", 2.0), over(TRANSACTION, ALCHEMY), noise),
-        Judged(
-            Target("steady, SELECT 1, 100 tasks on 10 connections: slowest task over fastest", 0.5),
-            found[CROWD][FULL]["fairness"],
-            0.0,
-        ),
-    ]
+OPERATIONS = {"hold": "acquire and release alone", "select": "`SELECT 1`", "rows": "ten rows"}
+
+
+def titled(point: Point) -> str:
+    """A point in words."""
+    tasks = f"{point.tasks} task{'s' if point.tasks > 1 else ''} on {point.size} connections"
+    away = f", round trip {2 * point.delay * 1000:g} ms" if point.delay else ""
+    return f"{OPERATIONS[point.operation]}, {tasks}, {point.loop}{away}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import benchmarks.__main__ as program
 from aiopqr.testing import EmbeddedPostgres
 from benchmarks import fleet_report, peers, report
+from benchmarks.distance import at_distance
 from benchmarks.measure import Judged, Spread, Target
 from benchmarks.peers import Account, Entry, MissingPeer, Where
 from benchmarks.scenarios import churn, fleet, rotation, steady
@@ -173,3 +175,29 @@ def test_the_full_run_has_fifteen_pairs_and_tails_of_fifty_thousand() -> None:
     assert plan.tail >= 50_000
     assert program.plan_of(program.arguments(["quick"])).quick
     assert program.plan_of(program.arguments(["churn", "--pairs", "3"])).pairs == 3
+
+
+async def test_a_server_at_a_distance_answers_later_and_in_order() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100):
+            writer.write(data)
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1")
+    where = Where(*server.sockets[0].getsockname()[:2], "postgres", Account("a", "b"), Account("c", "d"))
+    async with server, at_distance(where, 0.02) as far:
+        reader, writer = await asyncio.open_connection(far.host, far.port)
+        began = time.perf_counter()
+        for number in range(100):
+            writer.write(b"%03d" % number)
+        assert await reader.readexactly(300) == b"".join(b"%03d" % number for number in range(100))
+        assert time.perf_counter() - began >= 0.04
+        writer.write_eof()
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+
+
+def test_every_target_of_the_steady_scenario_is_at_a_point_that_is_measured() -> None:
+    assert {point for point, *_ in steady.TARGETS} <= set(steady.points_of(Plan()))
+    assert steady.titled(steady.FAR) == "`SELECT 1`, 1 task on 10 connections, asyncio, round trip 10 ms"
