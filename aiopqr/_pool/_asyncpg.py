@@ -31,9 +31,8 @@ def reattach(connection: Any, con: Any) -> None:
     connection._con = con
 
 
-# How many queries and COPYs a connection has run, whose class `counting_copies` made. (In C: this is called twice for
-# each checkout.)
-queries_run = operator.attrgetter("_protocol.queries_count", "copies_run")
+# How much a connection has run whose class `counting_class` made. (In C: this is called twice for each checkout.)
+queries_run = operator.attrgetter("_protocol.queries_count", "others_run")
 connection_of = operator.attrgetter("_con")  # of a proxy that was just handed out, or of a place
 
 
@@ -42,10 +41,11 @@ def has_transaction(con: Any) -> bool:
     return con._top_xact is not None or con.is_in_transaction()
 
 
-def busy_check(con: Any) -> Callable[[], bool | None]:
+def busy_check(con: Any) -> Callable[..., bool | None]:
     """A function that says whether a query runs on ``con``, or one that was cancelled has not ended yet.
 
-    It returns None where that cannot be known without asking the server.
+    It returns None where that cannot be known without asking the server. ``has_run=False`` promises that `queries_run`
+    has not changed since the connection was idle, which spares the dearer half of the check.
     """
     protocol = getattr(con._protocol, "__wrapped__", con._protocol)  # monitoring agents put a proxy around it
     is_cancelling = protocol._is_cancelling
@@ -57,11 +57,13 @@ def busy_check(con: Any) -> Callable[[], bool | None]:
         in_use.attach()
         close_statement = protocol.close_statement
     except (TypeError, AttributeError):
-        return lambda: True if section._acquired or is_cancelling() else None
+        return lambda has_run=True: True if section._acquired or is_cancelling() else None
 
-    def is_busy() -> bool | None:
+    def is_busy(has_run: bool = True) -> bool | None:
         if section._acquired or is_cancelling():
             return True
+        if not has_run:
+            return False
         try:
             close_statement(in_use, None).send(None)
         except asyncpg.InternalClientError:
@@ -190,30 +192,39 @@ class _Unregistered:
         pass
 
 
-@functools.cache
-def counting_copies(base: Any) -> Any:
-    """A subclass of a connection class that counts COPY: asyncpg does not, and a COPY may change a session too.
+_COPIES = ("copy_from_table", "copy_from_query", "copy_to_table", "copy_records_to_table")
 
-    None if the class permits no subclass.
+
+@functools.cache
+def counting_class(base: Any) -> Any:
+    """A subclass of a connection class that counts what asyncpg's count of queries leaves out.
+
+    A COPY may change a session, too, and a statement that is being prepared keeps the connection busy. None if the
+    class permits no subclass.
     """
 
     def counted(name: str) -> Any:
-        copy = getattr(base, name)
+        method = getattr(base, name)
 
-        @functools.wraps(copy)
+        @functools.wraps(method)
         async def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-            self.copies_run += 1
-            return await copy(self, *args, **kwargs)
+            self.others_run += 1
+            return await method(self, *args, **kwargs)
 
         return run
 
+    @functools.wraps(base.cursor)
+    def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.others_run += 1  # it will prepare its statement
+        return base.cursor(self, *args, **kwargs)
+
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, *args, **kwargs)
-        self.copies_run = 0
+        self.others_run = 0
 
-    copies = ("copy_from_table", "copy_from_query", "copy_to_table", "copy_records_to_table")
     identity = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    members = {"__slots__": ("copies_run",), "__init__": init, **identity, **{name: counted(name) for name in copies}}
+    members = {"__slots__": ("others_run",), "__init__": init, "cursor": cursor, **identity}
+    members |= {name: counted(name) for name in ("prepare", *_COPIES)}
     try:
         return type(base)(base.__name__, (_Unregistered, base), members)
     except Exception:

@@ -99,7 +99,7 @@ class Checkouts:
     async def acquire(self, timeout: float | None) -> Any:
         if asyncio.get_running_loop() is not self._loop:
             raise self.wrong_loop()
-        policy, waiters = self._policy, self._waiters
+        policy, waiters, supply = self._policy, self._waiters, self._supply
         started = now = self._now()
         limit = policy.acquire_timeout if timeout is UNSET else timeout
         deadline = None if limit is None else started + limit
@@ -108,7 +108,9 @@ class Checkouts:
                 await waiters.enter(deadline)
                 now = self._now()
             try:
-                place = self._supply.take_nowait(now) or await self._supply.wait(deadline)
+                place = None if supply.waiting else supply.take_ready(now)
+                if place is None:
+                    place = await supply.wait(deadline)
                 pooled = self._open[connection_of(place)]
                 try:
                     connection = await place.acquire()
@@ -202,7 +204,7 @@ class Checkouts:
             self._wake_waiting()
             return
         has_run = not policy.counts_queries or queries_run(con) != checkout.queries
-        busy = pooled.is_busy() is not False
+        busy = pooled.is_busy(has_run) is not False
         checkout.needs_reset = policy.full_reset and (has_run or busy)
         if timeout is None and not policy.defers_reset:
             timeout = checkout.release_timeout

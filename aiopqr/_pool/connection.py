@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .._refresh import Attempt
@@ -41,18 +41,21 @@ def lifetime_option(max_lifetime: float, jitter: float | None) -> Lifetime:
     return Lifetime(longest, earlier)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Checkout:
-    """One use of a connection, from its acquire to the end of its release. It holds one of the pool's permits."""
+    """One use of a connection, from its acquire to the end of its release. It holds one of the pool's permits.
+
+    Most uses leave the fields that are not given as they are. They stay in the class then, which costs nothing.
+    """
 
     acquired_at: float
     queries: Any  # run before it
     release_timeout: float | None  # what the acquire was given
-    leak_timer: Any = None
-    is_releasing: bool = False
-    needs_reset: bool = True
-    release_by: float = math.inf
-    is_overdue: bool = False  # its release took too long, and the connection was terminated
+    leak_timer: Any = field(default=None, init=False)
+    is_releasing: bool = field(default=False, init=False)
+    needs_reset: bool = field(default=True, init=False)
+    release_by: float = field(default=math.inf, init=False)
+    is_overdue: bool = field(default=False, init=False)  # its release took too long, and the connection was terminated
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +67,7 @@ class PooledConnection:
     epoch: int  # of the pool, when the connect began
     born: float
     deadline: float
-    is_busy: Callable[[], bool | None]  # whether a query runs on it; None if only the server knows
+    is_busy: Callable[..., bool | None]  # whether a query runs on it; None if only the server knows
     stand_in: StandIn | None = None
     watch: WriterWatch | None = None  # where its server has to take writes
     idle_since: float = 0.0
@@ -102,11 +105,10 @@ class PooledConnection:
             self.stand_in.lend()
 
     def rest(self, is_busy: bool | None) -> None:
-        """It is idle from now on. Unless ``is_busy``, the server's goodbye will be heard."""
+        """It is idle from now on. If it is known not to be busy, the server's goodbye will be heard."""
         self.is_idle = True
-        stand_in = self.stand_in
-        if stand_in is not None and is_busy is False and stand_in.is_possible:
-            stand_in.watch()
+        if self.stand_in is not None and is_busy is False:
+            self.stand_in.watch()
 
     def was_used(self, since: float) -> bool:
         """Whether it was in use after ``since``."""

@@ -11,7 +11,7 @@ import asyncpg
 
 from ..errors import ConfigurationError
 from ..options import non_negative, optional_timeout, positive
-from ._asyncpg import counting_copies
+from ._asyncpg import counting_class
 
 Hook = Callable[[Any], Awaitable[None]]
 
@@ -58,7 +58,7 @@ def make_policy(
     countable = (
         connect is None and isinstance(connection_class, type) and issubclass(connection_class, asyncpg.Connection)
     )
-    counting = counting_copies(connection_class) if countable else None
+    counting = counting_class(connection_class) if countable else None
     return Policy(
         acquire_timeout=optional_timeout("acquire_timeout", acquire_timeout),
         reset_timeout=math.inf if reset_timeout is None else positive("reset_timeout", reset_timeout),

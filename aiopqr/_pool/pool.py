@@ -14,7 +14,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
-from typing import Any, Literal, Self, Unpack, cast
+from typing import Any, Literal, Self, Unpack
 
 import asyncpg
 
@@ -433,7 +433,7 @@ class AcquireContext(BaseAcquireContext[RecordT, ConnectionT]):
         if self.connection is not None or self.done:
             raise asyncpg.InterfaceError("a connection is already acquired")
         self.connection = con = await self.pool._checkouts.acquire(self.timeout)
-        return cast(ConnectionT, con)  # a proxy that has all its methods
+        return con  # type: ignore[no-any-return]  # a proxy that has all the methods of the connection
 
     async def __aexit__(  # type: ignore[override]
         self, kind: object = None, exc: BaseException | None = None, trace: object = None

@@ -234,7 +234,7 @@ class StandIn(asyncio.Protocol):
             self._end(exc)
 
     def watch(self) -> None:
-        """The connection is idle from now on. Only if :attr:`is_possible`."""
+        """The connection is idle from now on. Only if no query of asyncpg's is under way."""
         self._is_lent = False
 
     def lend(self) -> None:

@@ -65,11 +65,8 @@ class Supply:
 
     # What an acquirer asks for.
 
-    def take_nowait(self, now: float) -> Any:
-        """Take a place whose connection can be used as it is; None where one has to wait."""
-        return None if self.waiting else self._take_ready(now)
-
-    def _take_ready(self, now: float) -> Any:
+    def take_ready(self, now: float) -> Any:
+        """Take a place whose connection can be used as it is; None if there is none. Whoever waits comes first."""
         if (place := next_place(self.pool)) is None:
             return None
         pooled = self._open.get(connection_of(place))
@@ -112,7 +109,7 @@ class Supply:
         Who ``is_patient`` waits for the connections that are being reset: they will be there sooner than new ones.
         """
         coming = self.resetting if is_patient else 0
-        while (waiter := self._next_waiter()) and (place := self._take_ready(self._now())):
+        while (waiter := self._next_waiter()) and (place := self.take_ready(self._now())):
             self._hand_over(place, waiter)
         while len(self._jobs) + coming < len(self.waiting) and (place := next_place(self.pool)):
             served = set(self._jobs.values())

@@ -84,7 +84,10 @@ class IdleTimer(_Timer):
 
     def begin(self, pooled: PooledConnection) -> None:
         """A connection is idle from now on."""
-        if not self._is_armed and len(self._connections() or ()) > self._floor:
+        if self._is_armed:
+            return
+        connections = self._connections()
+        if connections is not None and len(connections) > self._floor:
             self._arm(pooled.idle_since + self._limit)
 
     def _end_what_is_due(self, connections: Connections, now: float) -> float:

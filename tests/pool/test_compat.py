@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import io
 import warnings
@@ -14,7 +15,7 @@ import pytest
 from asyncpg.pool import PoolConnectionProxy
 
 import aiopqr
-from aiopqr._pool._asyncpg import busy_check, counting_copies, give_at_once, queries_run, raw_connection
+from aiopqr._pool._asyncpg import busy_check, counting_class, give_at_once, queries_run, raw_connection
 from aiopqr.testing import RotatingPostgres
 
 from .conftest import MakePool, eventually
@@ -222,8 +223,8 @@ def test_the_counting_class_is_made_once_and_looks_like_the_users_own() -> None:
     class Mine(asyncpg.Connection):
         pass
 
-    counting = counting_copies(Mine)
-    assert counting is counting_copies(Mine)
+    counting = counting_class(Mine)
+    assert counting is counting_class(Mine)
     assert issubclass(counting, Mine)
     assert counting.__qualname__ == Mine.__qualname__
 
@@ -275,3 +276,40 @@ async def test_a_busy_check_asks_the_server_nothing(make_pool: MakePool) -> None
         assert is_busy()
         assert await running == 1
         assert not is_busy()
+
+
+async def test_what_keeps_a_connection_busy_is_counted_or_found_by_the_cheap_half_of_the_check(
+    make_pool: MakePool,
+) -> None:
+    async with make_pool(max_size=1) as pool, pool.acquire() as proxy:
+        con = raw_connection(proxy)
+        is_busy = busy_check(con)
+        statement = await proxy.prepare("select 2 from pg_sleep(0.01)")
+
+        async def copy_out() -> None:
+            await proxy.copy_from_query("select 3", output=io.BytesIO())
+
+        async def open_cursor() -> None:
+            with contextlib.suppress(asyncpg.NoActiveSQLTransactionError):
+                await proxy.cursor("select 4")
+
+        for use in (
+            lambda: proxy.execute("select 1"),
+            lambda: proxy.fetch("select 1"),
+            lambda: proxy.fetchval("select $1::int", 1),
+            lambda: proxy.executemany("select $1::int", [(1,), (2,)]),
+            lambda: proxy.prepare("select 5"),
+            statement.fetch,
+            copy_out,
+            open_cursor,
+            lambda: proxy.add_listener("channel", print),
+        ):
+            before = queries_run(con)
+            assert not is_busy(False)
+            running = asyncio.ensure_future(use())
+            await asyncio.sleep(0)
+            while not running.done():
+                assert queries_run(con) != before or is_busy(False)
+                await asyncio.sleep(0)
+            await running
+        await proxy.remove_listener("channel", print)
