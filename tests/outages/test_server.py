@@ -14,7 +14,7 @@ from support.load import Load
 from support.proxy import Proxy
 
 import aiopqr
-from aiopqr.testing import RotatingPostgres
+from aiopqr.testing import ContainerPostgres, RotatingPostgres
 
 from .conftest import MakePool, eventually, failures_in_a_row
 
@@ -72,6 +72,10 @@ async def test_a_restart_under_load_fails_only_queries_in_flight_and_is_met_by_n
 async def test_an_idle_pool_is_back_at_its_floor_after_a_restart_one_login_at_a_time(
     make_pool: MakePool, logged: RotatingPostgres
 ) -> None:
+    if isinstance(
+        logged.server, ContainerPostgres
+    ):  # a login that is accepted, but not answered, is overtaken by others
+        pytest.skip("Docker's proxy accepts connections for a server that is down")
     async with make_pool(min_size=8, max_size=8) as pool:
         mark = logged.server.mark()
         await logged.server.restart("immediate")
