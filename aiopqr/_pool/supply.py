@@ -217,11 +217,11 @@ class Supply:
                     pooled.idle_since = now = self._now()
                     pooled.trusted_until = now + self._check_after
                     return
-                vacate(place)
-                if self._now() - begun < SILENCE or not is_wanted:
-                    return  # another idle one may still be alive, and quicker to get than a new one
+                if self._now() - begun < SILENCE:
+                    is_wanted = False  # another idle one may still be alive, and quicker to get than a new one
         vacate(place)
-        await place.connect()
+        if is_wanted:
+            await place.connect()
 
     def _finished(self, place: Any, job: asyncio.Task[None]) -> None:
         owner = self._jobs.pop(job)
@@ -306,11 +306,10 @@ class Supply:
         """
         try:
             async with asyncio.timeout(CHECK_TIMEOUT):
-                if (watch := pooled.watch) is None:
+                if pooled.watch is None:
                     await pooled.con.execute("select 1")  # asyncpg fails on an empty query
                     return True
-                while (is_writer := await self._takes_writes(pooled, watch)) and watch.is_doubted:
-                    pass  # the doubt is younger than the question
+                is_writer = await self._takes_writes(pooled, pooled.watch)
         except Exception as exc:
             pooled.con.terminate()
             self._connections.distrust()
@@ -324,14 +323,19 @@ class Supply:
         return is_writer
 
     async def _takes_writes(self, pooled: PooledConnection, watch: WriterWatch) -> bool:
-        asked_at = self._now()
-        try:
-            if await pooled.con.execute(watch.query) == NO_WRITER:
-                self._connections.retire_read_only(pooled, watch, asked_at)
-                return False
-        except asyncpg.SyntaxOrAccessError:  # a server that cannot be asked is alive, and is left alone from now on
-            pooled.watch = None
-        watch.asked_at = max(asked_at, watch.asked_at)
+        """Ask the server, and again if the doubt is younger than the question."""
+        is_unsure = True
+        while is_unsure:
+            asked_at = self._now()
+            try:
+                if await pooled.con.execute(watch.query) == NO_WRITER:
+                    self._connections.retire_read_only(pooled, watch, asked_at)
+                    return False
+            except asyncpg.SyntaxOrAccessError:  # a server that cannot be asked is alive, and left alone from now on
+                pooled.watch = None
+                return True
+            watch.asked_at = asked_at
+            is_unsure = watch.is_doubted
         return True
 
     def _back_off(self, now: float) -> None:

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 import aiopqr
+from aiopqr._pool.writers import LOOK_EVERY, WriterWatch
 from aiopqr.events import Event, NotWritable
 from aiopqr.testing import RotatingPostgres
 
@@ -201,3 +202,32 @@ async def test_a_server_that_cannot_be_asked_keeps_its_connections(
             await write_after(pool, "begin read only")
         assert await pool.fetchval("select pg_backend_pid()") in before
         assert pool.stats().lost == 0
+
+
+class Settings:
+    """What a connection's server has reported."""
+
+    in_hot_standby = "off"
+
+
+def test_a_sign_counts_until_the_server_was_asked_after_it() -> None:
+    watch = WriterWatch("", ("in_hot_standby",), Settings(), 10.0)
+    watch.doubt(9.0)  # another connection's, from before this one was opened
+    assert not watch.look(10.0)
+    watch.doubt(11.0)
+    assert watch.look(12.0)
+    watch.asked_at = 11.5
+    assert not watch.look(12.0)
+
+
+def test_a_report_is_a_sign_once_and_is_looked_for_four_times_a_second() -> None:
+    settings = Settings()
+    watch = WriterWatch("", ("in_hot_standby", "reported_by_no_server"), settings, 0.0)
+    assert not watch.look(0.0)
+    settings.in_hot_standby = "on"
+    assert not watch.look(LOOK_EVERY - 0.001)
+    assert watch.look(LOOK_EVERY)
+    watch.asked_at = 1.0
+    assert not watch.look(2.0)
+    settings.in_hot_standby = "off"
+    assert not watch.look(3.0)
