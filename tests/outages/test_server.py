@@ -72,9 +72,7 @@ async def test_a_restart_under_load_fails_only_queries_in_flight_and_is_met_by_n
 async def test_an_idle_pool_is_back_at_its_floor_after_a_restart_one_login_at_a_time(
     make_pool: MakePool, logged: RotatingPostgres
 ) -> None:
-    if isinstance(
-        logged.server, ContainerPostgres
-    ):  # a login that is accepted, but not answered, is overtaken by others
+    if isinstance(logged.server, ContainerPostgres):  # a silent login is overtaken
         pytest.skip("Docker's proxy accepts connections for a server that is down")
     async with make_pool(min_size=8, max_size=8) as pool:
         mark = logged.server.mark()
