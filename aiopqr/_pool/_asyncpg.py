@@ -151,7 +151,13 @@ def place_of(con: Any) -> Any:
 def give(connection: Any, timeout: float | None, name: str) -> asyncio.Task[None]:
     """Release as ``asyncpg.Pool.release()`` does, in a task of its own: the caller's may be cancelled."""
     connection._con._on_release()
-    return asyncio.create_task(connection._holder.release(timeout), name=name)
+    return asyncio.create_task(_release(connection._holder, timeout), name=name)
+
+
+async def _release(place: Any, timeout: float | None) -> None:
+    if asyncio.get_running_loop().get_task_factory() is not None:
+        await asyncio.sleep(0)  # an eager task would overtake the end of a query that was just cancelled
+    await place.release(timeout)
 
 
 def give_at_once(connection: Any) -> None:

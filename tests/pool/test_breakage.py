@@ -311,7 +311,7 @@ async def test_an_acquire_whose_connection_comes_just_too_late_is_told_that_the_
 
 async def test_a_cancelled_acquire_is_cancelled_though_connect_returned_junk(make_pool: MakePool) -> None:
     async def connect(*_args: Any, **_kwargs: Any) -> object:
-        asyncio.get_running_loop().call_soon(acquiring.cancel)  # when this has returned, and nobody knows yet
+        asyncio.get_running_loop().call_soon(lambda: acquiring.cancel())  # when this has returned, and nobody knows yet
         return object()
 
     async with make_pool(max_size=1, connect=connect) as pool:
