@@ -3,7 +3,7 @@
 The routine (protocol field ``R``, asyncpg's ``server_source_function``) is not localised and tells apart what shares
 an SQLSTATE: 28000 is a locked account, a failed PAM login and a reject in pg_hba.conf. Proxies send no routine, so only
 for them is the text read. Sources: PostgreSQL's ``auth.c``, ``miscinit.c`` and ``postinit.c``; PgBouncer's ``client.c``
-and ``objects.c``; Supavisor's and pgcat's error modules.
+and ``objects.c``; the error texts of Supavisor, pgcat, PgDog, Pgpool-II and Neon.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ _BY_TEXT = _table(
     (r"permission denied for database|is not permitted to log in", Verdict.ACCOUNT),
     # PgBouncer, which says 08P01 whatever it is
     (r"(password|SASL|PAM|LDAP) authentication failed|no such user|^auth failed", Verdict.CREDENTIAL),
-    (r"no more connections allowed|too many (tcp )?(clients|connections)", Verdict.SERVER_FULL),
+    (r"no more connections allowed|too many ([a-z]+ )?(clients|connection)", Verdict.SERVER_FULL),
+    (r"pool (is )?(full|exhausted)|(connection|client) limit (is )?(reached|exceeded)", Verdict.SERVER_FULL),
     (r"remaining connection slots|max_(db_)?(client_)?conn(ections)?\b", Verdict.SERVER_FULL),
     (r"max clients|max client connections|EMAXCONN|MaxClientsIn", Verdict.SERVER_FULL),
     (r"server login (has been failing|failed)|cannot connect to server|server conn(ection)? crashed", Verdict.OUTAGE),
@@ -87,9 +88,12 @@ _BY_TEXT = _table(
     (r"IAM user authentication failed|access token has expired", Verdict.CREDENTIAL),
     (r"too many competing requests|rate of connection to proxy exceeded", Verdict.OUTAGE),
     (r"time[d ]-?out waiting|(borrow|check ?out|acquire|get) .*(pool|database connection)", Verdict.SERVER_FULL),
+    (r"check ?out timeout|all replicas banned", Verdict.SERVER_FULL),
     # Supavisor, pgcat
     (r"\(ENOTFOUND\) tenant/user|tenant or user not found|no pool configured for database", Verdict.ACCOUNT),
-    (r"\(ECIRCUITBREAKER\)|pool down", Verdict.OUTAGE),
+    (r"\(ECIRCUITBREAKER\)|circuit breaker open|pool (is )?down", Verdict.OUTAGE),
+    # Pgpool-II, Neon
+    (r"all backend nodes are down|not accepting any new connections|connect to compute node", Verdict.OUTAGE),
     (r"role .* does not exist", Verdict.ACCOUNT),
 )
 _CACHED_ERROR = re.compile(r"cached error: (.*)", re.DOTALL)

@@ -220,6 +220,13 @@ OBSERVED = (
         _one(lambda stats: stats.replacements.delayed_by is not None),
     ),
     Metric(
+        "aiopqr.connections.overdue",
+        Kind.UP_DOWN,
+        "{connection}",
+        "Open connections that are more than a second past the end of their lifetime.",
+        _one(lambda stats: stats.replacements.overdue),
+    ),
+    Metric(
         "aiopqr.connections.lost",
         Kind.COUNTER,
         "{connection}",

@@ -201,6 +201,18 @@ async def test_a_delayed_replacement_shows_as_long_as_it_is_delayed(postgres: Ro
     assert [list(metric.read(one)) for one in (stats, delayed)] == [[(0, {})], [(1, {})]]
 
 
+async def test_a_connection_that_is_held_past_its_lifetime_shows_as_overdue(
+    postgres: RotatingPostgres, metrics: Metrics
+) -> None:
+    overdue = asyncio.Event()
+    hear = [lambda event: overdue.set() if type(event).__name__ == "ConnectionOverdue" else None]
+    async with make_pool(postgres, max_lifetime=0.1, listeners=hear) as pool, pool.acquire():
+        instrument(pool, meter_provider=metrics.provider)
+        assert metrics.collect()["aiopqr.connections.overdue"] == {"": 0}
+        await overdue.wait()
+        assert metrics.collect()["aiopqr.connections.overdue"] == {"": 1}
+
+
 async def test_every_metric_of_the_table_is_exported(postgres: RotatingPostgres, metrics: Metrics) -> None:
     replaced = asyncio.Event()
     hear = [lambda event: replaced.set() if type(event).__name__ == "Replaced" else None]

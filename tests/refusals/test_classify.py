@@ -123,6 +123,22 @@ PROXIES = [
     ("58000", "could not get connection from the pool - AllServersDown", SERVER_FULL),
     ("58000", 'No pool configured for database: "orders", user: "app_odd"', ACCOUNT),
     ("58000", "Pool down for database", OUTAGE),
+    ("58000", "all replicas banned", SERVER_FULL),
+    # PgDog
+    ("28000", 'password for user "app_odd" and database "orders" is wrong, or the database does not exist', CREDENTIAL),
+    ("58000", "connection pool is down", OUTAGE),
+    ("58000", "checkout timeout", SERVER_FULL),
+    # Pgpool-II, Neon, and words that any other may use
+    ("53300", "Sorry, too many clients already", SERVER_FULL),
+    ("XX000", "pgpool is not accepting any new connections", OUTAGE),
+    ("XX000", "all backend nodes are down, pgpool requires at least one valid node", OUTAGE),
+    ("XX000", "Too many database connection attempts are currently ongoing.", SERVER_FULL),
+    ("XX000", "Couldn't connect to compute node", OUTAGE),
+    ("XX000", "too many active clients", SERVER_FULL),
+    ("XX000", "connection pool exhausted", SERVER_FULL),
+    ("58000", "the pool is full", SERVER_FULL),
+    ("08P01", "connection limit reached", SERVER_FULL),
+    ("XX000", "Circuit breaker open: unable to establish connection to upstream database", OUTAGE),
     # A server whose routine a proxy swallowed
     ("28000", 'no pg_hba.conf entry for host "10.0.0.1", user "app_odd", database "orders", no encryption', FATAL),
     ("28000", 'role "app_odd" is not permitted to log in', ACCOUNT),
