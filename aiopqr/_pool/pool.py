@@ -238,8 +238,13 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             raise
 
     def terminate(self) -> None:
-        """Terminate all connections, and cancel the background work, without waiting for it."""
+        """Terminate all connections, and cancel the background work, without waiting for it.
+
+        It may be called after the event loop has stopped, but not from another thread, nor once the loop is closed.
+        """
         if self._state in ("open", "closing"):
+            if self._event_loop.is_running() or self._event_loop.is_closed():
+                self._check_loop()
             self._state = "closed"
             self._closing = True  # asyncpg's own: it restores no floor from now on
             self._turn_away()
@@ -292,7 +297,11 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         self._connections.disown()
 
     def _check_loop(self) -> None:
-        if asyncio.get_running_loop() is not self._event_loop:
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is not self._event_loop:
             raise self._checkouts.wrong_loop()
 
     # What users of asyncpg's pool know, with credentials in mind.
@@ -319,6 +328,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
 
         :meth:`drain` opens the replacement first.
         """
+        self._check_loop()
         self._connections.expire_all()
         self._replacement.wake()
         await super().expire_connections()
@@ -376,7 +386,8 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         return self._checkouts.use_time
 
     def stats(self) -> PoolStats:
-        """A frozen snapshot. No secret is in it."""
+        """A frozen snapshot. No secret is in it. As all of the pool, it is for the event loop's own thread."""
+        self._check_loop()
         fields = self._connector.stats_fields()
         fields["failed"] += self._checkouts.failed
         alive = [pooled for pooled in self._connections if not pooled.con.is_closed()]

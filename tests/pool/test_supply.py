@@ -121,15 +121,23 @@ async def test_a_pool_keeps_to_its_own_event_loop(make_pool: MakePool) -> None:
         raised: list[str] = []
 
         async def elsewhere() -> None:
-            for call in (pool.acquire, lambda: pool.release(con), pool.refresh, pool.drain, pool.close):
+            calls = (pool.acquire, pool.refresh, pool.drain, pool.expire_connections, pool.close)
+            for call in (*calls, lambda: pool.release(con)):
                 with pytest.raises(aiopqr.PoolError) as caught:
                     await call()
                 raised.append(str(caught.value))
 
-        thread = threading.Thread(target=lambda: asyncio.run(elsewhere()))
+        def in_thread() -> None:
+            asyncio.run(elsewhere())
+            for call in (pool.stats, pool.terminate):  # as a sync endpoint would call them, without any loop
+                with pytest.raises(aiopqr.PoolError) as caught:
+                    call()
+                raised.append(str(caught.value))
+
+        thread = threading.Thread(target=in_thread)
         thread.start()
         await asyncio.to_thread(thread.join)
-        assert len(raised) == 5
+        assert len(raised) == 8
         assert all("belongs to the event loop" in text for text in raised)
         await pool.release(con)
         assert await pool.fetchval("select 1") == 1
