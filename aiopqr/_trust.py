@@ -1,8 +1,8 @@
 """What a login lets the server ask for: libpq's ``require_auth`` and ``channel_binding``, with a stricter default.
 
-libpq and asyncpg give any server the password in clear if it asks. Whoever answers in the server's place, on plain TCP
-or with a certificate that nobody checks, has then got it. By default the password is sent in clear only over TLS or a
-Unix socket. No rule here depends on what asyncpg does; `handshake` asks before it answers.
+libpq and asyncpg send any server the password as plain text if it asks. So whoever answers in the server's place,
+without TLS or with a certificate that nobody checks, has it. By default aiopqr sends the password as plain text only
+over TLS or a Unix socket. No rule here depends on what asyncpg does; `handshake` asks before it answers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Channel(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What the server may ask for. Without arguments, all but the password in clear over plain TCP."""
+    """What the server may ask for. Without arguments, everything but the password as plain text without TLS."""
 
     methods: frozenset[Method] = frozenset(Method)
     in_clear_over_tcp: bool = False
@@ -102,7 +102,7 @@ class Trust:
             )
         if method is Method.PASSWORD and channel is Channel.TCP and not self.in_clear_over_tcp:
             return (
-                "it asked for the password in clear over plain TCP. Use TLS (sslmode=verify-full), or allow it with "
+                "it asked for the password as plain text, without TLS. Use TLS (sslmode=verify-full), or allow it with "
                 "require_auth=password if nobody else can be on the way"
             )
         return None

@@ -1,4 +1,4 @@
-"""Checks of options when they are given, so that the error names the option, instead of a pool that behaves oddly."""
+"""Checks options as soon as they are given, so that a wrong one raises an error that names it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import ConfigurationError
 
 
 class ConnectArguments(TypedDict, total=False):
-    """What may be passed on to ``asyncpg.connect``, by its names there."""
+    """The arguments that are passed on to ``asyncpg.connect``."""
 
     host: str | Sequence[str] | None
     port: int | Sequence[int] | None
@@ -36,7 +36,7 @@ class ConnectArguments(TypedDict, total=False):
 
 
 class OneConnectArguments(ConnectArguments, total=False):
-    """What may be given to a single connect beside them."""
+    """The arguments of a single connect."""
 
     timeout: float | None
     connection_class: type[Any]
@@ -78,10 +78,10 @@ def given(**options: Any) -> dict[str, Any]:
 def check_connect_arguments(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], *, connect: Callable[..., Any] | None = None
 ) -> None:
-    """Refuse what aiopqr itself supplies: a user or a password, as an argument or within the DSN.
+    """Refuse a user or a password, as an argument or in the DSN: the credentials supply them.
 
-    What else is given to a user's own ``connect`` is not ours to judge. The text never shows the DSN, which may hold a
-    password.
+    The other arguments of a user's own ``connect`` are not checked. An error never shows the DSN, since it may contain
+    a password.
     """
     for key in ("user", "password"):
         if kwargs.get(key) is not None:

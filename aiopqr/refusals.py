@@ -1,9 +1,10 @@
-"""Why did a connect fail, and what follows from it? One table, read by SQLSTATE and the server's routine.
+"""Decides what a failed connect means, by its SQLSTATE and by the server's routine that raised the error.
 
-The routine (protocol field ``R``, asyncpg's ``server_source_function``) is not localised and tells apart what shares
-an SQLSTATE: 28000 is a locked account, a failed PAM login and a reject in pg_hba.conf. Proxies send no routine, so only
-for them is the text read. Sources: PostgreSQL's ``auth.c``, ``miscinit.c`` and ``postinit.c``; PgBouncer's ``client.c``
-and ``objects.c``; the error texts of Supavisor, pgcat, PgDog, Pgpool-II and Neon.
+The routine (protocol field ``R``, asyncpg's ``server_source_function``) is not localised, and it distinguishes errors
+that share an SQLSTATE: 28000 can be a locked account, a failed PAM login or a reject rule in pg_hba.conf. Proxies send
+no routine, so their error texts are matched instead. Sources: PostgreSQL's ``auth.c``, ``miscinit.c`` and
+``postinit.c``; PgBouncer's ``client.c`` and ``objects.c``; the error texts of Supavisor, pgcat,
+PgDog, Pgpool-II and Neon.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ __all__ = [
 class Verdict(enum.StrEnum):
     """What a failed connect means for the account it was tried with."""
 
-    CREDENTIAL = "credential"  # this password is not accepted: the other account, and a refresh
-    ACCOUNT = "account"  # this account may not connect, whatever its password: the other account
-    ACCOUNT_FULL = "account full"  # this account's connection limit is reached: the other account, for a while
-    SERVER_FULL = "server full"  # no connection slots: wait, the account is not to blame
-    OUTAGE = "outage"  # the server or the way to it is down: wait, the account is not to blame
-    FATAL = "fatal"  # a mistake that waiting does not mend: raise at once
+    CREDENTIAL = "credential"  # this password is not accepted: try the other account, and refresh
+    ACCOUNT = "account"  # this account may not connect with any password: try the other one
+    ACCOUNT_FULL = "account full"  # this account's connection limit is reached: use the other one for a while
+    SERVER_FULL = "server full"  # no connection slots: wait; the account is not the reason
+    OUTAGE = "outage"  # the server or the network is down: wait; the account is not the reason
+    FATAL = "fatal"  # a mistake that waiting does not repair: raise at once
 
     @property
     def blames_account(self) -> bool:
-        """Whether the other account may fare better."""
+        """Whether the other account may work."""
         return self in (Verdict.CREDENTIAL, Verdict.ACCOUNT, Verdict.ACCOUNT_FULL)
 
     @property
     def passes(self) -> bool:
-        """Whether the same login may succeed by just waiting."""
+        """Whether the same login may succeed later, without any change."""
         return self in (Verdict.OUTAGE, Verdict.SERVER_FULL)
 
 
@@ -46,7 +47,7 @@ def _table(*rows: tuple[str, Verdict]) -> tuple[tuple[re.Pattern[str], Verdict],
     return tuple((re.compile(pattern, re.IGNORECASE), verdict) for pattern, verdict in rows)
 
 
-# SQLSTATE -> routine -> verdict; "" means any other routine.
+# SQLSTATE -> routine -> verdict; "" stands for any other routine.
 _BY_ROUTINE: dict[str, dict[str, Verdict]] = {
     "28P01": {"": Verdict.CREDENTIAL},
     "28000": {
@@ -60,19 +61,19 @@ _BY_ROUTINE: dict[str, dict[str, Verdict]] = {
     "57P03": {"": Verdict.OUTAGE},  # starting up, shutting down, in recovery
     "57P01": {"": Verdict.OUTAGE},  # terminated by an administrator
     "57P02": {"": Verdict.OUTAGE},  # another backend crashed
-    # The server's 08P01 names its routine and is a mistake; a proxy's was settled by its text.
+    # From a server, which names the routine, 08P01 is a mistake. A proxy's has been matched by its text before.
     "08P01": {"": Verdict.FATAL},
 }
 # Whole classes: connection exceptions, and insufficient resources other than 53300.
 _BY_CLASS = {"08": Verdict.OUTAGE, "53": Verdict.OUTAGE}
-# In these classes (connection, resources, operator, system, internal) a proxy speaks about itself, not an account.
+# A proxy's errors of these classes (connection, resources, operator, system, internal) are about itself.
 _PROXY_CLASSES = frozenset({"08", "53", "57", "58", "XX"})
 
 _BY_TEXT = _table(
     (r"no pg_hba\.conf entry|pg_hba\.conf rejects", Verdict.FATAL),
     (r"too many connections for role|max_user_(client_)?connections", Verdict.ACCOUNT_FULL),
     (r"permission denied for database|is not permitted to log in", Verdict.ACCOUNT),
-    # PgBouncer, which says 08P01 whatever it is
+    # PgBouncer, which uses 08P01 for everything
     (r"(password|SASL|PAM|LDAP) authentication failed|no such user|^auth failed", Verdict.CREDENTIAL),
     (r"no more connections allowed|too many ([a-z]+ )?(clients|connection)", Verdict.SERVER_FULL),
     (r"pool (is )?(full|exhausted)|(connection|client) limit (is )?(reached|exceeded)", Verdict.SERVER_FULL),
@@ -119,30 +120,30 @@ _OUTAGE_ERRNOS = frozenset(
 def classify(exc: BaseException, *, unix_socket: bool = False, has_worked: bool = False) -> Verdict:
     """What ``exc``, raised by a connect, means.
 
-    ``unix_socket`` says that the server was sought at a socket's path, where a missing file is a server that is down.
-    ``has_worked`` says that the same connect has succeeded before: then a name that does not resolve, hosts of which
-    none has the wanted role, and what an unknown proxy says about itself are not mistakes, but will pass.
+    ``unix_socket`` says that the connect used a Unix socket, whose file is missing while the server is down.
+    ``has_worked`` says that the same connect has succeeded before. Then a name that does not resolve, hosts without the
+    wanted role, and errors of an unknown proxy about itself are no mistakes in the configuration: they will pass.
     """
     verdict = _classify_server(exc) if isinstance(exc, asyncpg.PostgresError) else _classify_client(exc, unix_socket)
     if verdict is Verdict.FATAL and has_worked and _may_pass(exc):
         return Verdict.OUTAGE
     if verdict is Verdict.FATAL and isinstance(exc.__cause__, asyncpg.PostgresError):
-        # sslmode=prefer and allow log in twice, and raise what the second, other kind of connection met; pg_hba.conf
-        # may well reject that kind, while the account was refused on the first.
+        # With sslmode=prefer and allow, a refused login is repeated with the other kind of connection, and the second
+        # error is raised. pg_hba.conf may reject that kind, so the first error may be the one about the account.
         cause = classify(exc.__cause__)
         return cause if cause.blames_account else verdict
     return verdict
 
 
 def tries_next_host(exc: BaseException) -> bool:
-    """Whether asyncpg would go on with the next of several hosts."""
+    """Whether asyncpg would try the next host after this error."""
     return isinstance(exc, OSError | asyncpg.CannotConnectNowError | asyncpg.TargetServerAttributeNotMatched)
 
 
 def _may_pass(exc: BaseException) -> bool:
     match exc:
         case asyncpg.PostgresError():
-            # A server always says which of its routines raised an error, so this is a proxy's own.
+            # A server always names the routine that raised an error, so this one comes from a proxy.
             return not exc.server_source_function and (exc.sqlstate or "")[:2] in _PROXY_CLASSES
         case socket.gaierror() | asyncpg.TargetServerAttributeNotMatched():
             return True
@@ -176,7 +177,7 @@ def _classify_client(exc: BaseException, unix_socket: bool) -> Verdict:
         case ConnectionError():
             return Verdict.FATAL if "rejected SSL upgrade" in str(exc) else Verdict.OUTAGE
         case OSError(errno=None):
-            # asyncio joins the failures of a name's several addresses into one text.
+            # asyncio joins the errors of all addresses of a name into one text.
             numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(exc))}
             return Verdict.OUTAGE if numbers and numbers <= _OUTAGE_ERRNOS else Verdict.FATAL
         case OSError():
@@ -198,8 +199,9 @@ _LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
 def is_connection_lost(exc: BaseException) -> bool:
     """Whether ``exc``, raised by work on an open connection, says that the connection is gone.
 
-    A session that was terminated while idle shows itself in three ways: by the FATAL, by the EOF, or, between the two,
-    by asyncpg's ``InternalClientError: cannot switch to state``, since the unsolicited FATAL has moved its protocol on.
+    After a session was terminated while it was idle, the next query raises the FATAL, an error about the closed
+    connection, or asyncpg's ``InternalClientError: cannot switch to state`` (the unexpected FATAL has changed the state
+    of its protocol).
     """
     match exc:
         case TimeoutError():

@@ -1,9 +1,9 @@
 """A login with asyncpg's connect in which we, not asyncpg, prove the password.
 
-asyncpg derives the SCRAM keys on the event loop for every connection, gives any server the password in clear that asks
-for it, and knows no channel binding. Here a protocol of our own (`handshake`) stands between the transport and
-asyncpg's until the login is over. It gets there through the ``loop=`` that asyncpg's connect takes; nothing of asyncpg
-is patched. asyncpg itself is given a placeholder, so that no password can be found in a connection.
+asyncpg derives the SCRAM keys on the event loop for every connection, sends the password as plain text to any server
+that asks for it, and knows no channel binding. Here a protocol of our own (`handshake`) stands between the transport
+and asyncpg's until the login is over. It gets there through the ``loop=`` that asyncpg's connect takes; nothing of
+asyncpg is patched. asyncpg itself is given a placeholder, so that no password can be found in a connection.
 
 A self-test finds out at the first login of a process whether asyncpg is as expected. If it is not, asyncpg logs in by
 itself, and a login that was to be stricter than asyncpg fails.
@@ -184,8 +184,8 @@ class _Login:
         if self.claim.unverified and not self._cache.has_warned:
             self._cache.has_warned = True
             logger.warning(
-                "The server asked for the password of %r in clear and got it, through TLS, but nobody has checked that "
-                "the certificate is that of the host: use sslmode=verify-full with sslrootcert=",
+                "The server asked for the password of %r as plain text, and got it through TLS, but nobody has checked "
+                "that the certificate is that of the host: use sslmode=verify-full with sslrootcert=",
                 self.claim.user,
             )
 
@@ -225,7 +225,7 @@ async def _asyncpg_works() -> bool:
             _works = False
             logger.warning(
                 "asyncpg %s is not as expected (%r), so it logs in by itself: each login derives its SCRAM keys anew, "
-                "on the event loop, and gives any server the password in clear that asks for it",
+                "on the event loop, and sends the password as plain text to any server that asks for it",
                 asyncpg.__version__,
                 exc,
             )

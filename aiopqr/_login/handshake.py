@@ -53,7 +53,7 @@ class Claim:
     handled: bool = False  # a handshake has stood before asyncpg's protocol
     answered: bool = False  # the server has sent something to it
     asked: str = ""  # what the server asked for, in words
-    unverified: bool = False  # the password was sent in clear to a server that anybody could be
+    unverified: bool = False  # the password was sent as plain text to a server that anybody could be
     failure: Exception | None = None
 
     def drop(self) -> None:
@@ -166,7 +166,9 @@ class Handshake(asyncio.Protocol):
             raise _Distrust(objection)
         if method is Method.PASSWORD:
             if proved.is_known(password):
-                raise _Distrust("it asked in clear for a password that a server has proved to know without it (SCRAM)")
+                raise _Distrust(
+                    "it asked for the plain text of a password that a server has proved to know without it (SCRAM)"
+                )
             self._claim.unverified = channel is Channel.TLS and not self._verified()
             self._send(password.reveal().encode() + b"\0")
         elif method is Method.MD5:

@@ -21,7 +21,7 @@ class KeyCache:
 
     def __init__(self, *, limit: int = 32) -> None:
         self.contexts = TlsContexts()
-        self.has_warned = False  # of a password sent in clear to a server that anybody could be
+        self.has_warned = False  # of a password sent as plain text to a server that anybody could be
         self._limit = limit
         self._in_use: frozenset[Secret] | None = None
         self._entries: OrderedDict[tuple[Secret, Challenge], Keys | asyncio.Future[Keys]] = OrderedDict()

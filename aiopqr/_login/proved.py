@@ -1,4 +1,4 @@
-"""The passwords that have proved themselves by SCRAM in this process: no server is sent one of them in clear.
+"""The passwords that have proved themselves by SCRAM in this process: none of them is sent as plain text any more.
 
 Only digests are kept, made with a key that is drawn for the process and never leaves it.
 """

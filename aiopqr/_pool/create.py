@@ -85,8 +85,8 @@ def create_pool(
       lifetime.
     - ``scram_cache``: Derive the SCRAM keys once for each password, instead of once for each connect.
     - ``require_auth``, ``channel_binding``: What the server may ask for, as in libpq; also in the DSN. None: no
-      password in clear over plain TCP, and SCRAM bound to the server's certificate where the server can. A server that
-      asks for more gets nothing.
+      password as plain text without TLS, and SCRAM bound to the server's certificate where the server can. A server
+      that asks for more gets nothing.
     - ``writer_guard``: With ``target_session_attrs`` ``"read-write"`` or ``"primary"``, close a connection whose server
       takes no writes any more, before anybody else gets it.
     - ``name``, ``listeners``: For logs, tasks, errors and metrics; functions that are called with each

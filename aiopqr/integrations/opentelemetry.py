@@ -1,7 +1,7 @@
-"""A pool's metrics and traces for OpenTelemetry, by the semantic conventions for database connection pools.
+"""Reports a pool's metrics and traces to OpenTelemetry, by its semantic conventions for connection pools.
 
-Metrics of all pools share one set of instruments for each meter provider, because OpenTelemetry has no way to take an
-instrument back, and keeps only the first callback of one that is made twice.
+All pools share one set of instruments for each meter provider, because OpenTelemetry cannot remove an instrument, and
+ignores the callback of one that is created twice.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def instrument(
 ) -> Instrumentation:
     """Report a pool's metrics and traces until :meth:`Instrumentation.uninstrument`, or until the pool is gone.
 
-    Call it on the pool's event loop once the pool is open, and once for each provider; without providers, the global
-    ones count, which must be set by then. Pools tell themselves apart by ``name=``. Metrics are read on the event loop,
-    whichever thread collects them; if it does not answer within a second, the last known values are reported.
+    Call it on the pool's event loop once the pool is open, once for each provider. Without providers it uses the global
+    ones, so set those first. Give each pool a ``name=`` to distinguish them. Metrics are read on the event loop,
+    whichever thread collects them. If the loop does not answer within a second, the last known values are reported.
 
-    A fallback or refresh within a recorded span becomes an event of that span, and else a span of its own.
+    A fallback or a refresh becomes an event of the current span, or a span of its own if none is being recorded.
     """
     return Instrumentation(
         pool,
@@ -60,7 +60,7 @@ def instrument(
 
 
 class Instrumentation:
-    """What :func:`instrument` has attached to a pool. As a context manager, it takes it off again."""
+    """What :func:`instrument` attached to a pool. Leaving it as a context manager detaches it."""
 
     def __init__(self, pool: AlternatingPool, instruments: _Instruments, tracer: Tracer) -> None:
         self._pool = weakref.ref(pool)
@@ -94,11 +94,11 @@ class Instrumentation:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """What all of the pool's measurements are labelled with."""
+        """The attributes of all measurements of the pool."""
         return self._attributes
 
     def look(self) -> PoolStats | None:
-        """The pool's snapshot, taken on its event loop; the last one if the loop is busy, and None if all is over."""
+        """A snapshot taken on the pool's event loop; the last one if the loop is busy, None if the pool is gone."""
         if self._is_on_loop():
             self._latest = self._stats()
         elif self._loop.is_closed():

@@ -1,8 +1,8 @@
 """Passwords that are tokens, good for some minutes: from any async callable, from Entra ID, and from Google Cloud.
 
 The database checks a token at the login only, so connections outlive it. The refresher fetches the next one when two
-thirds of a token's time have passed, for all pools that share it. A token is sent in clear inside the connection, so
-make TLS a must: ``sslmode=verify-full``.
+thirds of a token's time have passed, for all pools that share it. A token is sent as plain text through the
+connection, so require TLS: ``sslmode=verify-full``.
 """
 
 from __future__ import annotations

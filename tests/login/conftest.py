@@ -87,7 +87,7 @@ async def prepare(postgres: PostgresServer, kind: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_proved() -> None:
-    """All accounts have the same password, and one that was proved by SCRAM is not sent in clear."""
+    """All accounts have the same password, and one that was proved by SCRAM is not sent as plain text."""
     proved._digests.clear()
 
 

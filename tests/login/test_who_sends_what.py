@@ -143,7 +143,7 @@ async def test_an_unchecked_certificate_is_warned_of_once(caplog: pytest.LogCapt
             for _ in range(2):
                 with pytest.raises(aiopqr.CredentialsRefused):
                     await connector.connect(timeout=0.5)
-    warnings = [record for record in caplog.records if "in clear" in record.message]
+    warnings = [record for record in caplog.records if "as plain text" in record.message]
     assert [record.levelno for record in warnings] == [logging.WARNING]
 
 

@@ -23,7 +23,8 @@ class RdsIamSource(TokenSource):
     tunnel. The pool connects there, unless its own arguments name a host. ``session`` is an ``aioboto3.Session`` (or
     aiobotocore's); its credentials sign, and its region counts unless ``region_name`` is given. Nothing is sent to AWS.
 
-    RDS demands TLS, and the token is sent in clear inside it: give ``sslmode=verify-full`` and RDS's root certificates.
+    RDS demands TLS, and the token is sent through it as plain text: give ``sslmode=verify-full`` and RDS's root
+    certificates.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class RdsIamSource(TokenSource):
         mode = query.get("sslmode") or os.environ.get("PGSSLMODE") if ssl is None else ssl
         if mode is None or mode is False or (isinstance(mode, str) and mode not in _ENCRYPTED):
             raise ConfigurationError(
-                "RDS IAM needs TLS, in which the token is sent in clear: give sslmode=verify-full (with sslrootcert=), "
+                "RDS IAM needs TLS, since the token is sent as plain text: give sslmode=verify-full and sslrootcert=, "
                 "or ssl=, an SSLContext"
             )
 
