@@ -6,6 +6,7 @@ test can kill it, start it again, seal and unseal it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import json
@@ -39,15 +40,18 @@ class Vault:
     """An OpenBao server with a KV engine (version 2) at ``secret``. Starting and stopping it block for some seconds.
 
     ``options`` are what a source or a store takes to use it with the root token. ``tls`` gives it a certificate, whose
-    authority is in ``ca_file``.
+    authority is in ``ca_file``; with ``asks_for_certificate`` it also wants one of its clients, such as ``client_cert``
+    (the paths of a certificate and its key).
     """
 
-    def __init__(self, *, tls: bool = False) -> None:
+    def __init__(self, *, tls: bool = False, asks_for_certificate: bool = False) -> None:
         self.url = ""
         self.token = Secret("")
         self.ca_file: str | None = None
+        self.client_cert: tuple[str, str] | None = None
+        self._asks_for_certificate = asks_for_certificate
         self._key = Secret("")
-        self._tls = tls
+        self._tls = tls or asks_for_certificate
         self._home: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -58,7 +62,12 @@ class Vault:
     @property
     def options(self) -> dict[str, Any]:
         """``VaultSource.kv("orders", **vault.options)``."""
-        return {"url": self.url, "token": self.token.reveal(), **({"verify": self.ca_file} if self.ca_file else {})}
+        options: dict[str, Any] = {"url": self.url, "token": self.token.reveal()}
+        if self.ca_file:
+            options["verify"] = self.ca_file
+        if self.client_cert:
+            options["cert"] = self.client_cert
+        return options
 
     # Life and death. These block.
 
@@ -144,6 +153,8 @@ class Vault:
             headers={"X-Vault-Token": as_token or self.token.reveal(), "Content-Type": "application/json"},
         )
         context = ssl.create_default_context(cafile=self.ca_file) if self.ca_file else None
+        if context and self.client_cert:
+            context.load_cert_chain(*self.client_cert)
         try:
             with urllib.request.urlopen(request, timeout=_PATIENCE, context=context) as answer:
                 content = answer.read()
@@ -206,6 +217,9 @@ class Vault:
             files = write_certificates(self._home / "tls")
             self.ca_file = files.ca
             tls = f'tls_cert_file = "{files.cert}"\n  tls_key_file = "{files.key}"'
+            if self._asks_for_certificate:
+                self.client_cert = files.cert, files.key  # of the same authority, and good for both ends
+                tls += f'\n  tls_require_and_verify_client_cert = "true"\n  tls_client_ca_file = "{files.ca}"'
         self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{port}"
         (self._home / "data").mkdir(exist_ok=True)
         (self._home / "bao.hcl").write_text(
@@ -273,8 +287,19 @@ class VaultDatabase:
             await self.static_role(name, username, period)
 
     async def rotate(self, role: str) -> None:
-        """Let Vault change a static role's password now."""
-        await self.vault.ask("POST", f"{self.mount}/rotate-role/{role}")
+        """Let Vault change a static role's password now.
+
+        While a Vault that was just unsealed fills its queue of rotations, it answers 500 (duplicate item): then again.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                await self.vault.ask("POST", f"{self.mount}/rotate-role/{role}")
+                return
+            except ServerError as exc:
+                if f"rotate-role/{role}: 500 " not in str(exc) or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.1)
 
     async def dynamic_role(self, name: str, *, ttl: str = "1h", max_ttl: str = "24h") -> None:
         """A dynamic role, whose users act as members of the database's owner."""

@@ -160,6 +160,7 @@ async def test_a_store_that_flips_between_two_names_is_followed_without_an_error
                 await load.serves()
                 current, other = other, current
                 source.pair = CredentialPair.single(current)
+                await source.wait_fetched(source.fetches + 1)  # a flip that no fetch sees is none
                 await load.serves()
                 if step >= 1:  # the store has come back to an earlier name
                     before = {parity: account.opened for parity, account in pool.stats().accounts.items()}

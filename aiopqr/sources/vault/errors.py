@@ -116,8 +116,8 @@ def of_exception(what: str, exc: Exception) -> VaultError:
         is_request = isinstance(exc, requests.exceptions.RequestException)
         if is_request and not isinstance(exc, requests.exceptions.ConnectionError | requests.exceptions.Timeout):
             trouble = Trouble.INVALID  # a URL that makes no sense, too many redirects
-        elif not is_request and "TLS CA certificate bundle" in str(exc):
-            trouble = Trouble.TLS
+        elif not is_request and "TLS" in str(exc) and "invalid path" in str(exc):
+            trouble = Trouble.TLS  # as requests says it of a file that verify= or cert= names
         else:
             trouble = Trouble.NETWORK
     else:

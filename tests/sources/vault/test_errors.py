@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from support.vault import PAIR
+from support.vault import PAIR, closing
 
 from aiopqr.errors import MissingExtra
 from aiopqr.sources import VaultSource
@@ -152,6 +152,22 @@ async def test_tls_is_verified_by_the_authority_that_is_given(monkeypatch: pytes
         source = VaultSource.kv("orders", start_spread=0)
         assert (await source.fetch()).odd is not None
         await source.aclose()
+
+
+async def test_a_client_certificate_is_shown_where_vault_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Vault(asks_for_certificate=True) as vault:
+        await vault.put("orders", PAIR)
+        given = vault.options
+        cert, key = given.pop("cert")
+        assert (await failure(**given)).trouble is Trouble.TLS
+        assert (await failure(**given, cert=(cert, "/nowhere/key.pem"))).trouble is Trouble.TLS
+        async with closing(VaultSource.kv("orders", start_spread=0, cert=(cert, key), **given)) as source:
+            assert (await source.fetch()).odd is not None
+        environment = {"ADDR": vault.url, "TOKEN": vault.token.reveal(), "CACERT": vault.ca_file or ""}
+        for name, value in {**environment, "CLIENT_CERT": cert, "CLIENT_KEY": key}.items():
+            monkeypatch.setenv(f"VAULT_{name}", value)
+        async with closing(VaultSource.kv("orders", start_spread=0)) as source:
+            assert (await source.fetch()).odd is not None
 
 
 async def test_plain_http_beyond_this_machine_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
