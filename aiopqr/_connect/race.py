@@ -9,8 +9,8 @@ through. Whatever succeeds first is used. A refused account ends the race: it is
 from __future__ import annotations
 
 import asyncio
-import random
 from dataclasses import dataclass
+from typing import Any
 
 from .._login import Address
 from .._refresh import Attempt
@@ -50,7 +50,7 @@ class Race:
         self._untried = self._all_hosts()
         self._racing: list[Login] = []
         self._failures: list[Failed] = []
-        self._candidates: list[Connected] = []  # no standby, where one is preferred
+        self._primaries: set[Address | None] = set()  # where a standby is preferred: those to come back to
         self._is_refused = False
         self.tries = 0
         self.last: BaseException | None = None
@@ -73,8 +73,6 @@ class Race:
                 if winner is None and self._racing and self._deadline - self._loop.time() <= TICK:
                     self._note_silence(at_deadline=True)
                     raise TimeoutError
-            if winner is None and self._candidates:
-                winner = self._candidates.pop(random.randrange(len(self._candidates)))
             return winner or self._nobody_won()
         finally:
             self._end(winner)
@@ -86,25 +84,34 @@ class Race:
             self._racing.remove(login)
             outcome = login.outcome()
             self._add_further(login)
-            if isinstance(outcome, Connected) and await self._will_do(outcome):
+            if isinstance(outcome, Connected) and await self._will_do(outcome.con, login.address):
                 self._mark_silent_hosts(login)
                 return outcome
             if isinstance(outcome, Failed):
                 self._failed(login, outcome)
-            elif self._untried and not self._racing:
+            if self._untried and not self._racing:
                 self._begin(Kind.OWN)
         if self._racing and all(login.kind is not Kind.OWN for login in self._racing):
             self._racing[0].kind = Kind.OWN  # the connect's place is free again
         return None
 
-    async def _will_do(self, connected: Connected) -> bool:
-        """Whether the connection is to be used. With prefer-standby, a primary is one only where nothing else is."""
-        if not self._arguments.prefers_standby or not self._untried:
+    async def _will_do(self, con: Any, address: Address | None) -> bool:
+        """Whether the connection is to be used. With prefer-standby, a primary is one only where nothing else is.
+
+        A primary is closed and comes last: kept open meanwhile, it would be a socket that no place of the pool covers.
+        """
+        if not self._arguments.prefers_standby or address in self._primaries or self._primaries >= {*self._untried}:
             return True
-        if not await self._state.is_standby(connected.con):
-            self._candidates.append(connected)
-            return False
-        return True
+        is_standby = False
+        try:
+            is_standby = await self._state.is_standby(con)
+        finally:
+            if not is_standby:
+                con.terminate()
+        if not is_standby:
+            self._primaries.add(address)
+            self._untried.append(address)
+        return is_standby
 
     def _failed(self, login: Login, failed: Failed) -> None:
         self.last = failed.error
@@ -113,7 +120,7 @@ class Race:
                 self._give_up(other)
             if login.attempt.credential == self._attempt.credential:
                 self._is_refused = True
-                self._untried.clear()
+                self._untried = [one for one in self._untried if one in self._primaries]  # which let it in just now
         elif failed.verdict.passes or tries_next_host(failed.error):
             self._failures.append(failed)
             if self._untried:
@@ -241,8 +248,6 @@ class Race:
                 self._state.hosts.was_silent(login.address, self._loop.time())
 
     def _end(self, winner: Connected | None) -> None:
-        for candidate in self._candidates:
-            candidate.con.terminate()
         for login in self._racing:
             if winner and login.attempt.credential != winner.attempt.credential:
                 self._state.logins.leave(login, 2 * self._state.pace.patience)

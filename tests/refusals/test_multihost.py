@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from support.load import Load
+from support.proxy import Proxy
 from support.standby import Standby
 
 import aiopqr
 from aiopqr.testing import EmbeddedPostgres, RotatingPostgres
 
-from .conftest import hold
+from .conftest import eventually, hold
 
 
 class Cluster:
@@ -27,7 +29,7 @@ class Cluster:
         hosts = hosts if standby_first else hosts[::-1]
         defaults = {"credentials": self.postgres.source, "ssl": "disable", "min_size": 0, "max_size": 4}
         dsn = f"postgresql://{','.join(hosts)}/{self.postgres.database}"
-        return aiopqr.create_pool(dsn, target_session_attrs="primary", **{**defaults, **options})
+        return aiopqr.create_pool(**{"dsn": dsn, "target_session_attrs": "primary", **defaults, **options})
 
 
 @pytest.fixture
@@ -88,4 +90,36 @@ async def test_a_standby_that_does_not_know_the_new_password_yet_costs_no_error(
         await pool.refresh()
         assert await hold(pool, 4) == [cluster.postgres.usernames[1]] * 4
     assert cluster.standby.failed_logins(username=cluster.postgres.usernames[0]) == 1
+    await cluster.standby.execute("select pg_wal_replay_resume()")
+
+
+IS_STANDBY = "select pg_is_in_recovery()"
+
+
+async def test_a_preferred_standby_is_found_without_a_socket_too_many(cluster: Cluster) -> None:
+    primary, standby = (Proxy(server.host, server.port) for server in (cluster.primary, cluster.standby))
+    async with primary, standby:
+        standby.blackhole()
+        dsn = f"postgresql://{primary.host}:{primary.port},{standby.host}:{standby.port}/{cluster.postgres.database}"
+        async with cluster.pool(dsn=dsn, target_session_attrs="prefer-standby") as pool:
+            asked = asyncio.create_task(pool.fetchval(IS_STANDBY))
+            await standby.wait_accepted(1)
+            await eventually(lambda: primary.accepted == 1 and primary.connections == 0)
+            standby.heal()
+            assert await asked
+
+
+async def test_where_the_preferred_standby_is_down_the_primary_serves(cluster: Cluster) -> None:
+    await cluster.standby.halt("immediate")
+    async with cluster.pool(standby_first=False, target_session_attrs="prefer-standby") as pool:
+        assert not await pool.fetchval(IS_STANDBY)
+
+
+async def test_where_the_preferred_standby_refuses_the_account_the_primary_serves(cluster: Cluster) -> None:
+    """A standby that lags does not know the new password yet, and here there is no other account."""
+    await cluster.standby.execute("select pg_wal_replay_pause()")
+    await cluster.postgres.rotate("odd")
+    cluster.postgres.source.pair = replace(cluster.postgres.source.pair, even=None)
+    async with cluster.pool(standby_first=False, target_session_attrs="prefer-standby") as pool:
+        assert not await pool.fetchval(IS_STANDBY)
     await cluster.standby.execute("select pg_wal_replay_resume()")
