@@ -303,7 +303,11 @@ class _LoginLoop:
         raise OSError(f"Multiple exceptions: {', '.join(map(str, failures))}")  # as asyncio has it
 
     async def create_unix_connection(self, factory: Callable[[], Any], path: str) -> Any:
-        return self._entered(await self.real.create_unix_connection(self._in_front(factory), path))
+        try:
+            return self._entered(await self.real.create_unix_connection(self._in_front(factory), path))
+        except OSError as exc:
+            exc.filename = exc.filename or path  # asyncio does not say which file is not there
+            raise
 
     async def start_tls(self, *args: Any, **kwargs: Any) -> Any:
         self.began_tls = True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -137,6 +139,13 @@ async def derived(cache: KeyCache, password: str, challenge: scram.Challenge = C
     entry = cache.keys(Secret(password), challenge, asyncio.get_running_loop())
     assert isinstance(entry, asyncio.Future)
     return await entry
+
+
+async def test_a_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path}/.s.PGSQL.5433")):
+        await login(
+            asyncpg.connect, host=str(tmp_path), port=5433, user="app_odd", password=Secret("x"), database="app"
+        )
 
 
 async def test_a_known_challenge_is_answered_at_once() -> None:
