@@ -441,7 +441,9 @@ class Emitter:
         for listener in tuple(self._listeners):
             try:
                 listener(event)
-            except Exception:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:  # a CancelledError, say of a future that it looked at, cancels nobody here
                 report("%s: listener %r failed on %s", event.name, listener, type(event).__name__)
 
 

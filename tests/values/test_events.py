@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 
@@ -88,11 +89,14 @@ def test_listeners_hear_in_order_until_they_are_removed() -> None:
     assert heard == [(1, DOWN), (2, DOWN), (2, DOWN)]
 
 
-def test_a_listener_that_raises_is_logged_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [LookupError("no such thing"), asyncio.CancelledError(), GeneratorExit()])
+def test_a_listener_that_raises_is_logged_and_harms_nobody(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     heard: list[Event] = []
 
     def broken(event: Event) -> None:
-        raise LookupError("no such thing")
+        raise error
 
     Emitter([broken, heard.append]).tell(DOWN)
     assert heard == [DOWN]
