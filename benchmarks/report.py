@@ -49,7 +49,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def targets(judged: Sequence[Judged]) -> str:
-    """What was to be reached, and what was."""
+    """Each target, what was measured, and the verdict."""
     rows = []
     for one in judged:
         bound = f"{'≤' if one.target.at_most else '≥'} {one.target.limit:g}"
@@ -60,20 +60,21 @@ def targets(judged: Sequence[Judged]) -> str:
 
 
 def warning(control: Spread, what: str) -> str:
-    """Nothing, or that the machine was too busy for this point."""
+    """Empty, or a sentence which says that the machine was too busy for this point."""
     if control.noise <= WIDE:
         return ""
-    return f"\n**The control's spread is too wide to tell**: {what} differ from themselves by ± {control.noise:.0%}.\n"
+    return f"\n**The control's spread is too wide to tell**: {what} differ by ± {control.noise:.0%}.\n"
 
 
 def churn_section(result: dict[str, Any], _about: dict[str, Any]) -> str:
     parts = [
         (
             "## Churn: connect, `SELECT 1`, close\n\n"
-            "Ratios are to `asyncpg.connect` in the same round, with quartiles; *again* is the control: the same thing "
-            "against itself. The stall is the longest that a timer on the event loop was late by, in a run; the median "
-            "of the runs, each of which begins with no keys derived. CPU is the client process's (pgbench's with the "
-            "start of the program), and the server's for each connection.\n"
+            "Each ratio compares a client with `asyncpg.connect` in the same round; the range holds the middle half of "
+            "the rounds. *Again* is the control: asyncpg compared with itself. *Longest stall* is the most that a "
+            "timer on the event loop was late in a run (median of the runs). Each run begins without any keys derived. "
+            "*CPU* is that of the client's process, for pgbench including the start of the program, and *the server's* "
+            "is Postgres's CPU for each connection.\n"
         )
     ]
     for point in result["points"]:
@@ -132,12 +133,12 @@ def rotation_section(result: dict[str, Any], about: dict[str, Any]) -> str:
     parts = [
         (
             f"## Rotation: {rotation.TASKS} tasks on {rotation.SIZE} connections while passwords change\n\n"
-            f"Connections live {rotation.LIFETIME:g} s (asyncpg's pool has no lifetime: `expire_connections()` that "
-            f"often stands in), and the store takes {rotation.STORE_LATENCY * 1000:.0f} ms. Errors are those that "
-            f"reach the application; the gap is the longest time in which nothing was served; acquires are in ms, some "
-            f"ten thousand a phase. Repetitions: {about['repetitions']}; the fewest and the most errors and failed "
-            f"logins, the longest gap, and all acquires together. Peers with one account only know *odd*, and meet its "
-            f"changes alone.\n"
+            f"A connection lives {rotation.LIFETIME:g} s; asyncpg's pool has no lifetime, so `expire_connections()` is "
+            f"called that often instead. The store takes {rotation.STORE_LATENCY * 1000:.0f} ms to answer. *Errors* "
+            "are those that reach the application; *longest gap* is the longest time in which no task was served. The "
+            "other columns say how long an acquire took, in ms; there are some ten thousand in each phase. Each phase "
+            f"ran {_times(about['repetitions'])}; a range gives the fewest and the most, and the gap is the longest of "
+            "all. A peer with one account has *odd* only, and takes part where that one changes.\n"
         )
     ]
     for point in result["points"]:
@@ -154,6 +155,10 @@ def rotation_section(result: dict[str, Any], about: dict[str, Any]) -> str:
         parts.append(f"### {point['phase']}\n")
         parts.append(table(("", "errors", "failed logins", "longest gap", "p50", "p99", "p99.9", "max"), rows))
     return "\n".join(parts)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _range(values: Sequence[int]) -> str:
@@ -185,9 +190,10 @@ def growth_section(result: dict[str, Any], _about: dict[str, Any]) -> str:
         *("idle wake-ups in 3 s", "rotate", "superseded / logins", "CPU for each", "memory"),
     )
     return (
-        "## What growth costs\n\naiopqr / asyncpg's pool. *Rotate* is from the changed password to the last connection "
-        f"of the old one being replaced; {growth.ROTATIONS} rotations, of each account in turn, whose logins, CPU and "
-        "memory are those of all. Memory is what the process holds more at the end of a step.\n\n" + table(head, rows)
+        "## What growth costs\n\nWhere a cell has two figures, the first is aiopqr's and the second that of asyncpg's "
+        "pool. *Rotate* is the time from the change of a password until the last connection with the old one is "
+        f"replaced. There are {growth.ROTATIONS} rotations, of each account in turn; logins, CPU and memory are the "
+        "totals of all. *Memory* is how much the process has grown by the end of a step.\n\n" + table(head, rows)
     )
 
 
@@ -206,13 +212,16 @@ def page(results: dict[str, Any]) -> str:
     }
     parts = [
         (
-            f"# Benchmarks\n\n`make bench{'-quick' if about['quick'] else ''}` made this page: medians of "
-            f"{about['pairs']} interleaved rounds, in each of which all peers run one after the other, in an order "
-            f"drawn anew, on one machine, server included. (Rotation and growth are not in rounds.) "
-            f"{about['cpus']} x {about['cpu'] or 'CPU'}, {about['system']}, Python {about['python']}; {packages}. "
-            f"The load of the machine was {about['load']:.1f} at the start.\n"
+            f"# Benchmarks\n\n`make bench{'-quick' if about['quick'] else ''}` made this page. Figures are medians of "
+            f"{about['pairs']} rounds. In each round all peers run one after the other, in a new random order, on the "
+            f"machine that the server runs on, too. (Rotation and growth have no rounds.) "
+            f"The machine: {about['cpus']} x {about['cpu'] or 'CPU'}, {about['system']}, Python {about['python']}; "
+            f"{packages}. Its load was {about['load']:.1f} at the start.\n"
         ),
-        "## Targets\n\nA miss is a miss by more than the control's spread.\n\n" + targets(judged) if judged else "",
+        "## Targets\n\nA target counts as missed only if it is missed by more than the control's spread.\n\n"
+        + targets(judged)
+        if judged
+        else "",
         *(section(results[name], about) for name, section in sections.items() if name in results),
     ]
     return "\n".join(part for part in parts if part)
