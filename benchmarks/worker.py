@@ -58,7 +58,7 @@ async def run(operation: Operation, tasks: int, seconds: float, *, ticking: bool
 
     async def work(number: int) -> None:
         now = clock()
-        while now < until:
+        while now < until or not per_task[number]:
             await operation()
             then, now = now, clock()
             latencies.append(int((now - then) * 1e6))

@@ -84,6 +84,7 @@ def test_a_snippet_is_python(snippet: Snippet) -> None:
     ast.parse(snippet.code)
 
 
+@pytest.mark.timeout(400)  # without a cache, and with the machine's other cores busy
 def test_every_snippet_and_example_passes_mypy_strict(modules: Path) -> None:
     mypy = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--ignore-missing-imports"]
     # Examples define functions without using them, rebind what the preamble has, and use packages that are not here.
@@ -101,6 +102,7 @@ def test_every_snippet_and_example_passes_mypy_strict(modules: Path) -> None:
     assert told.returncode == 0, told.stdout + told.stderr
 
 
+@pytest.mark.timeout(400)
 def test_every_snippet_and_example_passes_pyright(modules: Path) -> None:
     pyright = shutil.which("basedpyright", path=str(Path(sys.executable).parent))
     if pyright is None:
