@@ -141,7 +141,7 @@ class VaultRolesRotator(Rotator):
 
     async def _change(self, plan: Plan, before: StoredSecret) -> StoredSecret:
         """Let Vault change the password; the roles as they are then. A request that fails may have done it."""
-        problem = "it says that it has, and still shows the old one"
+        problem = ""
         try:
             await self._roles.rotate(plan.parity)
         except StoreError as exc:
@@ -149,15 +149,17 @@ class VaultRolesRotator(Rotator):
             logger.warning("rotation: Vault failed to change the password of %r: %s", plan.username, problem)
         try:
             now = await self._roles.read()
-        except StoreError:
+        except StoreError as exc:
+            found = f"whether it did is not known: {problem}" if problem else f"says that it did, but fails now: {exc}"
             raise RotationFailed(
-                f"Vault was asked to change the password of {plan.username!r}, and whether it did is not known: "
-                f"{problem}. Do not change the other account before `aiopqr check` says that this one logs in."
+                f"Vault was asked to change the password of {plan.username!r}, and {found}. Do not change the other "
+                "account before `aiopqr check` says that this one logs in."
             ) from None
         credential = now.pair[plan.parity]
         assert credential is not None
         if credential != before.pair[plan.parity]:
             return now
+        problem = problem or "it says that it did, and shows the old one"
         login = await self._database.login(credential)
         if login.accepted:
             raise RotationUndone(

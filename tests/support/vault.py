@@ -71,12 +71,13 @@ async def run(
 class Between:
     """A proxy before Vault that answers a request by 500 ``instead`` of passing it on, or ``after`` Vault has done it.
 
-    Each is a part of a path. ``then`` is called, once, when it has failed a request.
+    Each is a part of a path. ``then`` is called, once, before that answer; without ``fails`` it is Vault's own.
     """
 
     def __init__(self, vault: Vault) -> None:
         self.url = ""
         self.instead = self.after = "none"
+        self.fails = True
         self.then: Any = None
         self._vault = vault
 
@@ -95,6 +96,8 @@ class Between:
                 exc.close()
             if self.after not in path:
                 return passed
+            if not self.fails:
+                status, content = passed
         then, self.then = self.then, None
         if then:
             then()
