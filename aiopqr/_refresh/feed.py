@@ -7,7 +7,6 @@ it. Whatever is raised in the task is logged, and the task goes on.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 import warnings
 import weakref
@@ -51,8 +50,8 @@ from .renaming import Renaming
 _CLOSE_PATIENCE = 1.0
 _RECOVERY_PAUSE = 1.0
 
-_open: weakref.WeakSet[Feed] = weakref.WeakSet()  # those that have fetched, of all threads
-_guard = threading.Lock()
+# Those that have fetched, of all threads. No lock, which a forked child might find locked for good.
+_open: weakref.WeakValueDictionary[int, Feed] = weakref.WeakValueDictionary()
 
 
 class Subscriber(Protocol):
@@ -132,8 +131,7 @@ class Feed:
         async with state.lock:
             if self._closed:
                 raise AiopqrError(f"refresher {self.name!r} is closed")
-            with _guard:
-                _open.add(self)
+            _open[id(self)] = self
             if self._pair is None:
                 self._plan.request(Need.ASKED, asyncio.get_running_loop().time())
                 if error := await self._fetch(state):
@@ -206,9 +204,9 @@ class Feed:
 
     def _lets_go(self) -> bool:
         """Whether nobody else uses the source."""
-        with _guard:
-            _open.discard(self)
-            return not any(feed._source is self._source for feed in _open)
+        _open.pop(id(self), None)
+        others = (feed for ref in _open.valuerefs() if (feed := ref()))
+        return not any(feed._source is self._source for feed in others)
 
     def terminate(self) -> None:
         """End the background task without waiting for it, where nothing can be awaited."""
