@@ -38,7 +38,7 @@ connection_of = operator.attrgetter("_con")  # of a proxy that was just handed o
 
 def has_transaction(con: Any) -> bool:
     """Whether a release rolls back: the server has a transaction open, or asyncpg believes so."""
-    return con._top_xact is not None or con.is_in_transaction()
+    return con._top_xact is not None or con._protocol.is_in_transaction()
 
 
 def busy_check(con: Any) -> Callable[..., bool | None]:
@@ -168,12 +168,20 @@ def give_at_once(connection: Any) -> None:
 def let_go(connection: Any) -> Any:
     """Take a connection that need not roll back from whoever had it, and return its place, which stays taken."""
     con, place = connection._con, connection._holder
-    con._on_release()
+    if con._listeners or con._log_listeners:
+        _drop_listeners(con)
+    else:
+        con._pool_release_ctr += 1  # all that asyncpg would do; to have it look for listeners costs a microsecond
+    connection._detach()
+    return place
+
+
+def _drop_listeners(con: Any) -> None:
+    con._on_release()  # warns of them
     try:
         con._reset().send(None)
     except StopIteration:
-        connection._detach()
-        return place
+        return
     con.terminate()
     raise asyncpg.InternalClientError("asyncpg waits for the server to undo nothing")
 

@@ -9,6 +9,7 @@ import io
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import asyncpg
 import pytest
@@ -229,7 +230,8 @@ def test_the_counting_class_is_made_once_and_looks_like_the_users_own() -> None:
     assert counting.__qualname__ == Mine.__qualname__
 
 
-async def test_a_place_given_at_once_is_as_asyncpg_leaves_it(postgres: RotatingPostgres) -> None:
+@pytest.mark.parametrize("listens", [False, True])
+async def test_a_place_given_at_once_is_as_asyncpg_leaves_it(postgres: RotatingPostgres, listens: bool) -> None:
     account = postgres.pair.odd
     assert account is not None
 
@@ -249,16 +251,26 @@ async def test_a_place_given_at_once_is_as_asyncpg_leaves_it(postgres: RotatingP
         async def give(proxy: PoolConnectionProxy) -> None:
             give_at_once(proxy)
 
+        def states(con: Any) -> dict[str, Any]:
+            found = {name: getattr(con, name) for name in asyncpg.Connection.__slots__ if name != "__weakref__"}
+            return {name: value.copy() if isinstance(value, dict | set) else value for name, value in found.items()}
+
         async def after(release: Callable[[PoolConnectionProxy], Awaitable[None]]) -> dict[str, object]:
             proxy = await pool.acquire()
-            await proxy.add_listener("channel", print)
-            holder = proxy._holder
-            with pytest.warns(asyncpg.InterfaceWarning, match="listener"):
+            con, holder = raw_connection(proxy), proxy._holder
+            await proxy.fetchval("select 1")
+            if listens:
+                await proxy.add_listener("channel", print)
+            before = states(con)
+            warned = pytest.warns(asyncpg.InterfaceWarning, match="listener") if listens else contextlib.nullcontext()
+            with warned:
                 await release(proxy)
             assert raw_connection(proxy) is None
+            now = states(con)
             return {
                 **{name: getattr(holder, name) for name in type(holder).__slots__ if hasattr(holder, name)},
-                "listeners": dict(holder._con._listeners),
+                "changed": sorted(name for name in now if now[name] != before[name]),
+                "releases": con._pool_release_ctr - before["_pool_release_ctr"],
                 "queue": pool._queue.qsize(),
                 "idle": pool.get_idle_size(),
             }
