@@ -62,7 +62,8 @@ def _bars(
 
 def _speed(plt: Any, results: dict[str, Any]) -> Any:
     churning = next(p for p in results["churn"]["points"] if (p["tasks"], p["how"], p["loop"]) == churn.MAIN)["peers"]
-    figure, axes = plt.subplots(1, 4, figsize=(17, 2.9), layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(11, 6), layout="constrained")
+    axes = grid.ravel()
     names = [name for name in churning if name != churn.CONTROL]
     limits = {churn.TRUST, steady.BARE}
     rates = [churning[name]["rate"] for name in names]
