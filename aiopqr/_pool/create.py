@@ -59,8 +59,7 @@ def create_pool(
     explained here is as in :func:`asyncpg.create_pool`, except that the DSN and the arguments name no user and no
     password. All times are in seconds, as floats.
 
-    - ``credentials``: A source, an async callable, a :class:`CredentialPair`, or a :class:`Refresher` for several
-      pools.
+    - ``credentials``: A source, an async callable, a :class:`CredentialPair`, or a :class:`Refresher` that is shared.
     - ``min_size``, ``max_size``: How many connections are kept open, and how many may be. While one is replaced there
       is one more.
     - ``max_lifetime``: The age at which a connection is replaced; the new one is opened first. 0: never.
@@ -68,8 +67,7 @@ def create_pool(
       ``max_lifetime``.
     - ``timeout``: For one connect, including the fallback and waiting for newer credentials or a server that is down.
     - ``acquire_timeout``: For an ``acquire()`` that is given no timeout. None: wait as long as it takes.
-    - ``max_waiting``: How many tasks may wait for a connection; one more gets :class:`TooManyWaiting` at once. None:
-      no limit.
+    - ``max_waiting``: How many tasks may wait for a connection; the next gets :class:`TooManyWaiting`. None: no limit.
     - ``check_after``: A connection that was idle for longer is checked before it is handed out. 0: never.
     - ``session_reset``: ``"full"``, what asyncpg resets; ``"transaction"``, only an open transaction; ``"deferred"``,
       what ``"full"`` does, but ``release()`` waits only to roll back an open transaction. Nobody gets the connection
@@ -81,8 +79,7 @@ def create_pool(
     - ``fetch_timeout``: For one fetch of the credentials.
     - ``keep_renamed``: Where a source of one account names another one, keep the one before as a last resort: see
       :class:`Refresher`. False: replace its connections at once.
-    - ``drain_on_rotation``: Replace the connections of a changed password at once, instead of at the end of their
-      lifetime.
+    - ``drain_on_rotation``: Replace the connections of a changed password at once, not at the end of their lifetime.
     - ``scram_cache``: Derive the SCRAM keys once for each password, instead of once for each connect.
     - ``require_auth``, ``channel_binding``: What the server may ask for, as in libpq; also in the DSN. None: no
       password as plain text without TLS, and SCRAM bound to the server's certificate where the server can. A server
