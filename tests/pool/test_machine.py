@@ -295,3 +295,14 @@ def test_a_goodbye_is_heard_until_whoever_waits_for_the_connection_comes(machine
     machine.end(0, True, False)
     machine.loop.turn(10)
     assert not machine.held
+
+
+@pytest.mark.parametrize("mode", ["full", "deferred"])
+def test_a_goodbye_to_somebody_who_runs_nothing_ends_the_connection(mode: str, machine: Machine) -> None:
+    machine.open(mode, 1, 0.0)
+    machine.acquire(1.0)
+    machine.end(0, True, False)
+    machine.loop.turn(5)
+    machine.release(0, None)
+    machine.acquire(1.0)
+    assert not machine.held
