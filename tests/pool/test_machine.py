@@ -33,9 +33,13 @@ class Machine(RuleBasedStateMachine):
     """Hypothesis plays the users, the server and the clock."""
 
     @initialize(
-        mode=st.sampled_from(["full", "deferred"]), min_size=st.integers(0, 2), lifetime=st.sampled_from([0.0, 8.0])
+        mode=st.sampled_from(["full", "deferred"]),
+        min_size=st.integers(0, 2),
+        lifetime=st.sampled_from([0.0, 8.0]),
+        is_closed_amid=st.sampled_from([False, False, True]),
     )
-    def open(self, mode: str, min_size: int, lifetime: float) -> None:
+    def open(self, mode: str, min_size: int, lifetime: float, is_closed_amid: bool = False) -> None:
+        self.is_closed_amid = is_closed_amid
         logging.disable()
         self.loop = Loop()
         self.loop.set_exception_handler(self.unhandled)
@@ -227,11 +231,21 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if hasattr(self, "pool"):
-                self.end_well()
+                self.close_amid() if self.is_closed_amid else self.end_well()
         finally:
             asyncio.set_event_loop(None)
             self.loop.close()
             logging.disable(logging.NOTSET)
+
+    def close_amid(self) -> None:
+        """The pool is closed while everything goes on, and the server answers no more."""
+        closing = self.loop.create_task(self.pool.close(timeout=1.0))
+        self.loop.pass_time(5.0)
+        closing.result()
+        for _ in range(len(self.held)):
+            self.release(0, None)
+        self.loop.pass_time(10.0)
+        self.nothing_is_left()
 
     def end_well(self) -> None:
         self.server.heal()
@@ -240,13 +254,16 @@ class Machine(RuleBasedStateMachine):
                 self.release(0, None)
             self.loop.pass_time(10.0)  # some back off from what has failed, others wait for those
             self.nothing_is_wrong()
-        assert not self.tasks, "a task hangs"
         self.loop.run_until_complete(self._all_is_there())
         self.loop.run_until_complete(self.pool.close(timeout=30.0))
         self.loop.turn(30)
+        self.nothing_is_left()
+
+    def nothing_is_left(self) -> None:
+        self.nothing_is_wrong()
+        assert not self.tasks, "a task hangs"
         assert not self.server.open, "a connection was lost"
         assert not asyncio.all_tasks(self.loop)
-        self.nothing_is_wrong()
 
     async def _all_is_there(self) -> None:
         await asyncio.sleep(5.0)
