@@ -51,7 +51,8 @@ def check(
 ) -> None:
     """Find out, before going live, whether an application's pair and database fit together.
 
-    Logs in with both accounts as an application would, compares what they may do, and says of each finding what to do.
+    One of --file, --source, --secret, --vault, --vault-roles and --vault-dynamic says where the pair is. The command
+    logs in with both accounts as an application would, compares what they may do, and says of each finding what to do.
     It changes nothing.
 
     Exit codes: 0 all is well; 2 it could not be checked; 3 there are warnings; 4 there are problems.

@@ -23,7 +23,7 @@ import typer
 from .._login import DRIVER_ERRORS, place_of
 from ..credentials import Secret
 from ..errors import AiopqrError, ConfigurationError, MissingExtra, RotationError, describe
-from ..rotation.database import AdminConnect, admin_by_dsn
+from ..rotation.connects import AdminConnect, admin_by_dsn
 from ..rotation.stores.file import FileStore
 from ..rotation.stores.vault import VaultStore
 

@@ -1,31 +1,25 @@
-"""``aiopqr rotate``: one rotation, for cron, a CronJob or a person: its options, its output and its exit codes."""
+"""``aiopqr rotate``: one rotation, for cron, a CronJob or a person: its options and its exit codes."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.status import Status
 
 from ..credentials import Parity
 from ..errors import AiopqrError
-from ..rotation.errors import PathDown, RotationRefused, RotationUndone
-from ..rotation.gates import Gate, Objection, Rules
+from ..rotation.errors import PathDown, RotationRefused, RotationUndone, StoreNotWritable
+from ..rotation.gates import Gate, Rules
 from ..rotation.passwords import PasswordRule
-from ..rotation.plan import Action, Plan
-from ..rotation.rotator import Rotation, Rotator
-from ..rotation.run import Announcing, Step
+from ..rotation.plan import Action
+from ..rotation.rotator import Rotator
 from ..rotation.stores.store import SecretStore
 from ..rotation.vault_roles import VaultRoles, VaultRolesRotator
-from ..rotation.words import counted
 from .ops_input import (
     VAULT_HELP,
+    UsageError,
     admin_connect,
     admin_password,
     dsn_without_password,
@@ -34,18 +28,9 @@ from .ops_input import (
     open_store,
     run,
 )
+from .rotate_output import Telling
 
 DONE, FAILED, NOT_TRIED, REFUSED, FINISHED, UNDONE, LEFT_TO_DO = 0, 1, 2, 3, 4, 5, 6
-
-_STEP_TEXTS = {
-    Step.CHECKED: "no gate objects, and nobody else rotates",
-    Step.STAGED: "the new password is staged in the store",
-    Step.ANNOUNCED: "pools have had the time to step aside",
-    Step.ALTERED: "the database has it",
-    Step.VERIFIED: "it logs in on the applications' path",
-    Step.PROMOTED: "the store has it as the account's own",
-    Step.ENDED: "the account's old sessions are ended",
-}
 
 
 def _force(gate: Gate, what: str) -> Any:
@@ -67,7 +52,9 @@ def rotate(
     vault_mount: Annotated[str, typer.Option(help="The database engine of these roles.")] = "database",
     region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
     endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint of AWS Secrets Manager.")] = None,
-    account: Annotated[Parity | None, typer.Option(help="Default: the one not changed last.")] = None,
+    account: Annotated[
+        Parity | None, typer.Option(help="Which one to change. Default: the one not changed last.")
+    ] = None,
     max_lifetime: Annotated[float, typer.Option(min=0, help="The longest max_lifetime of all pools, seconds.")] = 1800,
     refresh_interval: Annotated[float, typer.Option(min=0, help="Their longest refresh interval, seconds.")] = 60,
     margin: Annotated[float, typer.Option(min=0, help="For clocks and lagging stores, seconds.")] = 120,
@@ -75,6 +62,7 @@ def rotate(
         float | None,
         typer.Option(
             min=0,
+            max=900,
             help="Seconds between staging and changing a password, in which pools step aside. Add the store's own "
             "delay, up to 90 for a mounted Secret. 0: none.",
             show_default="--refresh-interval + 10",
@@ -95,11 +83,11 @@ def rotate(
         str | None, typer.Option(help="Your word for change times that the store does not know (ISO 8601).")
     ] = None,
     end_sessions_after: Annotated[
-        float | None, typer.Option(min=0, help="End the account's old sessions, these seconds after the rotation.")
+        float | None, typer.Option(min=0, help="End the account's old sessions this many seconds after the rotation.")
     ] = None,
     password_length: Annotated[int, typer.Option(min=1, help="Characters of the new password.")] = 32,
     password_alphabet: Annotated[
-        str, typer.Option(help="What they are drawn from.", show_default="letters and digits")
+        str, typer.Option(help="Which characters they may be.", show_default="letters and digits")
     ] = PasswordRule().alphabet,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the admin role's password from standard input.")
@@ -123,8 +111,9 @@ def rotate(
 ) -> None:
     """Change the password of one account of a pair, so that no pool is ever without one that works.
 
-    The admin role's password comes from AIOPQR_ADMIN_PASSWORD, PGPASSWORD, the password file or --password-stdin. A run
-    that was interrupted, or killed, is finished or undone by the next.
+    One of --file, --secret, --vault and --vault-roles says where the pair is. The admin role's password comes from
+    AIOPQR_ADMIN_PASSWORD, PGPASSWORD, the password file or --password-stdin. A run that was interrupted, or killed, is
+    finished or undone by the next.
 
     \b
     Exit codes:
@@ -138,6 +127,8 @@ def rotate(
       130  interrupted: run it again
     """
     exactly_one(file=file, secret=secret, vault=vault, vault_roles=vault_roles)
+    if vault_roles and announce:
+        raise UsageError("--announce has no effect with --vault-roles: Vault changes a password at once")
     given = {
         Gate.TOO_SOON: force_too_soon,
         Gate.OTHER_REFUSED: force_other_refused,
@@ -205,7 +196,7 @@ async def perform(
     except RotationRefused as exc:
         telling.refused(exc.objections)
         return REFUSED
-    except PathDown as exc:
+    except (PathDown, StoreNotWritable) as exc:
         telling.failed("not tried", exc)
         return NOT_TRIED
     except RotationUndone as exc:
@@ -218,135 +209,3 @@ async def perform(
     if rotation.warning:
         return LEFT_TO_DO
     return DONE if rotation.action is Action.ROTATE else FINISHED
-
-
-@dataclass
-class Telling:
-    """What the operator reads: progress and sentences on standard error, an outcome on standard output."""
-
-    as_json: bool = False
-    _status: Status | None = None
-    _is_overridden: bool = False
-    _plan: Plan | None = None
-    _done: Step | None = None
-
-    def __post_init__(self) -> None:
-        self._console = Console(stderr=True)
-
-    def __enter__(self) -> Telling:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._status:
-            self._status.stop()
-
-    def begin(self, plan: Plan) -> None:
-        self._plan = plan
-        self._is_overridden = bool(plan.objections)
-        for objection in plan.objections:
-            self._say(f"overridden: {objection}", "yellow")
-        text = f"{plan.action} {plan.username} ({plan.parity})"
-        if self._console.is_terminal:
-            self._status = Status(text, console=self._console)
-            self._status.start()
-        else:
-            self._say(text)
-
-    def step(self, step: Step) -> None:
-        self._done = step
-        text = _STEP_TEXTS[step]
-        if step is Step.CHECKED and self._is_overridden:
-            text = "no other gate objects, and nobody else rotates"
-        self._say(text, "green")
-
-    def announcing(self, announcing: Announcing) -> None:
-        self._say(str(announcing), "yellow" if announcing.unheard else "")
-
-    def interrupted(self) -> None:
-        """Where a rotation stands that was cut short, and what to do."""
-        plan = self._plan
-        if plan is None or (self._done in (None, Step.CHECKED) and plan.action is Action.ROTATE):
-            text = "nothing was changed"
-        elif self._done in (Step.PROMOTED, Step.ENDED):
-            text = f"the password of {plan.username!r} is changed; its old sessions may still be open"
-        else:
-            stands = _STEP_TEXTS[self._done] if self._done else "it was staged by an earlier run"
-            text = f"the rotation of {plan.username!r} is under way ({stands}); run the same command, which finishes it"
-        self._say(f"aiopqr rotate: interrupted: {text}", "yellow")
-
-    def plan(self, plan: Plan, dry_run: bool, announce: float) -> None:
-        if self.as_json:
-            self._json(
-                outcome="refused" if plan.refusals else "planned",
-                dry_run=dry_run,
-                action=plan.action,
-                account=plan.parity,
-                username=plan.username,
-                steps=plan.steps,
-                announce=announce,
-                objections=[_as_json(objection, plan) for objection in plan.objections],
-            )
-            return
-        if dry_run:
-            print(f"{plan.action} {plan.username} ({plan.parity}):")
-            print("\n".join(f"  {number}. {step}" for number, step in enumerate(plan.steps, 1)))
-            if announce and plan.action is not Action.FINISH:
-                print(f"Between staging and ALTER ROLE, pools have {announce:.0f} s to step aside.")
-        for objection in plan.objections:
-            if objection not in plan.refusals:
-                self._say(f"overridden: {objection}", "yellow")
-        self._objections(plan.refusals)
-
-    def refused(self, objections: tuple[Objection, ...]) -> None:
-        if self.as_json:
-            self._json(outcome="refused", objections=[_as_json(objection) for objection in objections])
-        else:
-            self._objections(objections)
-
-    def failed(self, outcome: str, exc: Exception) -> None:
-        if self.as_json:
-            self._json(outcome=outcome, error=str(exc))
-        else:
-            self._say(f"aiopqr rotate: {exc}", "red")
-
-    def done(self, rotation: Rotation) -> None:
-        if self.as_json:
-            self._json(
-                outcome="done" if rotation.action is Action.ROTATE else "finished",
-                action=rotation.action,
-                account=rotation.parity,
-                username=rotation.username,
-                changed_at=rotation.changed_at.isoformat(),
-                sessions_ended=rotation.ended,
-                warning=rotation.warning,
-            )
-            return
-        what = "changed" if rotation.action is Action.ROTATE else "an interrupted rotation was finished"
-        ended = ""
-        if rotation.ended is not None and not rotation.warning:
-            ended = f"; {counted(rotation.ended, 'old session')} ended"
-        print(f"{rotation.username}: {what}{ended}")
-        if rotation.warning:
-            self._say(rotation.warning, "yellow")
-
-    def _objections(self, objections: tuple[Objection, ...]) -> None:
-        for objection in objections:
-            flag = f" ({objection.gate.flag} overrides this)" if objection.gate.flag else ""
-            self._say(f"refused [{objection.gate}]: {objection}{flag}", "red")
-
-    def _say(self, text: str, style: str = "") -> None:
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-    def _json(self, **values: Any) -> None:
-        json.dump(values, sys.stdout, indent=2)
-        print()
-
-
-def _as_json(objection: Objection, plan: Plan | None = None) -> dict[str, Any]:
-    return {
-        "gate": objection.gate,
-        "text": objection.text,
-        "flag": objection.gate.flag,
-        "overridden": plan is not None and objection not in plan.refusals,
-        **objection.numbers,
-    }

@@ -14,7 +14,7 @@ import asyncpg
 import typer
 
 from .._login import no_frames
-from ..credentials import Credential, CredentialPair, Secret
+from ..credentials import Credential, CredentialPair, Parity, Secret
 from ..errors import ConfigurationError, RotationError, describe
 from ..rotation.database import Database
 from ..rotation.errors import StoreConflict, StoreError
@@ -51,8 +51,9 @@ def setup(
     """Create the two accounts for an application's role, or repair them. A second run changes nothing.
 
     Both become LOGIN members of the owner role and act as it, so that what either creates belongs to both; both get the
-    owner's settings. LOGIN, INHERIT, VALID UNTIL, the membership and the settings are repaired; passwords of accounts
-    that exist are never touched. The owner keeps its own LOGIN until you take it: ALTER ROLE owner NOLOGIN.
+    owner's settings. LOGIN, INHERIT, the membership and the settings are repaired; passwords of accounts that exist are
+    never touched, nor is VALID UNTIL, which each rotation renews. The owner keeps its own LOGIN until you take it:
+    ALTER ROLE owner NOLOGIN.
 
     Exit codes: 0 done, or nothing to do; 2 could not be done, nothing was changed; 3 done, and something is left to do
     by hand; 130 interrupted.
@@ -250,6 +251,12 @@ def _comment(
         owner = next(role for name, role in found.items() if name not in names)
         if not dry:
             outcome.attention += differences(owner, [found[name] for name in names])
+        for parity, name in zip(Parity, names, strict=True):
+            if end := found[name].valid_until:
+                is_over = end <= datetime.now(UTC)
+                text = f"{name!r} cannot log in {'since' if is_over else 'after'} {moment(end)} (VALID UNTIL)"
+                renewal = f"`aiopqr rotate --account {parity}` renews it" if is_over else "each rotation renews it"
+                (outcome.attention if is_over else outcome.notes).append(f"{text}: {renewal}")
         if owner.can_login:
             outcome.notes.append(
                 f"{owner.name!r} can still log in itself; when nothing does so any more: "

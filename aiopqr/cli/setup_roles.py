@@ -107,9 +107,6 @@ def _attributes(role: Role) -> Iterator[Change]:
         yield Change(f"let {role.name!r} log in", f"ALTER ROLE {name} LOGIN")
     if not role.inherits:
         yield Change(f"let {role.name!r} have the rights of its owner role", f"ALTER ROLE {name} INHERIT")
-    if role.valid_until is not None:
-        text = f"take the password's end ({role.valid_until:%Y-%m-%d %H:%M %Z}) from {role.name!r}"
-        yield Change(text, f"ALTER ROLE {name} VALID UNTIL 'infinity'")
 
 
 def _membership(role: Role, owner: str, version: int) -> Iterator[Change]:

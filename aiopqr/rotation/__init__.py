@@ -5,12 +5,21 @@ and ``gates`` says why not, both pure; ``database`` asks and alters Postgres; ``
 ``rotator`` the class to use.
 """
 
-from .errors import PathDown, RotationFailed, RotationRefused, RotationUndone, StoreConflict, StoreError
+from .announcing import Announcing
+from .errors import (
+    PathDown,
+    RotationFailed,
+    RotationRefused,
+    RotationUndone,
+    StoreConflict,
+    StoreError,
+    StoreNotWritable,
+)
 from .gates import Gate, Objection, Rules
 from .passwords import PasswordRule
 from .plan import Action, Plan
 from .rotator import Rotation, Rotator
-from .run import Announcing, Step
+from .run import Step
 from .stores import FileStore, SecretStore, StoredSecret
 
 __all__ = [
@@ -32,5 +41,6 @@ __all__ = [
     "Step",
     "StoreConflict",
     "StoreError",
+    "StoreNotWritable",
     "StoredSecret",
 ]

@@ -50,11 +50,13 @@ from ..credentials import Credential, CredentialPair, Endpoint
 from ..errors import ConfigurationError, RotationError, without_frames
 from ..options import non_negative
 from ..sources.aws.source import SecretsManagerSource
-from .database import APPLICATION_NAME, Database
+from .announcing import announcement_left, usual_announcement
+from .connects import APPLICATION_NAME
+from .database import Database
 from .gates import Rules
 from .passwords import PasswordRule
 from .plan import decide, renewed
-from .run import announcement_left, patient_login, usual_announcement
+from .run import patient_login
 from .stores.aws import CURRENT, PENDING, SecretsManagerStore
 from .stores.aws_versions import Snapshot, staged_entries, stored
 

@@ -7,26 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
 
 import asyncpg
 
-from .._login import DRIVER_ERRORS, answered, connect_once, no_frames, place_of, read_target, verifier
-from ..credentials import Credential, CredentialPair, Parity, Secret
+from .._login import DRIVER_ERRORS, answered, no_frames, place_of, verifier
+from ..credentials import Credential, CredentialPair, Parity
 from ..errors import RotationError, describe
 from ..refusals import Verdict, classify
+from .connects import AccountConnect, AdminConnect, account_by_dsn, admin_by_dsn, close
 from .errors import PathDown, RotationRefused
 from .gates import Facts, Gate, Login, Objection, Session
 from .sql import identifier, literal
 from .stores.store import StoredSecret
-
-AdminConnect = Callable[[], Awaitable[Any]]
-AccountConnect = Callable[[Credential], Awaitable[Any]]
-
-#: What the rotator's own sessions are called.
-APPLICATION_NAME = "aiopqr-rotate"
 
 # The lock must not be lost to a time limit while the store is written, nor kept by a machine that has lost its power.
 # Settings that this server's version does not have are left out.
@@ -66,7 +61,7 @@ class Database:
 
     def __init__(self, admin: str | AdminConnect, verify: str | AccountConnect, *, timeout: float = 10.0) -> None:
         self._admin = admin_by_dsn(admin, timeout=timeout) if isinstance(admin, str) else admin
-        self._verify = _account_by_dsn(verify, timeout) if isinstance(verify, str) else verify
+        self._verify = account_by_dsn(verify, timeout) if isinstance(verify, str) else verify
         self._path = place_of(verify) if isinstance(verify, str) else ""
 
     @contextlib.asynccontextmanager
@@ -85,7 +80,7 @@ class Database:
         try:
             yield con
         finally:
-            await _close(con)
+            await close(con)
 
     @contextlib.asynccontextmanager
     async def exclusively(self, pair: CredentialPair) -> AsyncIterator[Any]:
@@ -183,7 +178,7 @@ class Database:
         except Exception as exc:
             return self._failed(exc)
         finally:
-            await _close(con)
+            await close(con)
         if user != credential.username:
             return Login(False, False, f"the server says that {credential.username!r} is {user!r}")
         return Login(True)
@@ -250,65 +245,7 @@ async def _time(con: Any) -> datetime:
     return now
 
 
-async def _close(con: Any) -> None:
-    try:
-        await con.close(timeout=5.0)
-    except Exception:  # the server is gone, and there is nothing to be had from it any more
-        con.terminate()
-
-
 def _lock_key(purpose: str, pair: CredentialPair) -> int:
     """The same number for the same two accounts, in a range of our own."""
     names = "\0".join(sorted(credential.username for credential in (pair.odd, pair.even) if credential))
     return int.from_bytes(hashlib.sha256(f"aiopqr-{purpose}\0{names}".encode()).digest()[:8], "big", signed=True)
-
-
-def admin_by_dsn(dsn: str, *, password: Secret | None = None, timeout: float = 10.0) -> AdminConnect:
-    """How to connect as the role that ``dsn`` names, to the ``postgres`` database where there is one.
-
-    Without ``password`` it comes from where asyncpg looks: the DSN, PGPASSWORD, or the password file. Raises
-    :class:`RotationError` when the DSN names a database that does not exist.
-    """
-
-    async def connect() -> Any:
-        # A pg_hba.conf or a password file may well know only the database that the DSN names.
-        with contextlib.suppress(
-            asyncpg.InvalidCatalogNameError,
-            asyncpg.InsufficientPrivilegeError,
-            asyncpg.InvalidAuthorizationSpecificationError,
-        ):
-            con = await connect_once(
-                dsn, password=password, timeout=timeout, application_name=APPLICATION_NAME, database="postgres"
-            )
-            await _check_database(con, dsn)
-            return con
-        return await connect_once(dsn, password=password, timeout=timeout, application_name=APPLICATION_NAME)
-
-    return connect
-
-
-async def _check_database(con: Any, dsn: str) -> None:
-    target = read_target((dsn,), {})
-    if target is None or target.database is None:
-        return
-    try:
-        known = await con.fetchval("SELECT count(*) FROM pg_database WHERE datname = $1", target.database)
-    except BaseException:
-        con.terminate()
-        raise
-    if not known:
-        await _close(con)
-        raise RotationError(f"database {target.database!r}, which the admin's DSN names, does not exist")
-
-
-def _account_by_dsn(dsn: str, timeout: float) -> AccountConnect:
-    async def connect(credential: Credential) -> Any:
-        return await connect_once(
-            dsn,
-            user=credential.username,
-            password=credential.password,
-            timeout=timeout,
-            application_name=APPLICATION_NAME,
-        )
-
-    return connect

@@ -19,6 +19,10 @@ class StoreConflict(StoreError):
     """The stored secret is not the one that was read: another rotator, or a person, has changed it in between."""
 
 
+class StoreNotWritable(StoreError):
+    """The store does not take a new password. Nothing was changed: it comes there before it comes to the database."""
+
+
 class PathDown(RotationError):
     """An account could not be tried on the applications' path, so nothing is known of its password.
 

@@ -24,15 +24,18 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from .._login import DRIVER_ERRORS
+from .._refresh.announcement import STEP_ASIDE_MAX
 from ..credentials import Parity
-from ..errors import RotationError, describe, without_frames
+from ..errors import ConfigurationError, RotationError, describe, without_frames
 from ..options import non_negative, positive
-from .database import AccountConnect, AdminConnect, Database
+from .announcing import Announcing, usual_announcement
+from .connects import AccountConnect, AdminConnect
+from .database import Database
 from .errors import RotationFailed, RotationRefused, StoreConflict
 from .gates import Gate, Objection, Rules
 from .passwords import PasswordRule
 from .plan import Action, Plan, decide
-from .run import Announcing, Run, Settings, Step, usual_announcement
+from .run import Run, Settings, Step
 from .stores.store import SecretStore
 
 logger = logging.getLogger("aiopqr")
@@ -56,10 +59,11 @@ class Rotator:
     ``admin`` and ``verify`` are as for :class:`Database`. ``rules`` describes the pools that are in use; the gates
     follow from it. ``announce`` (seconds; default: the rules' refresh interval and 10 s more, or 0 where that interval
     is 0 and so nobody polls) is the time between staging a password and changing it, in which pools step aside; 0 means
-    none. Add the store's own delay to it: a Secret that Kubernetes mounts is up to 90 s late. ``end_sessions_after``
-    (seconds) ends the rotated account's old sessions that long after the rotation; None leaves them to the pools'
-    lifetime. ``verify_timeout`` (seconds) bounds the wait for the applications' path to take the new password.
-    ``listener`` is called with each :class:`Step` when it is done, and ``on_announcing`` before each wait for pools.
+    none. Add the store's own delay to it: a Secret that Kubernetes mounts is up to 90 s late. More than 900 raises
+    :class:`ConfigurationError`: pools step aside for no longer. ``end_sessions_after`` (seconds) ends the rotated
+    account's old sessions that long after the rotation; None leaves them to the pools' lifetime. ``verify_timeout``
+    (seconds) bounds the wait for the applications' path to take the new password. ``listener`` is called
+    with each :class:`Step` when it is done, and ``on_announcing`` before each wait for pools.
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class Rotator:
         rules = rules or Rules()
         if announce is None:
             announce = usual_announcement(rules)
+        if announce > STEP_ASIDE_MAX:
+            raise ConfigurationError(f"announce must be at most {STEP_ASIDE_MAX:.0f} s: pools step aside for no longer")
         self._store = store
         self._database = Database(admin, verify, timeout=positive("connect_timeout", connect_timeout))
         if end_sessions_after is not None:
@@ -119,7 +125,8 @@ class Rotator:
 
         Raises :class:`RotationRefused` when a gate objects, the situation is not the plan's any more, or somebody else
         has changed the store meanwhile, and :class:`PathDown` when an account could not be tried on the applications'
-        path: nothing was changed. :class:`RotationUndone` when it failed and all is as it was before.
+        path: nothing was changed, as when the store takes no new password (:class:`StoreNotWritable`).
+        :class:`RotationUndone` when it failed and all is as it was before.
         :class:`RotationFailed`, or another :class:`RotationError`, when it could not be finished: running it again
         finishes or undoes it, and does so after a cancellation or a crash at any point, too.
         """

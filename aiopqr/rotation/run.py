@@ -11,22 +11,22 @@ import asyncio
 import contextlib
 import enum
 import logging
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from .._login import DRIVER_ERRORS
 from ..credentials import Credential, CredentialPair, Parity
-from ..errors import AiopqrError, RotationError, describe, without_frames
-from .database import APPLICATION_NAME, Database
-from .errors import RotationFailed, RotationRefused, RotationUndone, StoreConflict, StoreError
+from ..errors import AiopqrError, RotationError, without_frames
+from .announcing import Announcing, announced_longer, announcement_left, unheard
+from .database import Database
+from .errors import RotationFailed, RotationRefused, RotationUndone, StoreConflict, StoreError, StoreNotWritable
 from .gates import Gate, Login, Objection, Rules
 from .passwords import PasswordRule
 from .plan import Action, Plan, decide
 from .stores.store import SecretStore, StoredSecret
-from .words import counted
+from .words import text_of
 
 logger = logging.getLogger("aiopqr")
 
@@ -35,9 +35,6 @@ _REFUSED_LOGINS = 5
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 2.0
 _PROMOTE_PAUSES = (0.5, 1.0, 2.0)
-
-#: What an announcement takes beyond the pools' refresh interval: their fetch, and connects that were under way.
-ANNOUNCE_GRACE = 10.0
 
 
 class Step(enum.StrEnum):
@@ -50,28 +47,6 @@ class Step(enum.StrEnum):
     VERIFIED = "verified"  # it logs in on the applications' path
     PROMOTED = "promoted"  # it is the account's own in the store
     ENDED = "ended"  # the account's old sessions are ended
-
-
-@dataclass(frozen=True, slots=True)
-class Announcing:
-    """The rotator waits ``seconds`` for pools to step aside.
-
-    ``unheard`` names those that have not: who has opened how many sessions of the account although the announcement was
-    due. It is empty the first time.
-    """
-
-    seconds: float
-    username: str
-    unheard: tuple[tuple[str, int], ...] = ()
-
-    def __str__(self) -> str:
-        if not self.unheard:
-            return f"waiting {self.seconds:.0f} s for pools to see it and to step aside from {self.username!r}"
-        who = "; ".join(f"{counted(number, 'session')} of {origin}" for origin, number in self.unheard)
-        return (
-            f"some pools have not heard that {self.username!r} is about to change, and have opened sessions of it "
-            f"since ({who}); waiting {self.seconds:.0f} s more for them, once"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +118,21 @@ class Run:
             if plan.abandons is not None:
                 secret = await self._store.abandon(secret)
             if plan.action is Action.ROTATE:
-                secret = await self._store.stage(secret, Credential(self._name, self._settings.passwords.generate()))
+                secret = await self._open_stage(secret)
                 tell(Step.STAGED)
         return secret
+
+    async def _open_stage(self, secret: StoredSecret) -> StoredSecret:
+        """The secret with a new password staged. Raises :class:`StoreNotWritable` when the store still is as it was."""
+        try:
+            return await self._store.stage(secret, Credential(self._name, self._settings.passwords.generate()))
+        except StoreConflict:
+            raise
+        except StoreError as exc:
+            problem = str(exc)
+        if (await self._store.read()).revision == secret.revision:
+            raise StoreNotWritable(f"the store does not take a new password: {problem}. No password was changed")
+        raise RotationFailed(f"the store may have taken the new password of {self._name!r}: {problem}. Run it again.")
 
     async def _judge(self, admin: Any, secret: StoredSecret) -> Plan:
         """The plan as it would be now. Raises :class:`RotationRefused` when a gate objects."""
@@ -161,33 +148,14 @@ class Run:
             return False
         self._settings.on_announcing(Announcing(left, self._name))
         await asyncio.sleep(left)
-        if unheard := await self._unheard(staged):
+        if late := await unheard(self._database, staged, self._settings.announce, self._settings.rules):
             # A courtesy, not a gate: a pool that does not hear loses no more than a failed login.
-            again = Announcing(self._settings.announce, self._name, unheard)
+            again = Announcing(announced_longer(staged, self._settings.announce), self._name, late)
             logger.warning("rotation: %s", again)
             self._settings.on_announcing(again)
             await asyncio.sleep(again.seconds)
         self._settings.listener(Step.ANNOUNCED)
         return True
-
-    async def _unheard(self, staged: StoredSecret) -> tuple[tuple[str, int], ...]:
-        """Who has opened sessions of the account since the announcement was due, and how many."""
-        announce = self._settings.announce
-        late_for = _age(staged) - announce + min(ANNOUNCE_GRACE, announce / 2)
-        try:
-            async with self._database.connected() as admin:
-                due = await self._database.time(admin) - timedelta(seconds=late_for)
-                sessions = await self._database.sessions(admin, {self._name: self._plan.parity})
-        except (RotationError, *DRIVER_ERRORS) as exc:
-            logger.warning("rotation: whether all pools have stepped aside cannot be seen: %s", _text(exc))
-            return ()
-        exempt = self._settings.rules.exempt_applications | {APPLICATION_NAME}
-        late = Counter(
-            session.origin
-            for session in sessions
-            if session.started and session.started > due and session.application_name not in exempt
-        )
-        return tuple(late.most_common())
 
     async def _alter(self, staged: StoredSecret, *, judge: bool) -> _Alteration:
         """Give the account its staged password. With ``judge``, judge again first whether it may be changed."""
@@ -216,16 +184,16 @@ class Run:
                 await self._give_up(staged, problem)
             if isinstance(problem, AiopqrError):
                 raise problem
-            raise RotationUndone(f"changing {self._name!r} failed before anything was changed: {_text(problem)}")
+            raise RotationUndone(f"changing {self._name!r} failed before anything was changed: {text_of(problem)}")
         found = await self._in_force(staged)
         if found == staged.pair.pending:
-            logger.warning("rotation: the new password of %r is in force, though: %s", self._name, _text(problem))
+            logger.warning("rotation: the new password of %r is in force, though: %s", self._name, text_of(problem))
         elif found is not None:
-            raise RotationUndone(f"changing {self._name!r} failed and was undone: {_text(problem)}")
+            raise RotationUndone(f"changing {self._name!r} failed and was undone: {text_of(problem)}")
         else:
             raise RotationFailed(
-                f"changing {self._name!r} failed: {_text(problem)}. The new password is staged. Run it again to finish "
-                "or undo."
+                f"changing {self._name!r} failed: {text_of(problem)}. The new password is staged. Run it again to "
+                "finish or undo."
             )
 
     async def _give_up(self, staged: StoredSecret, problem: Exception) -> None:
@@ -238,7 +206,7 @@ class Run:
         except StoreError as exc:
             failure = str(exc)
         raise RotationFailed(
-            f"changing {self._name!r} was refused: {_text(problem)}. Its new password is staged, and cannot be given "
+            f"changing {self._name!r} was refused: {text_of(problem)}. Its new password is staged, and cannot be given "
             f"up: {failure}. Run it again."
         )
 
@@ -282,7 +250,7 @@ class Run:
             login = await self._log_in(stored)
             await self._store.abandon(staged)
         except (RotationError, *DRIVER_ERRORS) as exc:
-            failure = _text(exc)
+            failure = text_of(exc)
         else:
             if login.accepted:
                 raise RotationUndone(f"changing {self._name!r} was undone: {problem}")
@@ -299,7 +267,7 @@ class Run:
         try:
             return await self._database.time(guard)
         except (RotationError, *DRIVER_ERRORS) as exc:
-            logger.warning("rotation: the change is dated by this machine's clock: %s", _text(exc))
+            logger.warning("rotation: the change is dated by this machine's clock: %s", text_of(exc))
             return datetime.now(UTC)
 
     async def _promote(self, staged: StoredSecret, changed_at: datetime) -> None:
@@ -336,25 +304,6 @@ async def patient_login(database: Database, credential: Credential, timeout: flo
             return login
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def usual_announcement(rules: Rules) -> float:
-    """How long to announce a change, in seconds, unless told. Pools that do not poll cannot hear of one."""
-    return rules.refresh_interval + ANNOUNCE_GRACE if rules.refresh_interval else 0.0
-
-
-def announcement_left(staged: StoredSecret, announce: float) -> float:
-    """Seconds until pools have had ``announce`` seconds to see the stage; 0 or less when they have."""
-    return announce - _age(staged)
-
-
-def _age(staged: StoredSecret) -> float:
-    """Seconds since the password was staged, as far as the store knows."""
-    return max((datetime.now(UTC) - staged.staged_at).total_seconds(), 0.0) if staged.staged_at else 0.0
-
-
-def _text(exc: Exception) -> str:
-    return str(exc) if isinstance(exc, AiopqrError) else describe(exc)
 
 
 def _pending(secret: StoredSecret) -> Credential:

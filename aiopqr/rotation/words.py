@@ -1,8 +1,10 @@
-"""Numbers and times as people read them."""
+"""Numbers, times and errors as people read them."""
 
 from __future__ import annotations
 
 from datetime import datetime
+
+from ..errors import AiopqrError, describe
 
 
 def counted(number: int, what: str) -> str:
@@ -24,3 +26,8 @@ def duration(seconds: float) -> str:
 def moment(time: datetime) -> str:
     """A time to the second, with its zone."""
     return f"{time:%Y-%m-%d %H:%M:%S %Z}"
+
+
+def text_of(exc: Exception) -> str:
+    """What an error of ours says, or what a driver's is in words. No secret is in it."""
+    return str(exc) if isinstance(exc, AiopqrError) else describe(exc)

@@ -274,6 +274,13 @@ def test_a_mistake_on_the_command_line_is_2_and_told_by_its_name(arguments: list
     assert told in " ".join(result.output.replace("│", " ").split())
 
 
+def test_an_announcement_that_vault_would_not_wait_for_is_2() -> None:
+    places = ["--admin", "postgresql://admin@db/x", "--dsn", "postgresql://db/x", "--vault-roles", "a", "b"]
+    result = invoke(*places, "--announce", "5")
+    assert result.exit_code == 2
+    assert "no effect with --vault-roles" in " ".join(result.output.replace("│", " ").split())
+
+
 def test_every_gate_that_can_be_overridden_has_its_flag() -> None:
     shown = invoke("--help").output.replace("\n", "")
     parameters = {flag for gate in Gate if (flag := gate.flag)}

@@ -124,10 +124,6 @@ async def test_a_dry_run_prints_sql_that_does_it_without_a_password_and_changes_
     ("damage", "told"),
     [
         ("ALTER ROLE {odd} NOLOGIN", "let '{name}' log in"),
-        (
-            "ALTER ROLE {odd} VALID UNTIL '2020-01-01 00:00Z'",
-            "take the password's end (2020-01-01 00:00 UTC) from '{name}'",
-        ),
         ("ALTER ROLE {odd} NOINHERIT", "let '{name}' have the rights of its owner role"),
         ("REVOKE {owner} FROM {odd}", "make '{name}' a member of '{ownername}'"),
         ("ALTER ROLE {odd} RESET role", "let what '{name}' creates belong to '{ownername}'"),
@@ -143,6 +139,24 @@ async def test_damage_is_repaired_and_told(cli: Cli, damage: str, told: str) -> 
     con = await cli.log_in("odd")
     assert await con.fetchval("SELECT current_user") == cli.owner
     await con.close()
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "line"),
+    [
+        ("2020-01-01", 3, "to do: '{name}' cannot log in since 2020-01-01 00:00:00 UTC (VALID UNTIL): `aiopqr rotate"),
+        ("2099-01-01", 0, "note: '{name}' cannot log in after 2099-01-01 00:00:00 UTC (VALID UNTIL): each rotation"),
+    ],
+)
+async def test_the_end_of_a_password_is_kept_and_told(cli: Cli, end: str, code: int, line: str) -> None:
+    await cli("--file", str(cli.path))
+    name = f"{cli.owner}_odd"
+    await cli.server.execute(f"ALTER ROLE \"{name}\" VALID UNTIL '{end} 00:00Z'")
+    done, out, err = await cli("--file", str(cli.path))
+    assert (done, out) == (code, "nothing to change\n")
+    assert line.format(name=name) in err
+    kept = await cli.server.fetchval("SELECT rolvaliduntil FROM pg_roles WHERE rolname = $1", name)
+    assert str(kept.date()) == end
 
 
 async def test_passwords_of_accounts_that_exist_are_never_touched(cli: Cli) -> None:
@@ -181,7 +195,7 @@ async def test_the_last_lines_say_what_to_do_next(cli: Cli) -> None:
     code, _, err = await cli("--file", str(cli.path))
     assert code == 0
     *_, check, rotate = err.splitlines()
-    assert check.startswith("next: let the pools read")
+    assert check.startswith(f"next: let the pools read {cli.path}, then")
     assert "aiopqr rotate" in rotate
     assert rotate.endswith("UTC at the earliest")
 

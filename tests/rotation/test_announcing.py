@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from aiopqr.credentials import Credential, Parity
+from aiopqr.errors import ConfigurationError
 from aiopqr.rotation import Announcing, RotationRefused, RotationUndone, Rules, Step
 from aiopqr.rotation.plan import Action
 from aiopqr.rotation.rotator import Rotator
@@ -45,6 +46,12 @@ def test_without_being_told_it_announces_for_the_pools_refresh_interval_and_ten_
     assert Rotator(admin=rig.admin, store=rig.store, verify=rig.postgres.dsn).announce == 70.0
     nobody_polls = Rules(refresh_interval=0.0)
     assert Rotator(admin=rig.admin, store=rig.store, verify=rig.postgres.dsn, rules=nobody_polls).announce == 0.0
+
+
+def test_it_announces_for_no_longer_than_pools_step_aside(rig: Any) -> None:
+    with pytest.raises(ConfigurationError, match="at most 900 s"):
+        rig.rotator(announce=901.0)
+    assert rig.rotator(announce=None, rules=Rules(refresh_interval=3600.0)).announce == 900.0
 
 
 async def test_an_interrupted_announcement_is_resumed_for_what_is_left(rig: Any) -> None:

@@ -77,14 +77,17 @@ async def check_after_a_crash(rig: Any, rules: Rules = RULES) -> None:
 
 
 async def run_again(rig: Any, rules: Rules) -> list[Gate]:
-    """The next run: the gates that refused it. It waits for the server to notice that the killed rotator is gone."""
+    """The next run: the gates that refused it.
+
+    It waits for the server to notice that the killed rotator is gone, and for pools to replace their connections.
+    """
     rotator = rig.rotator(rules=rules)
     while True:
         try:
             await rotator.apply(await rotator.plan())
         except RotationRefused as exc:
             gates = [objection.gate for objection in exc.objections]
-            if gates != [Gate.IN_PROGRESS]:
+            if not {Gate.IN_PROGRESS, Gate.OLD_SESSIONS}.issuperset(gates):
                 return gates
             await asyncio.sleep(0.01)
         else:

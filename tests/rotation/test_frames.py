@@ -15,7 +15,8 @@ import aiopqr
 from aiopqr.cli.check_facts import look
 from aiopqr.credentials import Credential, Secret
 from aiopqr.rotation import Rotator
-from aiopqr.rotation.database import Database, admin_by_dsn
+from aiopqr.rotation.connects import admin_by_dsn
+from aiopqr.rotation.database import Database
 from aiopqr.testing.server import PostgresServer
 
 PACKAGE = Path(aiopqr.__file__).parent

@@ -14,7 +14,15 @@ import pytest
 
 from aiopqr.credentials import Credential, CredentialPair, Parity, Secret
 from aiopqr.errors import ConfigurationError, RotationError
-from aiopqr.rotation.errors import PathDown, RotationFailed, RotationRefused, RotationUndone, StoreConflict, StoreError
+from aiopqr.rotation.errors import (
+    PathDown,
+    RotationFailed,
+    RotationRefused,
+    RotationUndone,
+    StoreConflict,
+    StoreError,
+    StoreNotWritable,
+)
 from aiopqr.rotation.gates import Gate, Rules
 from aiopqr.rotation.passwords import PasswordRule
 from aiopqr.rotation.plan import Action
@@ -277,6 +285,34 @@ async def test_a_store_that_fails_to_promote_is_tried_again(rig: Any, monkeypatc
 
     await rotate(rig.rotator(store=Flaky(rig.path)))
     assert await rig.is_whole()
+
+
+async def test_a_store_that_cannot_be_written_is_found_by_the_plan(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read_only(self: FileStore) -> None:
+        raise StoreError("a mounted Secret is read-only")
+
+    monkeypatch.setattr(FileStore, "check_writable", read_only)
+    with pytest.raises(StoreError, match="read-only"):
+        await rig.rotator().plan()
+
+
+@pytest.mark.parametrize("taken", [False, True])
+async def test_a_store_that_does_not_take_a_new_password_is_told_from_one_that_may_have(
+    rig: Any, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    real, before = FileStore.stage, await rig.store.read()
+
+    async def failing(self: FileStore, *args: Any) -> Any:
+        if taken:
+            await real(self, *args)
+        raise StoreError("access denied")
+
+    monkeypatch.setattr(FileStore, "stage", failing)
+    rotator = rig.rotator()
+    with pytest.raises(RotationFailed if taken else StoreNotWritable, match="access denied"):
+        await rotator.apply(await rotator.plan())
+    assert (await rig.store.read() == before) is not taken
+    assert await rig.accepts(before.pair.even)
 
 
 async def test_a_promotion_whose_answer_was_lost_counts_as_done(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,9 @@ class FileStore:
     def __repr__(self) -> str:
         return f"FileStore({str(self._path)!r})"
 
+    def __str__(self) -> str:
+        return str(self._path)
+
     async def read(self) -> StoredSecret:
         """See :meth:`SecretStore.read`. A file that cannot be read or used raises :class:`StoreError`."""
         return await self._in_thread(lambda: self._load(self._path.resolve())[1])

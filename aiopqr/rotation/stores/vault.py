@@ -38,6 +38,9 @@ class VaultStore:
     def __repr__(self) -> str:
         return f"VaultStore({self._path!r}, mount={self._mount!r})"
 
+    def __str__(self) -> str:
+        return f"{self._mount}/{self._path}"
+
     async def read(self) -> StoredSecret:
         """See :meth:`SecretStore.read`."""
         return await self._in_thread(lambda: self._stored(*self._load()))

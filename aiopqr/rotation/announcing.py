@@ -1,0 +1,88 @@
+"""Between the staging of a password and its change: how long pools have to step aside, and who has not heard."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from .._login import DRIVER_ERRORS
+from .._refresh.announcement import STEP_ASIDE_MAX
+from ..errors import RotationError
+from .connects import APPLICATION_NAME
+from .database import Database
+from .gates import Rules
+from .stores.store import StoredSecret
+from .words import counted, text_of
+
+logger = logging.getLogger("aiopqr")
+
+# What an announcement takes beyond the pools' refresh interval: their fetch, and connects that were under way.
+_GRACE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Announcing:
+    """The rotator waits ``seconds`` for pools to step aside.
+
+    ``unheard`` names those that have not: who has opened how many sessions of the account although the announcement was
+    due. It is empty the first time.
+    """
+
+    seconds: float
+    username: str
+    unheard: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        if not self.unheard:
+            return f"waiting {self.seconds:.0f} s for pools to see it and to step aside from {self.username!r}"
+        who = "; ".join(f"{counted(number, 'session')} of {origin}" for origin, number in self.unheard)
+        return (
+            f"some pools have not heard that {self.username!r} is about to change, and have opened sessions of it "
+            f"since ({who}); waiting {self.seconds:.0f} s more for them, once"
+        )
+
+
+def usual_announcement(rules: Rules) -> float:
+    """How long to announce a change, in seconds, unless told. Pools that do not poll cannot hear of one."""
+    return min(rules.refresh_interval + _GRACE, STEP_ASIDE_MAX) if rules.refresh_interval else 0.0
+
+
+def announcement_left(staged: StoredSecret, announce: float) -> float:
+    """Seconds until pools have had ``announce`` seconds to see the stage; 0 or less when they have."""
+    return announce - _age(staged)
+
+
+def announced_longer(staged: StoredSecret, announce: float) -> float:
+    """Seconds for which pools that have not heard are waited for, while those that have still step aside."""
+    return min(announce, max(STEP_ASIDE_MAX - _age(staged), 0.0))
+
+
+async def unheard(
+    database: Database, staged: StoredSecret, announce: float, rules: Rules
+) -> tuple[tuple[str, int], ...]:
+    """Who has opened sessions of the staged account since the announcement was due, and how many."""
+    pending, parity = staged.pair.pending, staged.pair.pending_parity
+    assert pending is not None
+    assert parity is not None
+    late_for = _age(staged) - announce + min(_GRACE, announce / 2)
+    try:
+        async with database.connected() as admin:
+            due = await database.time(admin) - timedelta(seconds=late_for)
+            sessions = await database.sessions(admin, {pending.username: parity})
+    except (RotationError, *DRIVER_ERRORS) as exc:
+        logger.warning("rotation: whether all pools have stepped aside cannot be seen: %s", text_of(exc))
+        return ()
+    exempt = rules.exempt_applications | {APPLICATION_NAME}
+    late = Counter(
+        session.origin
+        for session in sessions
+        if session.started and session.started > due and session.application_name not in exempt
+    )
+    return tuple(late.most_common())
+
+
+def _age(staged: StoredSecret) -> float:
+    """Seconds since the password was staged, as far as the store knows."""
+    return max((datetime.now(UTC) - staged.staged_at).total_seconds(), 0.0) if staged.staged_at else 0.0
