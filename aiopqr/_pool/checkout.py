@@ -376,6 +376,11 @@ class Checkouts:
             if checkout is not None and timer.expired():
                 checkout.is_overdue = True
             raise
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException:  # for which asyncpg does not close the connection, and so does not free its place
+            con.terminate()
+            raise
 
     def _take_back(self, pooled: PooledConnection, is_busy: bool | None = False) -> None:
         """It is idle from now on."""

@@ -204,8 +204,8 @@ class Replacement:
         self._is_opening = True
         try:
             self.spare = await connections.open_spare()
-        except (Exception, asyncio.CancelledError) as exc:
-            if _is_cancelled(exc):
+        except BaseException as exc:
+            if _ends_the_task(exc):
                 raise
             self._delay(connections, due, exc, loop.time())
         else:
@@ -264,13 +264,15 @@ async def _keep_young(replacement: Replacement, wake: asyncio.Event) -> None:
         try:
             now = loop.time()
             await replacement.do(replacement.next_step(now), now)
-        except (Exception, asyncio.CancelledError) as exc:
-            if _is_cancelled(exc):
+        except BaseException as exc:
+            if _ends_the_task(exc):
                 raise
             await replacement.recover(exc, loop.time())
 
 
-def _is_cancelled(exc: BaseException) -> bool:
-    """Whether this task is being cancelled; otherwise a hook of the user's has met a cancellation of its own."""
-    task = asyncio.current_task()
-    return isinstance(exc, asyncio.CancelledError) and task is not None and bool(task.cancelling())
+def _ends_the_task(exc: BaseException) -> bool:
+    """Whether this task is being ended; otherwise a hook of the user's has raised what is no Exception."""
+    if isinstance(exc, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and bool(task.cancelling())
+    return isinstance(exc, KeyboardInterrupt | SystemExit | GeneratorExit)

@@ -117,14 +117,19 @@ async def test_spares_that_end_at_once_are_opened_ever_more_slowly(make_pool: Ma
     assert born[3] - born[2] >= 1.0
 
 
-async def test_a_hook_that_cancels_itself_does_not_end_the_replacement(make_pool: MakePool) -> None:
+class NoException(BaseException):
+    """As test frameworks and other concurrency libraries have them."""
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, NoException])
+async def test_nothing_that_a_hook_raises_ends_the_replacement(make_pool: MakePool, error: type[BaseException]) -> None:
     born = 0
 
     async def init(_con: asyncpg.Connection) -> None:
         nonlocal born
         born += 1
         if born == 2:
-            raise asyncio.CancelledError  # as where it awaits a task of its own that was cancelled
+            raise error  # a CancelledError where it awaits a task of its own that was cancelled
 
     async with make_pool(min_size=1, max_size=1, max_lifetime=0.05, init=init) as pool:
         await eventually(lambda: pool.stats().replacements.done)
@@ -256,6 +261,18 @@ async def test_a_second_release_beside_the_first_takes_nothing_from_the_next(mak
                 await asyncio.gather(*releases)
                 assert await other.fetchval("select 1") == 1
             assert pool.stats().in_use == 0
+
+
+async def test_no_error_of_a_reset_hook_keeps_its_permit(make_pool: MakePool) -> None:
+    async def reset(con: asyncpg.Connection) -> None:
+        raise NoException
+
+    async with make_pool(max_size=1, reset=reset) as pool:
+        for _ in range(2):
+            con = await pool.acquire(timeout=5)
+            with pytest.raises(NoException):
+                await pool.release(con)
+        assert (pool.stats().in_use, pool.stats().size) == (0, 0)
 
 
 async def test_a_reset_hook_that_takes_too_long_is_ended_and_touches_no_other_checkout(make_pool: MakePool) -> None:
