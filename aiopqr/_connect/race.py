@@ -89,7 +89,7 @@ class Race:
                 return outcome
             if isinstance(outcome, Failed):
                 self._failed(login, outcome)
-            if self._untried and not self._racing:
+            elif self._untried and not self._racing:
                 self._begin(Kind.OWN)
         if self._racing and all(login.kind is not Kind.OWN for login in self._racing):
             self._racing[0].kind = Kind.OWN  # the connect's place is free again
@@ -121,6 +121,8 @@ class Race:
             if login.attempt.credential == self._attempt.credential:
                 self._is_refused = True
                 self._untried = [one for one in self._untried if one in self._primaries]  # which let it in just now
+                if self._untried and not self._racing:
+                    self._begin(Kind.OWN)
         elif failed.verdict.passes or tries_next_host(failed.error):
             self._failures.append(failed)
             if self._untried:
