@@ -25,6 +25,7 @@ from .errors import (
     SourceTimeout,
     TooManyWaiting,
     UntrustedServer,
+    WrongLoop,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ __all__ = [
     "SourceTimeout",
     "TooManyWaiting",
     "UntrustedServer",
+    "WrongLoop",
     "create_pool",
 ]
 

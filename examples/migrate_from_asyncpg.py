@@ -5,8 +5,8 @@
 1. The DSN loses its user and password; `credentials=` says where the two accounts' are.
 2. Nothing else: an AlternatingPool is an asyncpg.Pool, with the same parameters, methods and connections.
 3. What you may now leave out: a password callable, a retry around acquire(), `expire_connections()` after a rotation,
-   a restart. What differs: `acquire()` waits 30 s at most unless told otherwise (acquire_timeout=None: for ever, as
-   asyncpg does), and connections are replaced by age (max_lifetime), not by their count of queries (max_queries).
+   a restart. What differs: `acquire()` waits at most 30 s by default (acquire_timeout=None: without limit, as in
+   asyncpg), and connections are replaced by age (max_lifetime), not by their count of queries (max_queries).
 
 Both halves run on a Postgres of their own, with a changed password in between, and end.
 """

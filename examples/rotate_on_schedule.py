@@ -1,8 +1,8 @@
-"""A rotator in Python: what `aiopqr rotate` does, for those who schedule it themselves, beside a pool.
+"""A rotator in Python: what `aiopqr rotate` does, for those who schedule it themselves, next to a pool.
 
     python examples/rotate_on_schedule.py
 
-Runs on a Postgres of its own, with a lifetime of a second, so that the gates open while one watches.
+Runs on a Postgres of its own, with a lifetime of a second, so that the gates open while you watch.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from ..refusals import Verdict
 
 FULL_PAUSE = 5.0
 ENDING = 30.0  # seconds before the end of an account's sessions from which the other one is used
-EXPIRED_PAUSE = 30.0  # nothing but newer credentials helps, and those wake whoever waits
+EXPIRED_PAUSE = 30.0  # only newer credentials help, and those wake everyone who waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,7 @@ class Alternator:
 
     def _claim_probe(self, credential: Credential, now: float) -> bool:
         holders = [q for q in (self.refused, self._local) if credential in q]
-        # A probe may have found the account full, which tells nothing of what it was refused for.
+        # A probe may have found the account full, which does not say whether the refusal still stands.
         if not holders or self.expiry.has_passed(credential, now):
             return False
         if now < max(self.retry_at(credential), self._full_until.get(credential.username, now)):

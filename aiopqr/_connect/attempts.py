@@ -1,7 +1,7 @@
 """One connect in progress.
 
-It goes in rounds: the account whose turn it is, and the other one if that was refused. While the server is down,
-connects take turns. Within a turn, logins race: at one host after the other, and beside a login that is silent.
+It goes in rounds: first the account whose turn it is, then the other one if the first was refused. While the server is
+down, connects take turns. Within a turn, logins race: one host after the other, and an extra one while one is silent.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Connect:
             self._state.counts.failed += 1
             raise
         except BaseException:
-            # Whoever gives up while logins fail has lost a connect to it.
+            # A caller that gives up while logins fail counts as a failed connect.
             self._state.counts.failed += self._last is not None or self._state.outage.since is not None
             raise
 

@@ -29,15 +29,15 @@ CONNECT_TIMEOUT = 60.0  # asyncpg's own default
 class Connector:
     """Makes asyncpg connections with the accounts of a pair in turn.
 
-    Takes what :func:`asyncpg.connect` takes, but for ``user`` and ``password``. ``credentials`` is a source, an async
+    Takes what :func:`asyncpg.connect` takes, except ``user`` and ``password``. ``credentials`` is a source, an async
     callable, a fixed pair or a shared :class:`Refresher`. ``connect`` is called in asyncpg's place, with the chosen
     ``user=`` and ``password=`` (a callable, as asyncpg takes it, which works while that call runs). ``scram_cache``
     keeps the SCRAM keys of the passwords in use, so that they are derived once. ``require_auth`` and
     ``channel_binding``, also in the DSN, say what the server may ask for, as in libpq; one that asks for more raises
     :class:`UntrustedServer`, and gets neither account's password.
 
-    Use it as an async context manager. It closes the refresher that it made, never one that it was given; connections
-    belong to whoever asked for them.
+    Use it as an async context manager. It closes the refresher that it made, never one that you passed in. Close the
+    connections yourself.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Connector:
             warnings.warn(f"unclosed connector {self.name!r}", ResourceWarning, source=self, stacklevel=2)
             self.terminate()
 
-    # What the refresher tells its subscribers.
+    # What the refresher calls on its subscribers.
 
     def replace(self, pair: CredentialPair) -> None:
         if self._state:

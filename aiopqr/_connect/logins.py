@@ -1,8 +1,8 @@
 """The logins of a connector that are in flight, each a task that belongs to the connector.
 
-A connect that has what it wants, or was cancelled, gives its other logins up; nobody waits for their end. Those that
-no connect needs (an extra one beside a silent login, a probe, one that was left to go on for its verdict) exist only
-where there is room for another socket.
+A connect that has succeeded or was cancelled abandons its other logins; nobody waits for them to end. A login that no
+connect needs (an extra one while another is silent, a probe, one left running for its verdict) exists only while there
+is room for another socket.
 """
 
 from __future__ import annotations

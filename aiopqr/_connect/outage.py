@@ -4,7 +4,7 @@
   ends with the first answer, a refusal included. However many connects meet it, it is one outage.
 * During an outage, connects take turns, so that no herd meets a server that comes back. A turn that is over, or has
   been silent for a while, lets the next connect begin. Each failure makes the pause before the next turn longer.
-* Slow is not down. A login that is slow goes on, and after a while another one is tried beside it: at most one for all
+* Slow is not down. A slow login goes on, and after a while an extra one is tried alongside: at most one for all
   connects together, and at most three a second. How long "a while" is depends on how long the last ten successful
   logins took.
 """
@@ -52,7 +52,7 @@ class Pace:
 
     @property
     def silence(self) -> float:
-        """How long a login may be silent before another is tried beside it."""
+        """How long a login may be silent before an extra one is tried."""
         return max(SILENCE, 1.5 * self.slowest)
 
 

@@ -1,9 +1,9 @@
-"""The logins of one attempt: at one host after the other, and beside one that is silent.
+"""The logins of one attempt: one host after the other, and an extra one while one is silent.
 
-A login is made at the first host. Where that is down, the next host is tried. A login that is silent is left to go on,
-since slow is not down, and another is begun beside it: at the next host, and then with the other account, which helps
-where the server is slow to refuse this one, or where the network has swallowed the first login and would let a new one
-through. Whatever succeeds first is used. A refused account ends the race: it is not tried at each host.
+The first login goes to the first host. If that is down, the next host is tried. A silent login is left running, since
+slow is not down, and an extra one starts alongside: at the next host, and then with the other account. That helps when
+the server is slow to refuse this account, or when the network lost the first login and would let a new one through.
+The first to succeed is used. A refused account ends the race: it is not tried at each host.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Race:
     # What is silent.
 
     def _mind_silence(self) -> float:
-        """Begin a login beside one that is silent, if that is allowed. Returns when to look again."""
+        """Start an extra login while one is silent, if that is allowed. Returns when to look again."""
         state, now, silence = self._state, self._loop.time(), self._state.pace.silence
         for login in self._racing:
             self._add_further(login)

@@ -70,7 +70,7 @@ class ConnectorState:
     def begin(
         self, kind: Kind, attempt: Attempt, address: Address | None, arguments: Arguments, timeout: float
     ) -> Login:
-        """Start a login. Its outcome is judged here, whoever waits for it. An infinite ``timeout`` sets no limit."""
+        """Start a login. Its outcome is judged here, even if its caller is gone. ``timeout`` may be infinite."""
         now = asyncio.get_running_loop().time()
         # The attempt may have waited out an outage, and is judged by when it was made.
         started = Login(replace(attempt, begun=now), address, kind, now)

@@ -50,12 +50,12 @@ from .renaming import Renaming
 _CLOSE_PATIENCE = 1.0
 _RECOVERY_PAUSE = 1.0
 
-# Those that have fetched, of all threads. No lock, which a forked child might find locked for good.
+# Those that have fetched, of all threads. No lock, which a forked child might find locked forever.
 _open: weakref.WeakValueDictionary[int, Feed] = weakref.WeakValueDictionary()
 
 
 class Subscriber(Protocol):
-    """Who wants to hear of a newer pair. Held weakly."""
+    """Something that uses the pair and is notified of newer ones. Held weakly."""
 
     def replace(self, pair: CredentialPair) -> None: ...
 
@@ -144,7 +144,7 @@ class Feed:
             check(args, kwargs)
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Tell ``subscriber`` of each newer pair and each event, as long as it lives."""
+        """Notify ``subscriber`` of each newer pair and each event, for as long as it lives."""
         self._subscribers.add(subscriber)
 
     def request(self, need: Need) -> None:

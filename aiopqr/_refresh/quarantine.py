@@ -21,7 +21,7 @@ _KEY = os.urandom(32)
 
 
 def digest(credential: Credential) -> bytes:
-    """What tells credentials apart by content, and says nothing of it. It is another one in each process."""
+    """A fingerprint that distinguishes credentials without revealing them. It differs in each process."""
     content = f"{credential.username}\0{credential.password.reveal()}".encode("utf-8", "surrogatepass")
     return hashlib.blake2b(content, key=_KEY, digest_size=16).digest()
 

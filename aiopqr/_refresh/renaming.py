@@ -1,10 +1,10 @@
-"""What becomes of the account before when a store of one account names another one: a state machine without a clock.
+"""What to do with the previous account when a store of one account names another: a state machine without a clock.
 
 Some stores keep two accounts and show only one (Infisical, Pulumi ESC, AWS's alternating users where only AWSCURRENT is
-read): the name flips at each rotation, and the account before goes on working until it is its turn again. Others move
-away from an account for good, perhaps because it was compromised. They look the same until the store comes back to an
-earlier name. So after a first move, the account before is only a last resort, for while the new one is refused; once a
-store has come back to a name, the account before is the other half of a pair, and connections alternate.
+read): the name flips at each rotation, and the previous account keeps working until it is its turn again. Others
+abandon an account permanently, perhaps because it was compromised. The two look the same until the store returns to an
+earlier name. So after the first change the previous account is only a last resort, used while the new one is refused.
+Once the store has returned to a name, the two accounts are a pair, and connections alternate.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class PoolDependencies:
         """A connection in a transaction, which is rolled back if the endpoint raises, and committed otherwise.
 
         With FastAPI, write ``Depends(transaction, scope="function")``. Without the scope it commits after the response
-        was sent, so a client may be told of a success that then fails.
+        was sent, so a client may see a success that then fails.
         """
         async with self.pool(connection).acquire() as con, con.transaction():
             yield con
