@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import pytest
 from support.load import Load
 from support.proxy import Proxy
@@ -67,6 +68,38 @@ async def test_a_restart_under_load_fails_only_queries_in_flight_and_is_met_by_n
     count, most = logins_at_once(server.log_text(mark), server.admin)
     assert count >= 10
     assert most <= 2
+
+
+@pytest.mark.parametrize("session_reset", ["full", "deferred"])
+async def test_no_connection_is_handed_out_after_the_server_s_goodbye(
+    session_reset: str, make_pool: MakePool, postgres: RotatingPostgres
+) -> None:
+    errors: list[Exception] = []
+    served = 0
+
+    async def work(pool: aiopqr.AlternatingPool) -> None:
+        nonlocal served
+        while True:
+            try:
+                async with pool.acquire() as con:
+                    await con.execute("select 1")  # one step: a second one might meet the goodbye of its own query
+                served += 1
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
+                errors.append(exc)
+            await asyncio.sleep(0.001)
+
+    async with make_pool(min_size=6, max_size=10, session_reset=session_reset) as pool:
+        workers = [asyncio.create_task(work(pool), name=f"worker-{number}") for number in range(8)]
+        for _ in range(3):
+            since = served
+            await eventually(lambda: served > since + 20)  # noqa: B023
+            await postgres.server.restart("fast")
+        for worker in workers:
+            worker.cancel()
+        await asyncio.wait(workers)
+    # "cannot switch to state 12" is what asyncpg says of a query on such a connection.
+    assert [error for error in errors if isinstance(error, asyncpg.InternalClientError)] == []
+    assert all(worker.cancelled() for worker in workers)
 
 
 async def test_an_idle_pool_is_back_at_its_floor_after_a_restart_one_login_at_a_time(
