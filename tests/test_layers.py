@@ -120,6 +120,7 @@ PURE = {
 }
 LAYER_OF = {name: number for number, name in enumerate(LAYERS)}
 MODULES = sorted(PACKAGE.rglob("*.py"))
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def name_of(path: Path) -> str | None:
@@ -202,6 +203,18 @@ def test_the_pure_layers_have_neither_event_loop_nor_socket_nor_clock(name: str)
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "socket"
         }
         assert all(attribute == "gaierror" or attribute.startswith("EAI_") for attribute in attributes)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_function_has_more_than_60_lines_after_its_signature_and_docstring(path: Path) -> None:
+    functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, FUNCTIONS))
+    long = {function.name: lines for function in functions if (lines := length_of_body(function)) > 60}
+    assert not long
+
+
+def length_of_body(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    body = function.body[ast.get_docstring(function) is not None :]
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]
 
 
 def run(code: str) -> dict[str, float]:
