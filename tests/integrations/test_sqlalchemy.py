@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import itertools
 import logging
@@ -67,6 +68,24 @@ async def test_connections_take_the_accounts_in_turn(postgres: RotatingPostgres)
     ):
         users = [await con.scalar(sa.text("select session_user")) for con in (one, two)]
     assert users == list(postgres.usernames)
+
+
+async def test_an_engine_and_a_pool_that_share_a_refresher_step_aside_together(postgres: RotatingPostgres) -> None:
+    odd, even = postgres.usernames
+    staged = aiopqr.Credential(even, "staged")
+    postgres.source.pair = dataclasses.replace(postgres.pair, pending=staged)
+    async with (
+        aiopqr.Refresher(postgres.source) as refresher,
+        async_engine(url(postgres), credentials=refresher, poolclass=NullPool) as engine,
+        aiopqr.create_pool(postgres.dsn, credentials=refresher, min_size=3, max_size=3) as pool,
+    ):
+        assert {await user(engine) for _ in range(3)} == {odd}
+        async with pool.acquire() as one, pool.acquire() as two, pool.acquire() as three:
+            assert {await con.fetchval("SELECT session_user") for con in (one, two, three)} == {odd}
+        assert await postgres.sessions("even") == []
+        postgres.source.pair = postgres.pair
+        await refresher.refresh()
+        assert {await user(engine) for _ in range(3)} == {odd, even}
 
 
 async def test_the_orm_works_as_it_does_on_sqlalchemys_own_engine(postgres: RotatingPostgres) -> None:

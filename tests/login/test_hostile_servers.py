@@ -249,6 +249,20 @@ async def test_notices_and_version_negotiation_are_no_part_of_the_exchange() -> 
         (await enter(address)).terminate()
 
 
+async def test_a_warning_that_the_password_will_expire_is_no_error() -> None:
+    """What Postgres 19 sends to whom it has let in, some days before VALID UNTIL."""
+
+    async def warning(peer: Peer) -> None:
+        await peer.client_first()
+        peer.send(peer.server_first())
+        proof = request(12, b"v=" + b64encode(await peer.client_final()))
+        warning = b"SWARNING\0VWARNING\0C01000\0Mrole password will expire soon\0DThe password expires in 3 days.\0\0"
+        peer.send(proof, READY[:9], message(b"N", warning), READY[9:])
+
+    async with serving(warning) as address:
+        (await enter(address)).terminate()
+
+
 async def wrong_signature(peer: Peer) -> None:
     await peer.client_first()
     peer.send(peer.server_first())
