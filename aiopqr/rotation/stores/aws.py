@@ -57,9 +57,20 @@ class SecretsManagerStore:
     def __repr__(self) -> str:
         return f"SecretsManagerStore({self.secret_id!r})"
 
+    def __str__(self) -> str:
+        return f"secret {self.secret_id!r}"
+
     async def read(self) -> StoredSecret:
         """See :meth:`SecretStore.read`."""
         return await self.told(self._read())
+
+    async def check_writable(self) -> None:
+        """Raise :class:`StoreError` if the secret is a replica, which nobody can write. Changes nothing.
+
+        Whether this role may write it, AWS tells only who tries: a rotation that may not ends at its first step, when
+        it stages a password, and has changed none.
+        """
+        await self.told(self._check_writable())
 
     async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
         """See :meth:`SecretStore.stage`."""
@@ -149,6 +160,15 @@ class SecretsManagerStore:
         return about
 
     # The steps.
+
+    async def _check_writable(self) -> None:
+        about = await self._request("describe_secret")
+        here, primary = about["ARN"].split(":")[3], about.get("PrimaryRegion")
+        if primary not in (None, here):
+            raise StoreError(
+                f"secret {self.secret_id!r} is a replica in {here}, which is read-only, and nothing was changed: "
+                f"rotate it in {primary}"
+            )
 
     async def _read(self) -> StoredSecret:
         return stored(await self.snapshot(), self.secret_id)

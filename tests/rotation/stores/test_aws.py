@@ -372,3 +372,14 @@ def test_of_two_passwords_that_differ_the_newer_one_is_staged() -> None:
     pending = version(2, odd_password="old", even_password="new", even_changed_at="2025-03-02T00:00:00+00:00")
     secret = stored(Snapshot(version(1), pending_id="v2", pending=pending), "x")
     assert secret.pair.pending == Credential("app_even", "new")
+
+
+async def test_a_replica_is_known_to_be_read_only_without_writing(aws_secret: AwsSecret) -> None:
+    async with SecretsManagerStore(aws_secret.name, **aws_secret.options) as store:
+        await store.check_writable()
+    regions = [{"Region": "eu-west-3"}]
+    await aws_secret.client.replicate_secret_to_regions(SecretId=aws_secret.name, AddReplicaRegions=regions)
+    replica = {**aws_secret.options, "region_name": "eu-west-3"}
+    async with SecretsManagerStore(aws_secret.name, **replica) as store:
+        with pytest.raises(StoreError, match=r"is a replica in eu-west-3, which is read-only.*: rotate it in "):
+            await store.check_writable()
