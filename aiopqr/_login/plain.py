@@ -19,7 +19,7 @@ from ..errors import without_frames
 from .asyncpg_login import login
 from .parsing import read_account, read_target
 
-#: What a server may ask of an administrator's tools, unless they are told otherwise.
+#: What a server may ask of an administrator's tools by default.
 STRICT = "scram-sha-256,none"
 #: What the driver raises when a server refuses, or is lost.
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)

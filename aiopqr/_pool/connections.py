@@ -210,7 +210,7 @@ class Connections:
             if self._init is not None:
                 async with asyncio.timeout(INIT_TIMEOUT):
                     await self._init(con)
-            if con.is_closed():  # nobody would be told of its end any more
+            if con.is_closed():  # its end would no longer be noticed
                 raise asyncpg.ConnectionDoesNotExistError("the connection was closed before it could be used")
         except BaseException:
             con.terminate()

@@ -170,7 +170,7 @@ class Supply:
                 await wait_until(self._floor_not_before, asyncio.Event())
             return await self._connect(args, kwargs)
         finally:
-            # In a moment asyncpg puts the place back, of which nobody would be told.
+            # asyncpg is about to put the place back, and would not notify anybody.
             self._loop.call_soon(self.dispatch)
 
     async def _connect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

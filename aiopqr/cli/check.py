@@ -200,5 +200,5 @@ def _print_lines(found: list[Finding]) -> None:
 
 
 def _print_json(found: list[Finding]) -> None:
-    told = [asdict(finding) | {"level": finding.level.name.lower()} for finding in found]
-    print(json.dumps({"worst": max(finding.level for finding in found).name.lower(), "findings": told}, indent=2))
+    findings = [asdict(finding) | {"level": finding.level.name.lower()} for finding in found]
+    print(json.dumps({"worst": max(finding.level for finding in found).name.lower(), "findings": findings}, indent=2))

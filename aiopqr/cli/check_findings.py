@@ -317,10 +317,10 @@ def _schedule(schedule: Schedule, rules: Rules) -> Iterator[Finding]:
             Level.NOTE, "rotation schedule", "the store rotates nothing by itself", "schedule `aiopqr rotate`"
         )
         return
-    told = [schedule.rule or "a rule that is not known"]
-    told += [f"last {schedule.last:%Y-%m-%d %H:%M %Z}"] if schedule.last else ["never yet"]
-    told += [f"next {schedule.next:%Y-%m-%d %H:%M %Z}"] if schedule.next else []
-    text = ", ".join(told)
+    parts = [schedule.rule or "a rule that is not known"]
+    parts += [f"last {schedule.last:%Y-%m-%d %H:%M %Z}"] if schedule.last else ["never yet"]
+    parts += [f"next {schedule.next:%Y-%m-%d %H:%M %Z}"] if schedule.next else []
+    text = ", ".join(parts)
     if schedule.period is not None and schedule.period.total_seconds() < rules.spacing:
         text += f": closer than lifetime + refresh interval + margin ({rules.spacing:.0f} s)"
         advice = "rotate less often, or shorten max_lifetime: both passwords must not change within it"

@@ -308,7 +308,7 @@ def sentence(event: Event) -> tuple[str, str] | None:
 
 @contextlib.contextmanager
 def log_to(screen: Screen, started: float) -> Iterator[None]:
-    """Show warnings of the log on the screen, which they would garble; events are told there already."""
+    """Show log warnings inside the screen, which they would garble otherwise; events are shown there already."""
 
     class ToScreen(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -84,7 +84,7 @@ def changes(
 
 
 def differences(owner: Role, accounts: Iterable[Role]) -> Iterator[str]:
-    """Where the accounts differ in what is nobody else's to choose: told, and left alone."""
+    """Where the accounts differ in what only their owner can choose: reported, and left alone."""
     odd, even = accounts
     for label, value in (("is a member of", _other_memberships), ("has the setting", _other_settings)):
         mine, theirs = value(odd, owner), value(even, owner)

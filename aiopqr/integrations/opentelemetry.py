@@ -125,10 +125,10 @@ class Instrumentation:
         return None if pool is None or pool.is_closing() else pool.stats()
 
     def _heard(self, event: Event) -> None:
-        told = _told(event)
-        if told is None:
+        report = _report(event)
+        if report is None:
             return
-        name, attributes, error = told
+        name, attributes, error = report
         attributes = {**self._attributes, **attributes}
         current = trace.get_current_span()
         if current.is_recording():
@@ -140,7 +140,7 @@ class Instrumentation:
         span.end()
 
 
-def _told(event: Event) -> tuple[str, dict[str, Any], str | None] | None:
+def _report(event: Event) -> tuple[str, dict[str, Any], str | None] | None:
     """What a trace says of an event: a name, attributes, and the error if it is one. Others are for the metrics."""
     match event:
         case FellBack():
