@@ -26,13 +26,15 @@ demo: $(VENV)/.demo  ## Passwords change under load on a real Postgres, and noth
 test: $(VENV)/.test  ## The tests, on an embedded Postgres (5 to 10 minutes on two cores)
 	$(RUN) -m pytest -q -n 4 $(ARGS)
 
-conformance: $(VENV)/.test  ## asyncpg's own pool tests, on this pool
-	$(RUN) tests/conformance/run.py $(ARGS)
+conformance: $(VENV)/.test  ## asyncpg's own pool tests, on this pool, in either way of resetting
+	$(RUN) tests/conformance/run.py --session-reset=full $(ARGS)
+	$(RUN) tests/conformance/run.py --session-reset=deferred $(ARGS)
 
 proof: $(VENV)/.test  ## The proofs, in full
 	HYPOTHESIS_PROFILE=proof AIOPQR_PROOF=1 $(RUN) -m pytest -q -m proof --timeout=3600 $(ARGS)
+	AIOPQR_PROOF=1 $(RUN) -m pytest -q -m proof --loop=uvloop tests/pool/test_random_sessions.py $(ARGS)
 
-soak: $(VENV)/.test  ## Chaos on the real server for MINUTES=10
+soak: $(VENV)/.test  ## Chaos on the real server for MINUTES=10, in either way of resetting
 	AIOPQR_PROOF=1 AIOPQR_SOAK_MINUTES=$(MINUTES) $(RUN) -m pytest -q -s -m proof -k soak --timeout=0 $(ARGS)
 
 bench: $(VENV)/.test  ## The benchmarks, beside every peer (20 minutes)

@@ -112,6 +112,7 @@ class Checkouts:
                 if place is None:
                     place = await supply.wait(deadline)
                 pooled = self._open[connection_of(place)]
+                pooled.lend()
                 try:
                     connection = await place.acquire()
                 except BaseException:

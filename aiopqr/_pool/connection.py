@@ -104,9 +104,17 @@ class PooledConnection:
         if self.stand_in is not None:
             self.stand_in.lend()
 
+    def reserve(self) -> None:
+        """It is for somebody who has not come for it yet. Until then, the server's goodbye is heard."""
+        self.is_idle = False
+
     def rest(self, is_busy: bool | None) -> None:
         """It is idle from now on. If it is known not to be busy, the server's goodbye will be heard."""
         self.is_idle = True
+        self.listen(is_busy)
+
+    def listen(self, is_busy: bool | None) -> None:
+        """Nobody uses it. If it is known not to be busy, the server's goodbye will be heard."""
         if self.stand_in is not None and is_busy is False:
             self.stand_in.watch()
 

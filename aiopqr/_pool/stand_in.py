@@ -192,7 +192,9 @@ class StandIn(asyncio.Protocol):
     ``on_goodbye`` is called when the server ends an idle connection, which is closed by then.
     """
 
-    __slots__ = ("_con", "_done", "_forward", "_is_lent", "_listener", "_on_goodbye", "_protocol", "_transport")
+    __slots__ = (
+        "_con", "_done", "_forward", "_goodbye", "_is_lent", "_listener", "_on_goodbye", "_protocol", "_transport",
+    )  # fmt: skip
 
     def __init__(
         self, con: Any, transport: asyncio.Transport, protocol: Any, on_goodbye: Callable[[BaseException], None]
@@ -205,6 +207,7 @@ class StandIn(asyncio.Protocol):
         self._listener = Listener()
         self._done: Done | None = None
         self._is_lent = True
+        self._goodbye: BaseException | None = None
 
     # What the pool calls.
 
@@ -236,6 +239,8 @@ class StandIn(asyncio.Protocol):
     def watch(self) -> None:
         """The connection is idle from now on. Only if no query of asyncpg's is under way."""
         self._is_lent = False
+        if self._goodbye is not None:  # it came to somebody who ran nothing, so asyncpg has not noticed
+            self._end(self._goodbye)
 
     def lend(self) -> None:
         """Somebody is about to use the connection."""
@@ -248,6 +253,8 @@ class StandIn(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_lent:
             self._forward(data)
+            if data[:1] == b"E":
+                self._goodbye = _goodbye(data)
         else:
             self._hear(data)
 
@@ -291,6 +298,12 @@ class StandIn(asyncio.Protocol):
         done, self._done = self._done, None
         if done is not None:
             done(error)
+
+
+def _goodbye(data: bytes) -> BaseException | None:
+    """The server's last word, if ``data`` begins with it."""
+    heard = Listener().hear(data)
+    return _error(heard) if heard.fields and _is_fatal(heard.fields) else None
 
 
 def _error(heard: Heard) -> BaseException:

@@ -72,7 +72,6 @@ class Supply:
         pooled = self._open.get(connection_of(place))
         is_trusted = pooled is not None and pooled.trusted_until >= now and not self._connections.is_expired(pooled)
         if pooled is not None and is_trusted and not pooled.con.is_closed():
-            pooled.lend()
             return place
         put_back(place)
         return None
@@ -84,7 +83,7 @@ class Supply:
             pooled = self._open.get(connection_of(place))
             if pooled is not None and not pooled.con.is_closed() and not self._connections.is_expired(pooled):
                 return place
-            put_back(place)  # its connection has ended, or was expired, before this task came to run
+            self._put_back(place)  # its connection has ended, or was expired, before this task came to run
 
     async def _next_ready(self, deadline: float | None) -> Any:
         waiter: asyncio.Future[Any] = self._loop.create_future()
@@ -216,6 +215,7 @@ class Supply:
                 if await self._is_alive(pooled):
                     pooled.idle_since = now = self._now()
                     pooled.trusted_until = now + self._check_after
+                    pooled.listen(pooled.is_busy())
                     return
                 if self._now() - begun < SILENCE:
                     is_wanted = False  # another idle one may still be alive, and quicker to get than a new one
@@ -245,7 +245,11 @@ class Supply:
         """A place with a connection that can be used: hand it to whoever waits longest."""
         if waiter := self._next_waiter():
             self._hand_over(place, waiter)
-            return
+        else:
+            self._put_back(place)
+
+    def _put_back(self, place: Any) -> None:
+        """Return a place whose connection, if it has one, was in use or reserved."""
         pooled = self._open.get(connection_of(place))
         if pooled is not None:
             pooled.rest(pooled.is_busy())
@@ -269,7 +273,7 @@ class Supply:
         del self.waiting[waiter]
         pooled = self._open.get(connection_of(place))
         if pooled is not None:
-            pooled.lend()
+            pooled.reserve()
         waiter.set_result(place)
 
     # Checks.

@@ -1,4 +1,5 @@
-"""All faults at once, under load, for as long as asked: 6 s, 60 s as a proof, AIOPQR_SOAK_MINUTES when given.
+"""All faults at once, under load, for as long as asked, in either way of resetting: 6 s, 60 s as a proof, or
+AIOPQR_SOAK_MINUTES.
 
 AIOPQR_SOAK_SEED repeats a run's choices (what the machine makes of them still varies).
 """
@@ -12,6 +13,7 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -30,10 +32,11 @@ SEED = int(os.environ.get("AIOPQR_SOAK_SEED") or random.randrange(2**32))
 
 @pytest.mark.proof
 @pytest.mark.timeout(SECONDS + 120)
+@pytest.mark.parametrize("session_reset", ["full", "deferred"])
 async def test_soak_no_fault_reaches_the_application_and_nothing_is_left(
-    postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
+    session_reset: str, postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    print(f"\nchaos: seed {SEED}, {SECONDS:g} s", flush=True)
+    print(f"\nchaos: seed {SEED}, {SECONDS:g} s, {session_reset} reset", flush=True)
     monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_FIRST", 0.3)
     monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_MAX", 1.0)
     monkeypatch.setattr("aiopqr._connect.alternation.FULL_PAUSE", 0.3)
@@ -42,7 +45,7 @@ async def test_soak_no_fault_reaches_the_application_and_nothing_is_left(
     postgres.source.interval = 0.5
     async with Proxy(postgres.server.host, postgres.server.port) as proxy:
         before = open_files()
-        loads = await harm(postgres, proxy)
+        loads = await harm(postgres, proxy, session_reset)
         assert [text for load in loads for text in load.unexpected] == []
         del loads
         async with asyncio.timeout(10):
@@ -54,9 +57,10 @@ async def test_soak_no_fault_reaches_the_application_and_nothing_is_left(
     assert [one for one in gc.get_objects() if isinstance(one, asyncpg.Connection)] == []
 
 
-async def harm(postgres: RotatingPostgres, proxy: Proxy) -> list[Load]:
+async def harm(postgres: RotatingPostgres, proxy: Proxy, session_reset: str) -> list[Load]:
     cuts = Cuts()
-    options = {"ssl": "disable", "min_size": 2, "max_size": 5, "reset_timeout": 3.0}
+    options: dict[str, Any] = {"ssl": "disable", "min_size": 2, "max_size": 5, "reset_timeout": 3.0}
+    options["session_reset"] = session_reset
     dsn = proxy.dsn_of(postgres.dsn)
     async with (
         aiopqr.Refresher(postgres.source, timeout=0.5) as refresher,

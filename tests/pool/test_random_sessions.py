@@ -6,6 +6,7 @@ For 2 seconds each way, and for a minute as a proof; with ``--loop=uvloop`` on t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.pgbouncer import PgBouncer
 
 import aiopqr
 from aiopqr.testing import EmbeddedPostgres, PostgresServer, RotatingPostgres
@@ -130,16 +132,20 @@ class User:
 
 @pytest.mark.proof
 @pytest.mark.timeout(SECONDS + 60)
-@pytest.mark.parametrize("tls", ["disable", "require"])
+@pytest.mark.parametrize("way", ["plain", "tls", "pgbouncer"])
 @pytest.mark.parametrize("mode", ["full", "deferred"])
-async def test_a_checkout_finds_nothing_of_the_one_before(mode: str, tls: str, postgres: RotatingPostgres) -> None:
+async def test_a_checkout_finds_nothing_of_the_one_before(mode: str, way: str, postgres: RotatingPostgres) -> None:
     done: Counter[str] = Counter()
     seed = random.randrange(1 << 30)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda *_: None)  # asyncpg reports transactions that were left open
-    dsn = postgres.server.dsn_of(postgres.database, sslmode=tls)
-    with warnings.catch_warnings():
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", asyncpg.InterfaceWarning)  # and listeners
+        dsn = postgres.server.dsn_of(postgres.database, sslmode="require" if way == "tls" else "disable")
+        if way == "pgbouncer":
+            bouncer = await stack.enter_async_context(PgBouncer(postgres.server, pool_mode="session"))
+            dsn = bouncer.dsn_of(postgres.database)
         async with aiopqr.create_pool(
             dsn,
             credentials=postgres.source,
@@ -160,4 +166,4 @@ async def test_a_checkout_finds_nothing_of_the_one_before(mode: str, tls: str, p
                 held = [await pool.acquire() for _ in range(pool.get_max_size())]
                 for con in held:
                     await pool.release(con)
-    print(f"\n{mode}, {tls}, seed {seed}: {dict(done)}")
+    print(f"\n{mode}, {way}, seed {seed}: {dict(done)}")

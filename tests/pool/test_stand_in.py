@@ -139,7 +139,9 @@ async def test_an_error_of_the_server_closes_the_connection_and_is_reported(subj
 async def test_a_late_cancel_request_closes_the_connection(subject: MakeSubject, postgres: RotatingPostgres) -> None:
     async with subject() as it:
         outcome = it.begin("SELECT pg_sleep(30)")
-        await postgres.server.execute("SELECT pg_cancel_backend($1)", it.con.get_server_pid())
+        while not outcome.done():  # one that comes before the query does nothing
+            await postgres.server.execute("SELECT pg_cancel_backend($1)", it.con.get_server_pid())
+            await asyncio.sleep(0.01)
         assert isinstance(await outcome, asyncpg.QueryCanceledError)
         assert it.con.is_closed()
 
