@@ -113,6 +113,12 @@ class Supply:
         while len(self._jobs) + coming < len(self.waiting) and (place := next_place(self.pool)):
             served = set(self._jobs.values())
             self._begin(place, next(waiter for waiter in self.waiting if waiter not in served))
+        # Meanwhile, idle connections are checked. It costs the acquirer nothing, and the next ones need no check.
+        while len(self._jobs) < len(self.waiting) and (place := next_place(self.pool)):
+            if connection_of(place) not in self._open:
+                put_back(place)
+                break
+            self._begin(place, None)
 
     def check_doubted(self) -> None:
         """Ask the servers of all idle connections that are in doubt, without waiting for an acquirer."""

@@ -111,6 +111,23 @@ async def test_an_acquirer_loses_patience_with_a_slow_reset(
             assert pool.stats().size == 2
 
 
+async def test_an_idle_connection_that_needs_a_check_is_there_before_a_reset_that_takes_long(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiopqr._pool.supply.SILENCE", 60.0)
+    slow = connection_class("SELECT pg_sleep(5)")
+    async with make_pool(
+        session_reset="deferred", min_size=2, max_size=2, check_after=0.001, connection_class=slow, acquire_timeout=4.0
+    ) as pool:
+        await asyncio.sleep(0.01)
+        con = await pool.acquire()
+        first = con.get_server_pid()
+        await con.execute("SELECT 1")
+        await pool.release(con)
+        async with pool.acquire() as con:
+            assert con.get_server_pid() != first
+
+
 async def test_a_deferred_release_rolls_an_open_transaction_back_before_it_returns(
     make_pool: MakePool, postgres: RotatingPostgres
 ) -> None:
