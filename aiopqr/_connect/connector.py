@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
@@ -10,7 +11,7 @@ from typing import Any, Literal, Self, Unpack
 
 import asyncpg
 
-from .._login import KeyCache
+from .._login import KeyCache, disown
 from .._refresh import Attempt, Refresher, feed_of
 from ..credentials import CredentialPair, Parity
 from ..errors import ConfigurationError, PoolClosing
@@ -82,6 +83,7 @@ class Connector:
         #: What the last connect's server had to be, as far as aiopqr knows: with a ``connect`` of your own, "any".
         self.target_session_attrs = "any"
         self._closed = False
+        _alive.add(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
@@ -281,3 +283,22 @@ def _unwrapped(con: Any) -> Any:
     while (inner := getattr(con, "__wrapped__", None)) is not None:
         con = inner
     return con
+
+
+_alive: weakref.WeakSet[Connector] = weakref.WeakSet()
+_inherited: list[Any] = []  # never collected, which would touch the parent's sockets
+
+
+def _leave_to_parent() -> None:
+    """After a fork, in the child: the connections stay the parent's, so let them count as closed, without a word.
+
+    Closing one would take its socket out of the parent's event loop, whose epoll object the child shares.
+    """
+    for connector in tuple(_alive):
+        _inherited.append(connector)
+        for con in tuple(connector._attempts):
+            disown(con)
+            _inherited.append(con)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

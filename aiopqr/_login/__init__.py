@@ -1,6 +1,6 @@
 """One login of one account: asyncpg's connect, with the password proved by us and no more given than is allowed."""
 
-from .asyncpg_login import OWN_CONNECT, login
+from .asyncpg_login import OWN_CONNECT, disown, login
 from .keys import KeyCache
 from .names import addresses_of
 from .parsing import Address, Target, missing_file, read_target
@@ -16,6 +16,7 @@ __all__ = [
     "addresses_of",
     "answered",
     "connect_once",
+    "disown",
     "login",
     "missing_file",
     "no_frames",

@@ -326,9 +326,8 @@ class _LoginLoop:
         if isinstance(protocol, Handshake):
             self._upgraded = None
             return transport, protocol.inner
-        self._upgraded = (
-            transport  # asyncpg's own for the SSLRequest; the server may also decline, and nothing is upgraded
-        )
+        # This protocol is asyncpg's own for the SSLRequest. If the server declines, nothing is upgraded.
+        self._upgraded = transport
         return made
 
     def step_in(self) -> None:
@@ -340,3 +339,8 @@ class _LoginLoop:
         if isinstance(protocol, AsyncpgProtocol):
             self._upgraded = None
             transport.set_protocol(Handshake(self._claim, protocol, transport))
+
+
+def disown(con: asyncpg.Connection[Any]) -> None:
+    """Let a connection count as closed, without a word to the server: after a fork it belongs to the parent."""
+    con._aborted = True  # type: ignore[attr-defined]

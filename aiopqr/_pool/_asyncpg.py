@@ -96,11 +96,6 @@ def address_of(con: Any) -> str | None:
     return None
 
 
-def disown(con: Any) -> None:
-    """Let a connection count as closed, without a word to the server: after a fork it belongs to the parent."""
-    con._aborted = True
-
-
 # The hot path. asyncpg's own acquire() and release() are right, but they take three coroutines and a context more: a
 # tenth of what an acquire, a short query and a release cost the client.
 

@@ -20,7 +20,7 @@ from .._connect import CONNECT_TIMEOUT, Connector
 from ..clock import cancel
 from ..errors import PoolClosing, describe
 from ..events import ConnectionLost, NotWritable
-from ._asyncpg import address_of, busy_check, disown
+from ._asyncpg import address_of, busy_check
 from .connection import Lifetime, PooledConnection
 from .stand_in import stand_in_for
 from .writers import WriterWatch, watch_writer
@@ -273,15 +273,6 @@ class Connections:
             for other in self:
                 other.doubt(since)
         self.part_with(pooled)
-
-    def disown(self) -> None:
-        """Forget all connections, without a word to the server: they belong to the parent of this forked process.
-
-        Closing one would take its socket out of the parent's event loop, whose epoll object the child shares.
-        """
-        self.is_closing = True
-        for pooled in self._open:
-            disown(pooled.con)
 
     def closing_error(self) -> PoolClosing:
         return PoolClosing(f"{self.connector.name}: the pool is closing or closed")

@@ -294,7 +294,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         """The process has been forked, and this is the child."""
         self._state = "left to the parent process"
         self._waiters.close(self._checkouts.wrong_loop)
-        self._connections.disown()
+        self._connections.is_closing = True
 
     def _check_loop(self) -> None:
         try:

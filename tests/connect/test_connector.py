@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import warnings
 from dataclasses import replace
 
 import asyncpg
@@ -172,3 +175,21 @@ async def test_a_refused_account_is_probed_in_the_background_and_recovers(
             await asyncio.sleep(0.02)
         assert maker.stats().probes >= 1
         assert maker.stats().accounts["odd"].refused_for is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+async def test_a_forked_child_leaves_its_parents_connection_alone(postgres: RotatingPostgres) -> None:
+    async with aiopqr.Connector(postgres.dsn, credentials=postgres.source) as connector:
+        connections = [await connector.connect()]
+        with warnings.catch_warnings(action="ignore"):  # of forking a process that has threads
+            child = os.fork()
+        if child == 0:
+            try:
+                connections.clear()
+                gc.collect()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        async with asyncio.timeout(5):
+            assert await connections[0].fetchval("select 1") == 1
+        await connections[0].close()
