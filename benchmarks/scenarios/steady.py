@@ -31,7 +31,7 @@ PEERS = {
     **{name: name for name in AUTOCOMMIT},
     BARE: BARE,
 }
-ROUND_TRIPS = 30  # in one run, at least
+ROUND_TRIPS = 60  # in one run, at least: the first ones after a pause pay for the check of idle connections
 
 
 class Point(NamedTuple):
