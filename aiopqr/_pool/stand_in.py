@@ -26,6 +26,7 @@ import asyncio
 import enum
 import functools
 import logging
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ _AT_ANY_TIME = b"SAN"  # ParameterStatus, NotificationResponse, NoticeResponse
 _OF_AN_IDLE_SERVER = _AT_ANY_TIME + b"E"  # ErrorResponse
 _OF_AN_ANSWER = b"TDCIZ"  # RowDescription, DataRow, CommandComplete, EmptyQueryResponse, ReadyForQuery
 _COMPLETE = b"CI"
+_FATAL = b"\0VFATAL\0"
+_GOODBYE = re.compile(rb"E....S[^\0]+\0VFATAL\0", re.DOTALL)
 
 Done = Callable[[BaseException | None], None]
 
@@ -253,7 +256,7 @@ class StandIn(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_lent:
             self._forward(data)
-            if data[:1] == b"E":
+            if data[:1] == b"E" or _FATAL in data:
                 self._goodbye = _goodbye(data)
         else:
             self._hear(data)
@@ -301,8 +304,9 @@ class StandIn(asyncio.Protocol):
 
 
 def _goodbye(data: bytes) -> BaseException | None:
-    """The server's last word, if ``data`` begins with it."""
-    heard = Listener().hear(data)
+    """The server's last word, if it is in ``data``, maybe behind the rest of an answer."""
+    found = _GOODBYE.search(data)
+    heard = Listener().hear(data[found.start() :] if found else data)
     return _error(heard) if heard.fields and _is_fatal(heard.fields) else None
 
 

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from support.vault import Between, begin, end, run
 
-from aiopqr.rotation.database import APPLICATION_NAME
+from aiopqr.rotation.connects import APPLICATION_NAME
 from aiopqr.rotation.stores.vault import VaultStore
 from aiopqr.testing import RotatingPostgres, Vault, VaultDatabase
 from aiopqr.testing.server import beside_the_loop

@@ -314,6 +314,17 @@ def test_a_goodbye_is_heard_until_whoever_waits_for_the_connection_comes(machine
     assert not machine.held
 
 
+def test_a_goodbye_behind_the_rest_of_a_checks_answer_ends_the_connection(machine: Machine) -> None:
+    machine.open("full", 2, 0.0)
+    machine.end(0, True, False)
+    machine.acquire(0.5)
+    machine.pass_time(0.1)
+    machine.answer(0, 1)
+    machine.end(0, True, False)
+    machine.pass_time(0.1)
+    assert not machine.held
+
+
 @pytest.mark.parametrize("mode", ["full", "deferred"])
 def test_a_goodbye_to_somebody_who_runs_nothing_ends_the_connection(mode: str, machine: Machine) -> None:
     machine.open(mode, 1, 0.0)

@@ -119,7 +119,11 @@ class Server:
         connected = loop.create_future()
         protocol: Any = Protocol("/socket", connected, params, record_class, loop)
         backend.accept(protocol)
-        await connected
+        try:
+            await connected
+        except asyncio.CancelledError:
+            backend.transport.abort()
+            raise
         con = connection_class(protocol, backend.transport, loop, "/socket", config, params)
         protocol.set_connection(con)
         backend.is_entered = True
@@ -192,7 +196,8 @@ class Backend:
 
     def fail(self, withheld: int = 0) -> None:
         """The oldest query fails for a reason of the server's."""
-        if self.queries and self.queries.popleft():
+        if self.queries and self.queries[0]:
+            self.queries.popleft()
             self._fail("53200", withheld)
 
     def send(self, data: bytes, withheld: int = 0) -> None:
