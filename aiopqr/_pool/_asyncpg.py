@@ -126,6 +126,14 @@ def put_back(place: Any) -> None:
     place._pool._queue.put_nowait(place)
 
 
+def renew(place: Any) -> None:
+    """Let asyncpg count the connection of a place as opened after the last ``expire_connections()``.
+
+    Otherwise it would close it in a task that nobody waits for, and connect within the acquire.
+    """
+    place._generation = place._pool._generation
+
+
 def vacate(place: Any) -> None:
     """Take the connection out of a place, which hears of it no more."""
     place._con = None

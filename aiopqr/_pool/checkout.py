@@ -34,6 +34,7 @@ from ._asyncpg import (
     queries_run,
     raw_connection,
     reattach,
+    renew,
 )
 from .connection import Checkout, PooledConnection
 from .connections import CLOSE_TIMEOUT, Connections
@@ -113,14 +114,12 @@ class Checkouts:
                     place = await supply.wait(deadline)
                 pooled = self._open[connection_of(place)]
                 pooled.lend()
+                renew(place)  # whether it has expired, the supply has found out
                 try:
                     connection = await place.acquire()
                 except BaseException:
                     put_back(place)
                     raise
-                if connection_of(place) is not pooled.con:  # asyncpg took it for expired, and has made another one
-                    pooled = self._open[connection_of(place)]
-                    pooled.lend()
                 queries = queries_run(pooled.con) if policy.counts_queries else None
                 if policy.setup is not None:  # what it changes is to be reset, too
                     await self._set_up(policy.setup, connection, pooled, deadline)

@@ -325,6 +325,17 @@ def test_a_goodbye_behind_the_rest_of_a_checks_answer_ends_the_connection(machin
     assert not machine.held
 
 
+def test_asyncpg_closes_nothing_in_a_task_that_nobody_waits_for(machine: Machine) -> None:
+    machine.open("full", 1, 0.0, True)
+    machine.end(0, False, True)
+    for _ in range(3):
+        machine.expire_connections()
+    machine.pass_time(0.6)
+    machine.connect(0, True)
+    machine.pass_time(0.1)
+    machine.acquire(0.0)
+
+
 @pytest.mark.parametrize("mode", ["full", "deferred"])
 def test_a_goodbye_to_somebody_who_runs_nothing_ends_the_connection(mode: str, machine: Machine) -> None:
     machine.open(mode, 1, 0.0)
