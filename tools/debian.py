@@ -18,17 +18,20 @@ _NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", os.environ.get("S
 
 
 def debian(suite: str) -> Path:
-    """A chroot with that release, and a clone of the committed HEAD at /root/aiopqr. It is kept for the next time."""
+    """A chroot with that release and a :func:`clone_in` it of the committed HEAD. It is kept for the next time."""
     root = TOP / ".envs" / f"debian-{suite}"
     if not (root / "made").exists():
         _bootstrap(suite, root)
     for file in filter(os.path.isfile, _NETWORK):
         (root / file[1:]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, root / file[1:])
-    clone = root / "root/aiopqr"
-    shutil.rmtree(clone, ignore_errors=True)
-    subprocess.run(["git", "clone", "-q", TOP, clone], check=True)
+    shutil.rmtree(clone_in(root), ignore_errors=True)
+    subprocess.run(["git", "clone", "-q", TOP, clone_in(root)], check=True)
     return root
+
+
+def clone_in(root: Path) -> Path:
+    return root / "srv" / TOP.name
 
 
 def _bootstrap(suite: str, root: Path) -> None:
@@ -59,5 +62,6 @@ def mirror_here() -> str:
 def command_in(root: Path, *command: str) -> list[str]:
     """What runs ``command`` in the clone. Its mounts end with it, so that deleting the folder does not delete /dev."""
     mount = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
-    there = ["env", "-C", "/root/aiopqr", "-u", "PIP_FIND_LINKS", "HOME=/root", f"PATH={_PATH}"]
+    clone = Path("/") / clone_in(root).relative_to(root)
+    there = ["env", "-C", str(clone), "-u", "PIP_FIND_LINKS", f"HOME={clone.parent}", f"PATH={_PATH}"]
     return ["unshare", "--mount", "sh", "-c", mount, str(root), *there, *command]

@@ -7,8 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 TOP = Path(__file__).parent.parent
@@ -82,6 +83,17 @@ class Report:
         failed = [what for what, ok, _ in self.lines if not ok]
         print(f"{len(self.lines) - len(failed)} passed, {len(failed)} failed")
         sys.exit(1 if failed else 0)
+
+
+def try_packages(kind: str, packages: Mapping[str, Sequence[str]]) -> None:
+    """Run the scenario of this kind (agent or consumer) with each package, or with those that the arguments name."""
+    report = Report()
+    scenario = TOP / f"tools/{kind}_scenario.py"
+    for name in sys.argv[1:] or packages:
+        program = environment(f"{kind}-{name}", "-e", ".[testing,sqlalchemy]", *packages[name])
+        with tempfile.TemporaryDirectory() as scratch:
+            report.run(name, "timeout", "120", program, scenario, name, cwd=Path(scratch))
+    report.exit()
 
 
 def _succeeds(*command: str) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from aiopqr.testing import NotAvailable, PostgresServer, server_of
 
-from .debian import command_in, debian
+from .debian import clone_in, command_in, debian
 from .environments import TOP, Report, environment, pythons
 
 _PAGE = TOP / "docs/compatibility.md"
@@ -64,9 +64,9 @@ def main() -> None:
 def try_debian(report: Report, suite: str, only: str) -> None:
     root = debian(suite)
     subprocess.run(command_in(root, "make", ".venv/.test"), check=True)
-    inner = (".venv/bin/python", "-m", "tools.matrix", "--only", only, "--rows", "/root/rows")
+    inner = (".venv/bin/python", "-m", "tools.matrix", "--only", only, "--rows", "rows.json")
     subprocess.run(command_in(root, *inner), check=False)
-    for name, ok, result in json.loads((root / "root/rows").read_text()):
+    for name, ok, result in json.loads((clone_in(root) / "rows.json").read_text()):
         report.note(f"{name}, in Debian {suite}", ok, result)
 
 
