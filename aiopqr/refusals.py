@@ -3,8 +3,8 @@
 The routine (protocol field ``R``, asyncpg's ``server_source_function``) is not localised, and it distinguishes errors
 that share an SQLSTATE: 28000 can be a locked account, a failed PAM login or a reject rule in pg_hba.conf. Proxies send
 no routine, so their error texts are matched instead. Sources: PostgreSQL's ``auth.c``, ``miscinit.c`` and
-``postinit.c``; PgBouncer's ``client.c`` and ``objects.c``; the error texts of Supavisor, pgcat,
-PgDog, Pgpool-II and Neon.
+``postinit.c``; PgBouncer's ``client.c`` and ``objects.c``; the error texts of Supavisor, pgcat, PgDog, Pgpool-II and
+Neon.
 """
 
 from __future__ import annotations

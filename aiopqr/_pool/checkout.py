@@ -114,7 +114,7 @@ class Checkouts:
                     place = await supply.wait(deadline)
                 pooled = self._open[connection_of(place)]
                 pooled.lend()
-                renew(place)  # whether it has expired, the supply has found out
+                renew(place)  # the supply has made sure that it has not expired
                 try:
                     connection = await place.acquire()
                 except BaseException:
@@ -181,7 +181,7 @@ class Checkouts:
     # Release: replace, or reset and take back.
 
     def failed_with(self, connection: Any, exc: BaseException) -> None:
-        """What used a connection has raised ``exc``, and will release it."""
+        """The block that used a connection has raised ``exc``, and is about to release it."""
         pooled = self._open.get(raw_connection(connection))
         if pooled is not None and refuses_writes(exc):
             pooled.doubt(self._now())

@@ -28,7 +28,7 @@ from .ops_input import (
     open_store,
     run,
 )
-from .rotate_output import Telling
+from .rotate_output import Output
 
 DONE, FAILED, NOT_TRIED, REFUSED, FINISHED, UNDONE, LEFT_TO_DO = 0, 1, 2, 3, 4, 5, 6
 
@@ -148,7 +148,7 @@ def rotate(
         valid_for,
     )
     password = admin_password(password_stdin)
-    telling = Telling(as_json)
+    output = Output(as_json)
 
     def rotator(store: SecretStore | VaultRoles) -> Rotator:
         common: dict[str, Any] = {
@@ -156,7 +156,7 @@ def rotate(
             "verify": dsn,
             "rules": rules,
             "end_sessions_after": end_sessions_after,
-            "listener": telling.step,
+            "listener": output.step,
         }
         if isinstance(store, VaultRoles):
             return VaultRolesRotator(roles=store, **common)
@@ -164,7 +164,7 @@ def rotate(
             store=store,
             passwords=PasswordRule(password_length, password_alphabet),
             announce=announce,
-            on_announcing=telling.announcing,
+            on_announcing=output.announcing,
             **common,
         )
 
@@ -173,39 +173,39 @@ def rotate(
         async with roles or open_store(file, secret, vault, region, endpoint_url) as store:
             forced = [gate for gate, is_forced in given.items() if is_forced]
             try:
-                return await perform(rotator(store), telling, account, forced, dry_run=dry_run)
+                return await perform(rotator(store), output, account, forced, dry_run=dry_run)
             except asyncio.CancelledError:
-                telling.interrupted()
+                output.interrupted()
                 raise
 
-    with telling:
+    with output:
         run(main(), "rotate")
 
 
 async def perform(
-    rotator: Rotator, telling: Telling, account: Parity | None, forced: list[Gate], *, dry_run: bool = False
+    rotator: Rotator, output: Output, account: Parity | None, forced: list[Gate], *, dry_run: bool = False
 ) -> int:
     """Plan, report, apply; the exit code."""
     plan = await rotator.plan(account=account, force=forced)
     if dry_run or plan.refusals:
-        telling.plan(plan, dry_run, rotator.announce)
+        output.plan(plan, dry_run, rotator.announce)
         return REFUSED if plan.refusals else DONE
-    telling.begin(plan)
+    output.begin(plan)
     try:
         rotation = await rotator.apply(plan)
     except RotationRefused as exc:
-        telling.refused(exc.objections)
+        output.refused(exc.objections)
         return REFUSED
     except (PathDown, StoreNotWritable) as exc:
-        telling.failed("not tried", exc)
+        output.failed("not tried", exc)
         return NOT_TRIED
     except RotationUndone as exc:
-        telling.failed("undone", exc)
+        output.failed("undone", exc)
         return UNDONE
     except AiopqrError as exc:
-        telling.failed("failed", exc)
+        output.failed("failed", exc)
         return FAILED
-    telling.done(rotation)
+    output.done(rotation)
     if rotation.warning:
         return LEFT_TO_DO
     return DONE if rotation.action is Action.ROTATE else FINISHED

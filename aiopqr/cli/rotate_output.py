@@ -29,7 +29,7 @@ _STEP_TEXTS = {
 
 
 @dataclass
-class Telling:
+class Output:
     """What the operator reads: progress and sentences on standard error, an outcome on standard output."""
 
     as_json: bool = False
@@ -41,7 +41,7 @@ class Telling:
     def __post_init__(self) -> None:
         self._console = Console(stderr=True)
 
-    def __enter__(self) -> Telling:
+    def __enter__(self) -> Output:
         return self
 
     def __exit__(self, *exc: object) -> None:

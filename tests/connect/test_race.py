@@ -186,47 +186,41 @@ async def test_a_connect_that_ends_leaves_no_login_behind(monkeypatch: pytest.Mo
         assert maker.stats().failed >= 1
 
 
+class Hanging:
+    """A ``connect=`` that hangs, and counts how many were begun, and how many ran at once."""
+
+    def __init__(self) -> None:
+        self.begun = self.running = self.most = 0
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.begun += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.running -= 1
+
+
 async def test_there_is_no_extra_login_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiopqr._connect.outage.SILENCE", 0.05)
-    running = most = 0
-
-    async def hang(*args: Any, **kwargs: Any) -> asyncpg.Connection:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        try:
-            return await asyncio.Event().wait()
-        finally:
-            running -= 1
-
+    hang = Hanging()
     async with aiopqr.Connector(credentials=PAIR, connect=hang) as maker:
         maker._logins.room = lambda: 0
         with pytest.raises(aiopqr.ConnectTimeout):
             await maker.connect(timeout=0.5)
-    assert most == 1
+    assert hang.most == 1
 
 
 async def test_extra_logins_come_one_at_a_time_and_three_a_second_for_all_connects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("aiopqr._connect.outage.SILENCE", 0.02)
-    running = most = begun = 0
-
-    async def hang(*args: Any, **kwargs: Any) -> asyncpg.Connection:
-        nonlocal running, most, begun
-        begun += 1
-        running += 1
-        most = max(most, running)
-        try:
-            return await asyncio.Event().wait()
-        finally:
-            running -= 1
-
-    connects = 8
+    hang, connects = Hanging(), 8
     async with aiopqr.Connector(credentials=PAIR, connect=hang) as maker:
         began = time.monotonic()
         ended = await asyncio.gather(*(maker.connect(timeout=1.5) for _ in range(connects)), return_exceptions=True)
         took = time.monotonic() - began
     assert {type(one) for one in ended} == {aiopqr.ConnectTimeout}
-    assert most == connects + 1
-    assert 2 <= begun - connects <= 1 + 3 * took
+    assert hang.most == connects + 1
+    assert 2 <= hang.begun - connects <= 1 + 3 * took
