@@ -82,6 +82,7 @@ class Parity(enum.StrEnum):
 
     @property
     def other(self) -> Parity:
+        """Even for odd, and odd for even."""
         return Parity.EVEN if self is Parity.ODD else Parity.ODD
 
 

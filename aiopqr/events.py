@@ -303,12 +303,12 @@ class PairDegraded(Event):
 class Replaced(Event):
     """A connection was retired after ``age`` seconds, its replacement ready. ``why``: lifetime, superseded or drain."""
 
-    parity: Parity | None
+    parity: Parity
     age: float
     why: str
 
     def __str__(self) -> str:
-        account = f"connection of the {self.parity} account" if self.parity else "connection"
+        account = f"connection of the {self.parity} account"
         return f"{self.name}: replaced a {account} that was {self.age:.0f} s old ({self.why})"
 
 
@@ -422,9 +422,11 @@ class Emitter:
         self._listeners = list(listeners)
 
     def add(self, listener: Listener) -> None:
+        """Call ``listener`` with each event from now on, on the event loop."""
         self._listeners.append(listener)
 
     def remove(self, listener: Listener) -> None:
+        """Call it no more. Raises ``ValueError`` if it was not added."""
         self._listeners.remove(listener)
 
     def emit(self, event: Event) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "PoolStats",
     "RefreshStats",
     "ReplacementStats",
+    "SteppingAside",
 ]
 
 # The buckets that OpenTelemetry's semantic conventions advise for durations in seconds.
@@ -28,7 +29,10 @@ BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
 @dataclass(frozen=True, slots=True)
 class HistogramSnapshot:
-    """``counts[i]`` measurements were at most ``bounds[i]`` and above the bound before; the last has no bound."""
+    """``counts[i]`` measurements were at most ``bounds[i]`` seconds and above the bound before; the last has no bound.
+
+    ``total`` is the sum of all, in seconds.
+    """
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
@@ -36,15 +40,17 @@ class HistogramSnapshot:
 
     @property
     def count(self) -> int:
+        """How many measurements there were."""
         return sum(self.counts)
 
     @property
     def mean(self) -> float:
+        """Their mean, in seconds; 0 if there were none."""
         return self.total / self.count if self.count else 0.0
 
 
 class Histogram:
-    """Durations, counted in fixed buckets."""
+    """Durations, counted in fixed buckets. Each of the ``observers`` is called with each measurement, in seconds."""
 
     __slots__ = ("_counts", "_total", "observers")
 
@@ -54,12 +60,14 @@ class Histogram:
         self.observers: tuple[Callable[[float], object], ...] = ()
 
     def record(self, seconds: float) -> None:
+        """Add a measurement."""
         self._counts[bisect_left(BUCKETS, seconds)] += 1
         self._total += seconds
         for observe in self.observers:
             observe(seconds)
 
     def snapshot(self) -> HistogramSnapshot:
+        """The counts as they are now."""
         return HistogramSnapshot(BUCKETS, tuple(self._counts), self._total)
 
 

@@ -56,6 +56,7 @@ LAYERS: list[str] = [
     "_connect.state",
     "_connect.race",
     "_connect.attempts",
+    "_connect.maker",
     "_connect.connector",
     "_pool._asyncpg",
     "_pool.self_test",

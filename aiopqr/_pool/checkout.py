@@ -78,8 +78,8 @@ class Checkouts:
         self._connections = connections
         self._open = connections.by_connection
         self._replacement = replacement
-        self._events: Emitter = connections.connector.events
-        self._name = connections.connector.name
+        self._events: Emitter = connections.maker.events
+        self._name = connections.maker.name
         self._now = clock_of(loop)
         self._loop = loop
         self._release_watch = ReleaseTimer(policy.reset_timeout, connections, loop)
@@ -129,7 +129,7 @@ class Checkouts:
         except TimeoutError as exc:
             if deadline is None or self._now() < deadline - TICK:
                 raise
-            failure = self._connections.connector.last_failure
+            failure = self._connections.maker.last_failure
             raise self._too_late(started, failure) from (failure or exc.__cause__)
         now = self._now()
         pooled.checkout = checkout = Checkout(now, queries, None if timeout is UNSET else timeout)

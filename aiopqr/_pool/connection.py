@@ -63,7 +63,7 @@ class PooledConnection:
     """What the pool knows of one of its connections."""
 
     con: Any
-    attempt: Attempt | None
+    attempt: Attempt  # the login that made it
     epoch: int  # of the pool, when the connect began
     born: float
     deadline: float

@@ -16,7 +16,7 @@ from typing import Any
 
 import asyncpg
 
-from .._connect import CONNECT_TIMEOUT, Connector
+from .._connect import CONNECT_TIMEOUT, Maker
 from ..clock import cancel
 from ..errors import PoolClosing, describe
 from ..events import ConnectionLost, NotWritable
@@ -48,14 +48,14 @@ class Connections:
 
     def __init__(
         self,
-        connector: Connector,
+        maker: Maker,
         lifetime: Lifetime,
         constants: dict[str, Any],
         init: Callable[[Any], Awaitable[None]] | None,
         max_size: int,
         guards_writers: bool,
     ) -> None:
-        self.connector = connector
+        self.maker = maker
         self.lifetime = lifetime
         self.is_closing = False
         self.on_begin: Callable[[PooledConnection], None] = lambda _: None
@@ -121,7 +121,7 @@ class Connections:
 
     def is_superseded(self, pooled: PooledConnection) -> bool:
         """Whether it was begun with credentials that are no longer the newest."""
-        return self.connector.is_superseded(pooled.con)
+        return self.maker.is_superseded(pooled.attempt)
 
     def is_spoilt(self, spare: PooledConnection) -> bool:
         """Whether a spare is of no use any more."""
@@ -130,8 +130,8 @@ class Connections:
 
     def _would_be_replaced(self, spare: PooledConnection) -> bool:
         """Whether its lease ends so soon that it would be replaced as soon as it is in use."""
-        end = self.connector.ends_at(spare.attempt) if spare.attempt else math.inf
-        return self._loop.time() > end - lease_margin(end - spare.born) and self.connector.lasts_until() > end
+        end = self.maker.ends_at(spare.attempt)
+        return self._loop.time() > end - lease_margin(end - spare.born) and self.maker.lasts_until() > end
 
     def expire_superseded(self) -> list[PooledConnection]:
         """Make the connections of superseded credentials due, and those that are under way when they come.
@@ -152,10 +152,11 @@ class Connections:
         self._make_room()
         self._logins += 1
         try:
-            con: Any = await self.connector.connect(*args, **kwargs)
+            made = await self.maker.connect(args, kwargs)
+            con: Any = made.con
             if not isinstance(con, asyncpg.Connection):
                 return con
-            watch = self._watch(con, begun)
+            watch = watch_writer(con, made.session_attribute, begun) if self._guards_writers else None
             await self._complete(con)
         finally:
             self._logins -= 1
@@ -163,9 +164,11 @@ class Connections:
         if self._next_opened is not None:
             self._next_opened.set_result(None)
             self._next_opened = None
-        attempt, deadline = self.connector.attempt_of(con), self.lifetime.deadline(now)
+        deadline = self.lifetime.deadline(now)
         stand_in = stand_in_for(con, partial(_said_goodbye, weakref.ref(self)))
-        pooled = PooledConnection(con, attempt, epoch, now, deadline, busy_check(con), stand_in, watch, idle_since=now)
+        pooled = PooledConnection(
+            con, made.attempt, epoch, now, deadline, busy_check(con), stand_in, watch, idle_since=now
+        )
         self._open.add(pooled)
         con.add_termination_listener(partial(_ended, weakref.ref(self), pooled))
         return pooled
@@ -195,15 +198,11 @@ class Connections:
             con.terminate()  # asyncpg refuses it
         if not con.is_closed():
             self.by_connection[con] = pooled
-            if pooled.attempt and pooled.attempt.begun <= self._drained_at and self.is_superseded(pooled):
+            if pooled.attempt.begun <= self._drained_at and self.is_superseded(pooled):
                 pooled.expire("superseded", self._loop.time())
             pooled.rest(pooled.is_busy())
             self.on_begin(pooled)
         return con
-
-    def _watch(self, con: Any, begun: float) -> WriterWatch | None:
-        attribute = self.connector.target_session_attrs if self._guards_writers else "any"
-        return watch_writer(con, attribute, begun)
 
     async def _complete(self, con: Any) -> None:
         try:
@@ -236,7 +235,7 @@ class Connections:
         if self.room < 0:
             self._terminate(pooled)
             return
-        task = self._loop.create_task(_close(pooled.con), name=f"aiopqr-{self.connector.name}-close")
+        task = self._loop.create_task(_close(pooled.con), name=f"aiopqr-{self.maker.name}-close")
         self._leaving[task] = pooled
         task.add_done_callback(self._leaving.pop)
 
@@ -254,8 +253,8 @@ class Connections:
     def report_lost(self, when: str, exc: BaseException) -> None:
         """A connection was found dead."""
         self.lost += 1
-        event = ConnectionLost(name=self.connector.name, when=when, error=describe(exc))
-        self.connector.events.emit(event)
+        event = ConnectionLost(name=self.maker.name, when=when, error=describe(exc))
+        self.maker.events.emit(event)
 
     def retire_read_only(self, pooled: PooledConnection, watch: WriterWatch, asked_at: float) -> None:
         """A question that was asked at ``asked_at`` has found that its server takes no writes: close it.
@@ -266,16 +265,16 @@ class Connections:
         self.not_writable += 1
         if since > self._doubted_at:
             if since > self._doubted_at + QUIET:
-                self.connector.events.emit(NotWritable(name=self.connector.name, server=address_of(pooled.con)))
+                self.maker.events.emit(NotWritable(name=self.maker.name, server=address_of(pooled.con)))
             self._doubted_at = since
-            self.connector.be_wary()
+            self.maker.be_wary()
             self.begin_epoch()
             for other in self:
                 other.doubt(since)
         self.part_with(pooled)
 
     def closing_error(self) -> PoolClosing:
-        return PoolClosing(f"{self.connector.name}: the pool is closing or closed")
+        return PoolClosing(f"{self.maker.name}: the pool is closing or closed")
 
     def _terminate(self, pooled: PooledConnection) -> None:
         pooled.con.terminate()

@@ -13,7 +13,6 @@ import random
 import weakref
 from collections.abc import Callable
 
-from .._connect import Connector
 from ..events import LeaseEnded
 from .connection import PooledConnection
 from .connections import Connections, lease_margin
@@ -26,14 +25,13 @@ class Leases:
 
     def __init__(self, connections: Connections, on_due: Callable[[], None]) -> None:
         self._connections = weakref.ref(connections)
-        self._connector: Connector = connections.connector
+        self._maker = connections.maker
         self._on_due = on_due
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, pooled: PooledConnection) -> None:
         """A connection has come into the pool."""
-        attempt = pooled.attempt
-        if attempt and (attempt.credential.ends_sessions or self._connector.has_left(attempt)):
+        if pooled.attempt.credential.ends_sessions or self._maker.has_left(pooled.attempt):
             self.look()
 
     def look(self) -> None:
@@ -43,11 +41,11 @@ class Leases:
             return
         now, ends = asyncio.get_running_loop().time(), []
         for pooled in tuple(connections):
-            if pooled.attempt is None or pooled.con.is_closed():
+            if pooled.con.is_closed():
                 continue
-            if self._connector.has_left(pooled.attempt):
+            if self._maker.has_left(pooled.attempt):
                 pooled.expire("superseded", now)
-            if (end := self._connector.ends_at(pooled.attempt)) < math.inf:
+            if (end := self._maker.ends_at(pooled.attempt)) < math.inf:
                 ends.append(end)
                 self._bound(connections, pooled, end, now)
         self._on_due()
@@ -65,7 +63,7 @@ class Leases:
         """Make it due before its lease ends, if there is something that lasts longer."""
         if pooled.lease_end != end and pooled.why == "lease":  # the lease was renewed
             pooled.deadline, pooled.why = connections.lifetime.deadline(pooled.born), "lifetime"
-        if pooled.why == "lease" or end - now <= SHORTEST or self._connector.lasts_until() <= end:
+        if pooled.why == "lease" or end - now <= SHORTEST or self._maker.lasts_until() <= end:
             return
         due = end - random.uniform(0.5, 1.0) * lease_margin(end - now)
         if due < pooled.deadline:
@@ -76,10 +74,9 @@ class Leases:
         connections = self._connections()
         now = asyncio.get_running_loop().time()
         for pooled in tuple(connections or ()):
-            attempt = pooled.attempt
-            if attempt and not pooled.con.is_closed() and self._connector.ends_at(attempt) <= now:
-                username, in_use = attempt.credential.username, not pooled.is_idle
+            if not pooled.con.is_closed() and self._maker.ends_at(pooled.attempt) <= now:
+                username, in_use = pooled.attempt.credential.username, not pooled.is_idle
                 pooled.con.terminate()
-                event = LeaseEnded(name=self._connector.name, username=username, in_use=in_use)
-                self._connector.events.emit(event)
+                event = LeaseEnded(name=self._maker.name, username=username, in_use=in_use)
+                self._maker.events.emit(event)
         self.look()

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, Unpack
 
 import asyncpg
 
-from .._connect import CONNECT_TIMEOUT, Connector
+from .._connect import CONNECT_TIMEOUT, Connector, maker_of
 from .._refresh import Refresher
 from ..credentials import CredentialPair
 from ..events import CredentialsRenewed, Emitter, Event, Listener, Refreshed
@@ -126,7 +126,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             listeners=listeners,
         )
         constants = {"loop": loop, "connection_class": policy.connection_class, "record_class": record_class}
-        self._connections = Connections(self._connector, lifetime, constants, init, max_size, writer_guard)
+        self._connections = Connections(maker_of(self._connector), lifetime, constants, init, max_size, writer_guard)
         self._connections.set_arguments(args, {key: value for key, value in kwargs.items() if key != "init_size"})
         self._waiters = Waiters(max_size, most_waiting, loop, closed=self._not_open)
         self._assemble(policy)
@@ -183,7 +183,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             try:
                 await self._connector.start()
                 connections = self._connections
-                self._connector.limit_extra_logins(lambda: connections.room)
+                connections.maker.limit_extra_logins(lambda: connections.room)
             finally:
                 self._initializing = False
             await super().__aenter__()
@@ -388,7 +388,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
     def stats(self) -> PoolStats:
         """A frozen snapshot. No secret is in it. As all of the pool, it is for the event loop's own thread."""
         self._check_loop()
-        fields = self._connector.stats_fields()
+        fields = self._connections.maker.stats_fields()
         fields["failed"] += self._checkouts.failed
         alive = [pooled for pooled in self._connections if not pooled.con.is_closed()]
         idle = sum(pooled.is_idle for pooled in alive)

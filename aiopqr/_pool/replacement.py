@@ -42,7 +42,7 @@ class Replacement:
         self, connections: Connections, floor: int, *, uniform: Callable[[float, float], float] = random.uniform
     ):
         self._connections = weakref.ref(connections, lambda _: self._wake.set())
-        self._name = connections.connector.name
+        self._name = connections.maker.name
         self._lifetime = connections.lifetime.max_lifetime
         self._recent = min(self._lifetime / 2 or math.inf, SPARE_PATIENCE)
         self._floor = floor
@@ -242,9 +242,8 @@ class Replacement:
         """A due connection has given up its place."""
         self._done[pooled.why] += 1
         age = asyncio.get_running_loop().time() - pooled.born
-        parity = pooled.attempt.parity if pooled.attempt else None
         connections.part_with(pooled)
-        self._emit(Replaced(name=self._name, parity=parity, age=age, why=pooled.why))
+        self._emit(Replaced(name=self._name, parity=pooled.attempt.parity, age=age, why=pooled.why))
 
     def _close(self, spare: PooledConnection) -> None:
         if connections := self._connections():
@@ -254,7 +253,7 @@ class Replacement:
 
     def _emit(self, event: Event) -> None:
         if connections := self._connections():
-            connections.connector.events.emit(event)
+            connections.maker.events.emit(event)
 
 
 async def _keep_young(replacement: Replacement, wake: asyncio.Event) -> None:

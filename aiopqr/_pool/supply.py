@@ -52,7 +52,7 @@ class Supply:
         self._replacement = replacement
         self._loop = loop
         self._now = clock_of(loop)
-        self._name = connections.connector.name
+        self._name = connections.maker.name
         self._check_after = policy.check_after
         self.waiting: dict[asyncio.Future[Any], None] = {}  # for a place with a connection, in the order they came
         self._jobs: dict[asyncio.Task[None], asyncio.Future[Any] | None] = {}  # with whoever caused them

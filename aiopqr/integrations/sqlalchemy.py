@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._connect import Connector
+from .._connect import Connector, maker_of
 from .._pool import lifetime_option
 from .._refresh import Refresher
 from ..errors import ConfigurationError, MissingExtra
@@ -187,7 +187,7 @@ class _Link:
         connector = self._given
         if connector is None and (own := self._own.get(asyncio.get_running_loop())):
             connector = own.connector
-        if connector is None or connector.is_refused():
+        if connector is None or maker_of(connector).is_refused():
             return None
         if connector.is_superseded(con):
             return "its password was superseded"

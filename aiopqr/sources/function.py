@@ -18,6 +18,7 @@ class FixedSource:
         self._pair = pair
 
     async def fetch(self) -> CredentialPair:
+        """The pair that was given."""
         return self._pair
 
 
@@ -32,6 +33,7 @@ class CallableSource:
         self.interval = interval
 
     async def fetch(self) -> CredentialPair:
+        """What the callable returns. Raises what it raises."""
         answer = self._fetch()
         if not inspect.isawaitable(answer):
             raise ConfigurationError("credentials: the callable must be an async function")

@@ -75,6 +75,7 @@ class EmbeddedPostgres(PostgresServer):
 
     @property
     def is_running(self) -> bool:
+        """Whether the server's process is alive."""
         return self._process is not None and self._process.poll() is None
 
     @property

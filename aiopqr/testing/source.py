@@ -69,6 +69,7 @@ class ScriptedSource:
         self._script.extend(answers)
 
     async def fetch(self) -> CredentialPair:
+        """Whatever the script says next; when it is through, ``pair``, or ``error``."""
         answer = self._script.popleft() if self._script else self.error or self.pair
         self.fetches += 1
         self._tell()

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 import aiopqr
+from aiopqr._connect import maker_of
 from aiopqr.credentials import Endpoint
 from aiopqr.testing import RotatingPostgres
 
@@ -102,8 +103,9 @@ async def test_connections_behind_an_agents_proxy_are_recognised(
         options: dict[str, Any] = {"credentials": postgres.source, "connect": own, "ssl": "disable"}
         async with aiopqr.Connector(postgres.dsn, **options) as maker:
             con = await maker.connect()
-            assert maker.attempt_of(con) is not None
-            await postgres.rotate(maker.attempt_of(con).parity)
+            attempt = maker_of(maker).attempt_of(con)
+            assert attempt is not None
+            await postgres.rotate(attempt.parity)
             await maker.refresh()
             assert maker.is_superseded(con)
             await con.close()

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 import aiopqr
+from aiopqr._connect import maker_of
 from aiopqr.credentials import Endpoint
 from aiopqr.testing import RotatingPostgres
 
@@ -141,7 +142,7 @@ async def test_starting_in_two_tasks_at_once_keeps_one_state(postgres: RotatingP
 
     async def start() -> None:
         await maker.start()
-        states.append(maker._state)
+        states.append(maker_of(maker)._state)
 
     await asyncio.gather(start(), start())
     assert states[0] is states[1]

@@ -23,6 +23,7 @@ import pytest
 from support.proxy import Proxy
 
 import aiopqr
+from aiopqr._connect import maker_of
 from aiopqr.rotation.errors import RotationRefused
 from aiopqr.rotation.gates import Rules
 from aiopqr.rotation.rotator import Rotator
@@ -60,7 +61,7 @@ async def test_gopqr_01_a_refused_or_reset_connection_is_waited_out_and_ends_not
             await proxy.refuse()
         waiting = asyncio.create_task(maker.connect())
         async with asyncio.timeout(5):
-            while maker._state.outage.failures < 2:
+            while maker_of(maker)._state.outage.failures < 2:
                 await asyncio.sleep(0.005)
         proxy.heal()
         await proxy.accept()

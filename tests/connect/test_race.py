@@ -13,6 +13,7 @@ import pytest
 from support.proxy import Proxy
 
 import aiopqr
+from aiopqr._connect import maker_of
 from aiopqr.testing import RotatingPostgres
 
 PAIR = aiopqr.CredentialPair(aiopqr.Credential("a", "x"), aiopqr.Credential("b", "y"))
@@ -125,7 +126,7 @@ async def test_hung_logins_hold_nobody_up_when_the_path_is_back(postgres: Rotati
             proxy.blackhole()
             waiting = [asyncio.create_task(maker.connect()) for _ in range(3)]
             await eventually(lambda: maker.stats().outages == 1)
-            in_flight = [login for login in maker._logins._in_flight.values() if not login.is_cut]
+            in_flight = [login for login in maker_of(maker)._logins._in_flight.values() if not login.is_cut]
             assert len(in_flight) <= len(waiting) + 1
             proxy.heal()
             began = time.monotonic()
@@ -206,7 +207,7 @@ async def test_there_is_no_extra_login_where_there_is_no_room(monkeypatch: pytes
     monkeypatch.setattr("aiopqr._connect.outage.SILENCE", 0.05)
     hang = Hanging()
     async with aiopqr.Connector(credentials=PAIR, connect=hang) as maker:
-        maker._logins.room = lambda: 0
+        maker_of(maker)._logins.room = lambda: 0
         with pytest.raises(aiopqr.ConnectTimeout):
             await maker.connect(timeout=0.5)
     assert hang.most == 1

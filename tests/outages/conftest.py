@@ -11,6 +11,7 @@ import pytest
 from support.proxy import Proxy
 
 import aiopqr
+from aiopqr._connect import maker_of
 from aiopqr.testing import RotatingPostgres
 
 MakePool = Callable[..., AbstractAsyncContextManager[aiopqr.AlternatingPool]]
@@ -43,6 +44,6 @@ async def eventually(fact: Callable[[], object], *, within: float = 10.0) -> Non
 
 def failures_in_a_row(pool: aiopqr.AlternatingPool) -> int:
     """How often the server that is down has been tried. Tries that fail together count once."""
-    state = pool.connector._state
+    state = maker_of(pool.connector)._state
     assert state is not None
     return state.outage.failures

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.scripted import Backend, Loop, Refused, Server
 
 import aiopqr
+from aiopqr._connect import maker_of
 from aiopqr._pool.self_test import STATUS, message
 
 MAX_SIZE = 3
@@ -44,7 +45,7 @@ class Machine(RuleBasedStateMachine):
         self.loop = Loop()
         self.loop.set_exception_handler(self.unhandled)
         asyncio.set_event_loop(self.loop)
-        self.server = Server(self.loop)
+        self.server = Server(self.loop, PAIR.odd)
         self.wrong: list[BaseException] = []
         self.held: dict[Any, Backend] = {}
         self.tasks: set[asyncio.Task[None]] = set()
@@ -60,7 +61,7 @@ class Machine(RuleBasedStateMachine):
             session_reset=mode,
             loop=self.loop,
         )
-        self.pool.connector.connect = self.server.connect  # type: ignore[method-assign]
+        maker_of(self.pool.connector).connect = self.server.connect  # type: ignore[method-assign]
         opening = self.loop.create_task(self.pool._open())
         while not opening.done():
             self.loop.turn(10)

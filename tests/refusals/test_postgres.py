@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 import aiopqr
+from aiopqr._connect import maker_of
 from aiopqr.refusals import Verdict, classify
 from aiopqr.rotation.sql import identifier
 from aiopqr.testing import EmbeddedPostgres, PostgresServer, RotatingPostgres
@@ -222,7 +223,7 @@ async def test_a_full_server_is_waited_for_and_blames_no_account(
                 await pool.acquire(timeout=0.3)
             assert isinstance(caught.value.__cause__, asyncpg.TooManyConnectionsError)
             waiting = asyncio.create_task(pool.fetchval("select session_user"))
-            outage = pool.connector._state.outage
+            outage = maker_of(pool.connector)._state.outage
             before = outage.failures
             await eventually(lambda: outage.failures > before)
         assert await waiting in postgres.usernames

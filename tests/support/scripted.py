@@ -15,7 +15,10 @@ import asyncpg
 from asyncpg.connect_utils import _ClientConfiguration, _ConnectionParameters
 from asyncpg.protocol.protocol import Protocol
 
+from aiopqr import Credential, Parity
+from aiopqr._connect import Made
 from aiopqr._pool.self_test import message
+from aiopqr._refresh import Attempt
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -79,10 +82,11 @@ class Refused(ConnectionError):
 
 
 class Server:
-    """Where a pool connects to: see :meth:`connect`, and let its ``connecting`` succeed or fail."""
+    """Where a pool connects to, with one account: see :meth:`connect`, and let its ``connecting`` succeed or fail."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, account: Credential) -> None:
         self.loop = loop
+        self._account = account
         self.backends: list[Backend] = []
         self._connecting: list[asyncio.Future[None]] = []
         self.is_healed = False
@@ -100,8 +104,9 @@ class Server:
     def backend_of(self, con: asyncpg.Connection[Any]) -> Backend:
         return next(backend for backend in self.backends if backend.pid == con.get_server_pid())
 
-    async def connect(self, *args: Any, connection_class: Any, record_class: Any, loop: Any, **kwargs: Any) -> Any:
-        """Takes the place of a connector's ``connect()``."""
+    async def connect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Made:
+        """Takes the place of a maker's ``connect()``."""
+        connection_class, record_class, loop = (kwargs[key] for key in ("connection_class", "record_class", "loop"))
         gate = loop.create_future()
         self._connecting.append(gate)
         self.most_sockets = max(self.most_sockets, len(self._connecting) + len(self.open))
@@ -127,7 +132,7 @@ class Server:
         con = connection_class(protocol, backend.transport, loop, "/socket", config, params)
         protocol.set_connection(con)
         backend.is_entered = True
-        return con
+        return Made(con, Attempt(Parity.ODD, self._account, 0, loop.time()), "any")
 
     def heal(self) -> None:
         """From now on, everything is answered at once, and well."""

@@ -1,0 +1,232 @@
+"""What is behind a :class:`Connector`, for the pool or the engine that uses it: it makes the connections, and remembers
+which account each belongs to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from .._login import KeyCache, disown
+from .._refresh import Attempt, Feed
+from ..credentials import CredentialPair, Parity
+from ..errors import ConfigurationError, PoolClosing
+from ..events import Emitter, Event, Listener
+from ..options import positive
+from ..stats import AccountStats, Histogram
+from .arguments import Arguments
+from .attempts import Connect
+from .logins import Logins
+from .state import ConnectorState
+
+CONNECT_TIMEOUT = 60.0  # asyncpg's own default
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A connection, or whatever a user's own ``connect=`` returned, and the login that made it.
+
+    ``session_attribute`` is what its server had to be, as far as aiopqr knows: with a ``connect=`` of the user, "any".
+    """
+
+    con: Any
+    attempt: Attempt
+    session_attribute: str
+
+
+class Maker:
+    """Makes connections with the accounts of the pair that ``feed`` keeps fresh, and hears of newer ones.
+
+    ``connect`` is called in asyncpg's place. The SCRAM keys of the passwords in use are kept in ``keys``.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        connect: Callable[..., Awaitable[Any]] | None,
+        keys: KeyCache | None,
+        name: str,
+        listeners: Iterable[Listener],
+    ) -> None:
+        self.name = name
+        self.events = Emitter(listeners)
+        self._feed = feed
+        self._own_connect = connect
+        self._keys = keys
+        self._state: ConnectorState | None = None
+        self._attempts: weakref.WeakKeyDictionary[Any, Attempt] = weakref.WeakKeyDictionary()
+        self._logins = Logins(name)
+        self.is_closed = False
+        _alive.add(self)
+
+    async def start(self) -> None:
+        """See :meth:`Connector.start`."""
+        if self._state is None:
+            self._feed.subscribe(self)
+            await self._feed.start()
+        if self._state is None:  # another task may have started it meanwhile
+            connect = self._own_connect
+            self._state = ConnectorState(self.name, self.events, self._feed, connect, self._keys, self._logins)
+            if self._keys is not None:
+                self._keys.keep_only(self._feed.pair.credentials())
+
+    async def connect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Made:
+        """See :meth:`Connector.connect`. The arguments are all that there are, and have been checked."""
+        if self.is_closed:
+            raise PoolClosing(f"{self.name}: the connector is closed")
+        self._feed.revive()
+        if self._own_connect is None:
+            self._feed.check_connect(args, kwargs)
+        kwargs = {**kwargs}
+        timeout = kwargs.pop("timeout", CONNECT_TIMEOUT)
+        if timeout is not None:
+            timeout = positive("timeout", timeout)
+        read = Arguments.for_own_connect if self._own_connect else Arguments.for_asyncpg
+        arguments = read(args, kwargs, self._feed.pair.endpoint)
+        connected = await Connect(self._started, arguments, timeout).run(lambda: self._probe(arguments))
+        inner = _unwrapped(connected.con)
+        if isinstance(inner, asyncpg.Connection):  # a user's connect= may return anything
+            self._attempts[inner] = connected.attempt
+        return Made(connected.con, connected.attempt, arguments.session_attribute)
+
+    def be_wary(self) -> None:
+        """For a minute, do not believe a new connection's server that it takes writes, where it has to, but ask it."""
+        self._started.be_wary()
+
+    def limit_extra_logins(self, room: Callable[[], float]) -> None:
+        """From now on, there are at most ``room()`` sockets besides those of the connects themselves."""
+        self._started.logins.room = room
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has a pair to connect with."""
+        return self._state is not None
+
+    @property
+    def connect_time(self) -> Histogram:
+        """How long successful logins took."""
+        return self._started.counts.connect_time
+
+    @property
+    def last_failure(self) -> BaseException | None:
+        """Why there is no login: all credentials have expired; or else what the last one failed with, if none has
+        succeeded since.
+        """
+        return (self._state.expired() or self._state.last_failure) if self._state else None
+
+    def attempt_of(self, con: Any) -> Attempt | None:
+        """The login that made this connection."""
+        return self._attempts.get(_unwrapped(con))
+
+    def is_superseded(self, attempt: Attempt) -> bool:
+        """Whether the login used a password that is no longer the newest."""
+        return self._started.alternator.is_superseded(attempt, asyncio.get_running_loop().time())
+
+    def has_left(self, attempt: Attempt) -> bool:
+        """Whether the credentials no longer name the account of this login."""
+        return self._started.alternator.has_left(attempt)
+
+    def ends_at(self, attempt: Attempt) -> float:
+        """When the sessions of this login's account end, in loop time; infinity if they outlive their password."""
+        return self._started.alternator.ends_at(attempt)
+
+    def lasts_until(self) -> float:
+        """When sessions that begin now end, in loop time, if they are of the account that lasts longest."""
+        return self._started.alternator.lasts_until(asyncio.get_running_loop().time())
+
+    def close(self) -> None:
+        """Make no connections any more, and cut the logins in flight."""
+        self.is_closed = True
+        self._logins.cancel()
+
+    async def wait_ended(self) -> None:
+        """Wait until the logins that were cut have ended."""
+        await self._logins.wait_ended()
+
+    # What the feed calls on its subscribers.
+
+    def replace(self, pair: CredentialPair) -> None:
+        if self._state:
+            self._state.replace(pair)
+
+    def is_refused(self) -> bool:
+        """Whether every account of the pair is refused."""
+        return self._state is not None and self._state.alternator.is_refused(asyncio.get_running_loop().time())
+
+    def heard(self, event: Event) -> None:
+        self.events.tell(event)
+
+    def stats_fields(self) -> dict[str, Any]:
+        """The fields of :class:`ConnectorStats`, which a pool's snapshot has too."""
+        state, now = self._started, asyncio.get_running_loop().time()
+        pair = state.alternator.pair
+        alive = [attempt.parity for con, attempt in list(self._attempts.items()) if not con.is_closed()]
+        accounts = {}
+        for parity in Parity:
+            credential, counts = pair[parity], state.counts.accounts[parity]
+            since = state.alternator.refused_since(credential) if credential else None
+            accounts[parity] = AccountStats(
+                username=credential.username if credential else None,
+                open=alive.count(parity),
+                opened=counts.opened,
+                refused=counts.refused,
+                refused_for=None if since is None else now - since,
+                expires_in=state.alternator.expires_in(credential, now) if credential else None,
+            )
+        return {
+            "name": self.name,
+            "accounts": accounts,
+            "fallbacks": state.counts.fallbacks,
+            "probes": state.counts.probes,
+            "outages": state.counts.outages,
+            "failed": state.counts.failed,
+            "connect_time": state.counts.connect_time.snapshot(),
+            "refresh": self._feed.stats(),
+            "all_refused": state.alternator.is_refused(now),
+            "degraded": pair.missing is not None,
+        }
+
+    @property
+    def _started(self) -> ConnectorState:
+        if self._state is None:
+            raise ConfigurationError(f"connector {self.name!r} is not started: use `async with`, or await start()")
+        return self._state
+
+    def _probe(self, arguments: Arguments) -> None:
+        """While accounts work, find out in the background whether a refused one does again."""
+        state = self._started
+        now = asyncio.get_running_loop().time()
+        if not state.alternator.is_refused(now) and (attempt := state.alternator.probe(now)):
+            state.probe(attempt, arguments)
+
+
+def _unwrapped(con: Any) -> Any:
+    """The connection itself: agents such as ddtrace put a proxy (of wrapt) around it."""
+    while (inner := getattr(con, "__wrapped__", None)) is not None:
+        con = inner
+    return con
+
+
+_alive: weakref.WeakSet[Maker] = weakref.WeakSet()
+_inherited: list[Any] = []  # never collected, which would touch the parent's sockets
+
+
+def _leave_to_parent() -> None:
+    """After a fork, in the child: the connections stay the parent's, so let them count as closed, without a word.
+
+    Closing one would take its socket out of the parent's event loop, whose epoll object the child shares.
+    """
+    for maker in tuple(_alive):
+        _inherited.append(maker)
+        for con in tuple(maker._attempts):
+            disown(con)
+            _inherited.append(con)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
