@@ -16,7 +16,7 @@ from .conftest import PASSWORD
 from .test_real_servers import user_of
 
 
-@pytest.mark.parametrize("name", ["asks for the password in the clear", "asks for MD5"])
+@pytest.mark.parametrize("name", ["asks for the password as plain text", "asks for MD5"])
 @pytest.mark.parametrize("channel", impostors.CHANNELS)
 async def test_an_impostor_gets_nothing_of_an_administrator(name: str, channel: str) -> None:
     got: set[str] = set()

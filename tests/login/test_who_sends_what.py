@@ -18,7 +18,7 @@ from . import who_sends_what as impostors
 from .who_sends_what import CHANNELS, MIDDLE, NOTHING, RELAYS, SERVERS, TRUSTED, by_aiopqr, meets, meets_in_the_middle
 
 DEFAULT = {  # all others get nothing
-    ("asks for the password in the clear", "TLS, sslmode=require"): "the password",
+    ("asks for the password as plain text", "TLS, sslmode=require"): "the password",
     ("asks for MD5", "plain TCP"): "an MD5 hash to guess at",
     ("asks for MD5", "TLS, sslmode=require"): "an MD5 hash to guess at",
     ("lets in without asking", "plain TCP"): TRUSTED,

@@ -238,7 +238,7 @@ CLIENTS: dict[str, Client] = {
 }
 NOTHING, TRUSTED = "nothing", "the client's trust"
 SERVERS: dict[str, Behaviour] = {
-    "asks for the password in the clear": asks_in_clear,
+    "asks for the password as plain text": asks_in_clear,
     "asks for MD5": asks_for_md5,
     "lets in without asking": asks_for_nothing,
     "skips its own proof in SCRAM": skips_its_proof,
