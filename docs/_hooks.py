@@ -73,7 +73,7 @@ def events() -> str:
     def rows() -> Iterator[str]:
         for kind in (getattr(module, name) for name in module.__all__):
             if isinstance(kind, type) and issubclass(kind, module.Event) and kind is not module.Event:
-                level = logging.getLevelName(module._LEVELS[kind]) if kind in module._LEVELS else "-"
+                level = "-" if kind.level is None else logging.getLevelName(kind.level)
                 fields = ", ".join(f"`{field.name}`" for field in dataclasses.fields(kind) if field.name != "name")
                 yield f"| `{kind.__name__}` | {level} | {_plain(inspect.getdoc(kind) or '')} | {fields} |"
 

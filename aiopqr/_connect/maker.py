@@ -160,7 +160,7 @@ class Maker:
         return self._state is not None and self._state.alternator.is_refused(asyncio.get_running_loop().time())
 
     def heard(self, event: Event) -> None:
-        self.events.tell(event)
+        self.events.forward(event)
 
     def stats_fields(self) -> dict[str, Any]:
         """The fields of :class:`ConnectorStats`, which a pool's snapshot has too."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from .._failures import report, reporting
 from ..clock import cancel, wait_until
 from ..credentials import CredentialPair, Parity
 from ..errors import (
@@ -34,8 +35,6 @@ from ..events import (
     Refreshed,
     RefreshFailed,
     RefreshRecovered,
-    report,
-    reporting,
 )
 from ..sources import CredentialSource
 from ..stats import RefreshStats, SteppingAside
@@ -322,7 +321,7 @@ class Feed:
     def _tell(self, event: Event) -> None:
         # A source that is polled every second may fail for days: after the first, ever more rarely into the log.
         if isinstance(event, RefreshFailed) and event.failures & (event.failures - 1):
-            self.events.tell(event)
+            self.events.forward(event)
         else:
             self.events.emit(event)
         for subscriber in tuple(self._subscribers):

@@ -178,7 +178,7 @@ def test_gopqr_17_a_users_function_that_raises_stops_nobody() -> None:
 
     emitter = Emitter([broken, heard.append])
     for _ in range(2):
-        emitter.tell(ServerUnavailable(name="orders", error="down"))
+        emitter.forward(ServerUnavailable(name="orders", error="down"))
     assert len(heard) == 2
 
 

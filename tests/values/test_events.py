@@ -1,4 +1,4 @@
-"""Events: frozen, told to the log and to every listener, and harmed by none."""
+"""Events: frozen, passed on to the log and to every listener, and harmed by none."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_listener_that_raises_is_logged_and_harms_nobody(
     def broken(event: Event) -> None:
         raise error
 
-    Emitter([broken, heard.append]).tell(DOWN)
+    Emitter([broken, heard.append]).forward(DOWN)
     assert heard == [DOWN]
     assert "orders" in caplog.text
     assert "failed on ServerUnavailable" in caplog.text
@@ -110,18 +110,18 @@ def test_a_listener_does_not_swallow_what_ends_the_process(stop: type[BaseExcept
         raise stop
 
     with pytest.raises(stop):
-        Emitter([ends]).tell(DOWN)
+        Emitter([ends]).forward(DOWN)
 
 
-def test_a_listener_may_remove_itself_while_it_is_told() -> None:
+def test_a_listener_may_remove_itself_while_it_is_called() -> None:
     heard: list[Event] = []
 
     def once(event: Event) -> None:
         emitter.remove(once)
 
     emitter = Emitter([once, heard.append])
-    emitter.tell(DOWN)
-    emitter.tell(DOWN)
+    emitter.forward(DOWN)
+    emitter.forward(DOWN)
     assert heard == [DOWN, DOWN]
 
 
@@ -131,7 +131,7 @@ def test_what_changes_state_is_logged_once_and_the_rest_not_at_all(caplog: pytes
         emitter.emit(DOWN)
         emitter.emit(ServerRecovered(name="orders", after=1.0))
         emitter.emit(Replaced(name="orders", parity=Parity.ODD, age=1.0, why="lifetime"))
-        emitter.tell(DOWN)
+        emitter.forward(DOWN)
     assert [(record.levelname, record.event) for record in caplog.records] == [  # type: ignore[attr-defined]
         ("WARNING", DOWN),
         ("INFO", ServerRecovered(name="orders", after=1.0)),

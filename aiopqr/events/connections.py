@@ -1,0 +1,123 @@
+"""What a pool reports of its connections."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..credentials import Parity
+from .event import Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replaced(Event):
+    """A connection was retired after ``age`` seconds, its replacement ready. ``why``: lifetime, superseded or drain."""
+
+    parity: Parity
+    age: float
+    why: str
+
+    def __str__(self) -> str:
+        account = f"connection of the {self.parity} account"
+        return f"{self.name}: replaced a {account} that was {self.age:.0f} s old ({self.why})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplacementDelayed(Event):
+    """No replacement can be had, so connections serve on past their deadline, the oldest by ``overdue`` seconds."""
+
+    level: ClassVar = logging.WARNING
+    error: str
+    overdue: float
+    retry_in: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: no replacement could be opened ({self.error}); connections stay in use past their lifetime, "
+            f"the oldest by {self.overdue:.0f} s; trying again in {self.retry_in:.1f} s"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionOverdue(Event):
+    """A connection is ``overdue`` seconds past its deadline: it is in use, or, if ``is_idle``, cannot be replaced.
+
+    It is emitted once for each connection.
+    """
+
+    level: ClassVar = logging.INFO
+    overdue: float
+    is_idle: bool
+
+    def __str__(self) -> str:
+        why = "no replacement is ready" if self.is_idle else "it is in use"
+        return f"{self.name}: a connection is {self.overdue:.0f} s past the end of its lifetime, because {why}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseEnded(Event):
+    """A connection was closed because its account's lease has ended, and no replacement could be had before.
+
+    ``in_use``: whether somebody had it checked out.
+    """
+
+    level: ClassVar = logging.WARNING
+    username: str
+    in_use: bool
+
+    def __str__(self) -> str:
+        state = "a connection in use" if self.in_use else "an idle connection"
+        return (
+            f"{self.name}: closed {state} of {self.username}, whose lease has ended before a replacement could be had"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLost(Event):
+    """A connection was found dead. ``when``: idle, or being released."""
+
+    level: ClassVar = logging.INFO
+    when: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: a connection was lost while {self.when} ({self.error}); another one takes its place"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotWritable(Event):
+    """A connection was closed because its server takes no writes any more; all others are being checked.
+
+    ``server`` is the address that the connection was made to, or None. It is emitted at most once a second.
+    """
+
+    level: ClassVar = logging.WARNING
+    server: str | None
+
+    def __str__(self) -> str:
+        where = f"the server at {self.server}" if self.server else "the server of a connection"
+        return f"{self.name}: {where} takes no writes any more; closing the connections that lead there"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResetFailed(Event):
+    """The server did not reset a session whose release nobody waited for, so the connection was closed."""
+
+    level: ClassVar = logging.WARNING
+    error: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: a session could not be reset ({self.error}); its connection was closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeakSuspected(Event):
+    """A connection has been held for ``held`` seconds. ``stack`` is where it was acquired."""
+
+    level: ClassVar = logging.WARNING
+    held: float
+    stack: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: a connection has been held for {self.held:.0f} s; it was acquired here:\n{self.stack}"
