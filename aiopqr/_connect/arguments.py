@@ -6,11 +6,27 @@ import asyncio
 import os
 from dataclasses import replace
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from .._login import OWN_CONNECT, Address, Target, addresses_of, missing_file, read_target
 from .._trust import Trust, take_trust
 from ..credentials import Endpoint
 from ..errors import ConfigurationError
+
+# What a connect's target and trust depend on, beside the service file: where that may be read, nothing is kept.
+_DECISIVE = frozenset(
+    {"dsn", "host", "port", "database", "target_session_attrs", "service", "servicefile", "require_auth",
+     "channel_binding"}
+)  # fmt: skip
+_VARIABLES = (
+    "PGHOST",
+    "PGPORT",
+    "PGDATABASE",
+    "PGTARGETSESSIONATTRS",
+    "PGSERVICE",
+    "PGREQUIREAUTH",
+    "PGCHANNELBINDING",
+)
 
 
 class Arguments:
@@ -110,9 +126,36 @@ class Arguments:
         return named
 
 
+class Reader:
+    """Reads the arguments of a connector's connects for asyncpg, and keeps what the last ones led to."""
+
+    def __init__(self) -> None:
+        self._asked: tuple[object, ...] | None = None
+        self._found = Arguments((), {})
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any], endpoint: Endpoint | None) -> Arguments:
+        """As :meth:`Arguments.for_asyncpg`."""
+        decisive, others = dict[str, Any](), dict[str, Any]()
+        for key, value in kwargs.items():
+            if key in _DECISIVE:
+                decisive[key] = list(value) if isinstance(value, list) else value  # the caller may change it
+            else:
+                others[key] = value
+        asked = args, decisive, endpoint, [os.environ.get(variable) for variable in _VARIABLES]
+        found = self._found
+        if asked != self._asked:
+            found = Arguments.for_asyncpg(args, decisive, endpoint)
+            if found.target and not _names_service(args, decisive):
+                self._asked, self._found = asked, found
+        return Arguments(found.args, {**others, **found.kwargs}, found.target, found.trust)
+
+
+def _names_service(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    query = urlsplit((args[0] if args else kwargs.get("dsn")) or "").query
+    return bool(kwargs.get("service") or os.environ.get("PGSERVICE")) or "service" in dict(parse_qsl(query))
+
+
 async def resolved(address: Address) -> list[Address]:
     """The addresses that a host's name has."""
-    if address.is_socket or address.ip:
-        return [address]
     ips = await addresses_of(address.host, address.port, asyncio.get_running_loop())
-    return [replace(address, ip=ip) for ip in ips if ip != address.host] or [address]
+    return [replace(address, ip=ip) for ip in ips]

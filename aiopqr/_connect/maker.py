@@ -20,7 +20,7 @@ from ..errors import ConfigurationError, PoolClosing
 from ..events import Emitter, Event, Listener
 from ..options import positive
 from ..stats import AccountStats, Histogram
-from .arguments import Arguments
+from .arguments import Arguments, Reader
 from .attempts import Connect
 from .logins import Logins
 from .state import ConnectorState
@@ -61,6 +61,7 @@ class Maker:
         self._keys = keys
         self._state: ConnectorState | None = None
         self._attempts: weakref.WeakKeyDictionary[Any, Attempt] = weakref.WeakKeyDictionary()
+        self._reader = Reader()
         self._logins = Logins(name)
         self.is_closed = False
         _alive.add(self)
@@ -87,7 +88,7 @@ class Maker:
         timeout = kwargs.pop("timeout", CONNECT_TIMEOUT)
         if timeout is not None:
             timeout = positive("timeout", timeout)
-        read = Arguments.for_own_connect if self._own_connect else Arguments.for_asyncpg
+        read = Arguments.for_own_connect if self._own_connect else self._reader.read
         arguments = read(args, kwargs, self._feed.pair.endpoint)
         connected = await Connect(self._started, arguments, timeout).run(lambda: self._probe(arguments))
         inner = _unwrapped(connected.con)

@@ -80,8 +80,9 @@ class ConnectorState:
     async def _perform(self, made: Login, arguments: Arguments, timeout: float | None) -> Outcome:
         loop, attempt = asyncio.get_running_loop(), made.attempt
         try:
-            async with asyncio.timeout(timeout):
-                await self._resolve(made)
+            if made.address is not None and not (made.address.ip or made.address.is_socket):
+                async with asyncio.timeout(timeout):
+                    await self._resolve(made, made.address)
             con = await login(
                 # What asyncpg's own pool calls, read each time: agents wrap `asyncpg.connect`, and return proxies.
                 self._connect or asyncpg.connection.connect,
@@ -127,11 +128,10 @@ class ConnectorState:
             self.last_failure = exc
         return Failed(verdict, exc)
 
-    async def _resolve(self, made: Login) -> None:
+    async def _resolve(self, made: Login, address: Address) -> None:
         """Look the host's name up, so that each of its addresses has its turn."""
-        if made.address is not None:
-            found = await resolved(made.address)
-            made.address, *made.further = self.hosts.in_order(found, asyncio.get_running_loop().time())
+        found = await resolved(address)
+        made.address, *made.further = self.hosts.in_order(found, asyncio.get_running_loop().time())
 
     def be_wary(self) -> None:
         """A connection's server has turned out to take no writes: ask those of new ones, whatever they report."""

@@ -14,13 +14,19 @@ _SHARED_FOR = 1.0  # seconds for which others join a lookup; after that it may h
 _lookups: dict[tuple[asyncio.AbstractEventLoop, str, int], tuple[float, asyncio.Future[Any]]] = {}
 
 
-async def addresses_of(host: str, port: int, loop: asyncio.AbstractEventLoop) -> list[str]:
-    """The addresses of a host, in the system's order. Raises ``socket.gaierror``."""
+def is_ip(host: str) -> bool:
+    """Whether a host is named by its address."""
     try:
         ipaddress.ip_address(host)
-        return [host]
     except ValueError:
-        pass
+        return False
+    return True
+
+
+async def addresses_of(host: str, port: int, loop: asyncio.AbstractEventLoop) -> list[str]:
+    """The addresses of a host, in the system's order. Raises ``socket.gaierror``."""
+    if is_ip(host):
+        return [host]
     key = loop, host, port
     begun, lookup = _lookups.get(key, (0.0, None))
     if lookup is None or loop.time() >= begun + _SHARED_FOR:

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 from asyncpg import connect_utils
 
 from ..credentials import Secret
+from .names import is_ip
 
 # asyncpg takes the user's name for a database that is not named. No database has this name, so it shows which it was.
 _NOBODY = "\0"
@@ -24,7 +25,10 @@ _no_files = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # as `ssl=`, it keeps async
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One server's address: a host's name and port, or a socket's path. ``ip`` is one of those that the name has."""
+    """One server's address: a host's name and port, or a socket's path.
+
+    ``ip`` is one of those that the name has, or the host itself where that is one; None before the name is looked up.
+    """
 
     host: str
     port: int
@@ -35,7 +39,9 @@ class Address:
         return self.host.startswith("/")
 
     def __str__(self) -> str:
-        return self.host if self.is_socket else f"{self.host}:{self.port}" + (f" ({self.ip})" if self.ip else "")
+        if self.is_socket:
+            return self.host
+        return f"{self.host}:{self.port}" + (f" ({self.ip})" if self.ip not in (None, self.host) else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +65,17 @@ def read_target(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target | No
     try:
         names = inspect.signature(parse).parameters
         found, params = parse(**{name: known.get(name) for name in names})
-        addresses = tuple(Address(a, 0) if isinstance(a, str) else Address(a[0], int(a[1])) for a in found)
+        addresses = tuple(Address(a, 0) if isinstance(a, str) else _tcp_address(*a) for a in found)
         database, attribute = params.database, str(getattr(params.target_session_attrs, "value", "any"))
     except (AttributeError, TypeError, IndexError):
         return None
     # Where no host is named, asyncpg looks for a socket in the usual folders, and then on this machine.
     defaults = len(addresses) > 1 and addresses[-1].host == "localhost" and all(a.is_socket for a in addresses[:-1])
     return Target(addresses, None if database == _NOBODY else database, attribute, not defaults)
+
+
+def _tcp_address(host: str, port: int | str) -> Address:
+    return Address(host, int(port), host if is_ip(host) else None)
 
 
 def read_account(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, Secret]:

@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 
 import aiopqr
-from aiopqr._connect import maker_of
+from aiopqr._connect import arguments, maker_of
+from aiopqr._connect.arguments import Reader
 from aiopqr.credentials import Endpoint
 from aiopqr.testing import RotatingPostgres
 
@@ -121,3 +122,61 @@ async def test_the_refusals_are_still_there_once_the_accounts_are_set_aside() ->
                 await maker.connect(timeout=0.2)
             assert set(caught.value.refusals) == {"a", "b"}
             assert isinstance(caught.value.__cause__, asyncpg.InvalidPasswordError)
+
+
+DSN = "postgresql://127.0.0.1/orders"
+
+
+def test_arguments_that_stay_the_same_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = []
+    read = arguments.read_target
+    monkeypatch.setattr(arguments, "read_target", lambda *a: readings.append(a) or read(*a))
+    reader = Reader()
+    first, second = (reader.read((DSN,), {"command_timeout": seconds}, None) for seconds in (1, 2))
+    assert len(readings) == 1
+    assert first.target is second.target
+    assert (first.kwargs, second.kwargs) == ({"command_timeout": 1}, {"command_timeout": 2})
+
+
+@pytest.mark.parametrize("dsn", [DSN, None])
+@pytest.mark.parametrize(
+    ("variable", "value", "attribute"),
+    [
+        ("PGTARGETSESSIONATTRS", "primary", "session_attribute"),
+        ("PGREQUIREAUTH", "scram-sha-256", "trust"),
+        ("PGCHANNELBINDING", "disable", "trust"),
+        ("PGHOST", "db.example", "target"),
+        ("PGPORT", "6432", "target"),
+        ("PGDATABASE", "other", "target"),
+    ],
+)
+def test_a_variable_that_changes_counts_from_the_next_connect_on(
+    dsn: str | None, variable: str, value: str, attribute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGDATABASE", "orders")
+    reader, args = Reader(), (dsn,) if dsn else ()
+    reader.read(args, {}, None)
+    monkeypatch.setenv(variable, value)
+    assert getattr(reader.read(args, {}, None), attribute) == getattr(Reader().read(args, {}, None), attribute)
+
+
+def test_what_the_caller_changes_counts_from_the_next_connect_on() -> None:
+    reader, hosts = Reader(), ["127.0.0.1", "127.0.0.2"]
+    kwargs: dict[str, Any] = {"host": hosts, "database": "orders"}
+    before = reader.read((), kwargs, None).addresses
+    hosts.reverse()
+    assert reader.read((), kwargs, None).addresses == before[::-1]
+    assert reader.read((), {**kwargs, "host": None}, Endpoint(host="127.0.0.3")).addresses[0] == replace(
+        before[0], host="127.0.0.3", ip="127.0.0.3"
+    )
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"dsn": "postgresql://?service=orders"}, {"service": "orders", "dsn": "postgresql:///"}]
+)
+def test_a_service_file_is_read_for_each_connect(kwargs: dict[str, Any], tmp_path: Path) -> None:
+    reader, services = Reader(), tmp_path / "services"
+    for port in (5432, 6432):
+        services.write_text(f"[orders]\nhost=127.0.0.1\nport={port}\ndbname=o\n")
+        found = reader.read((), {**kwargs, "servicefile": str(services)}, None)
+        assert [address.port for address in found.addresses] == [port]
