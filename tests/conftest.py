@@ -42,10 +42,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_Skips(config.option.expect_skips))
     if config.option.loop != "asyncio":
         config.pluginmanager.register(_OtherLoop())
+    if config.option.loop == "uvloop":
+        # pytest-timeout's signal does not reach Python while uvloop waits, so a test that hangs would hang for good.
+        # A thread ends the process instead; xdist names the test and goes on with another process.
+        config.option.timeout_method = "thread"
 
 
 class _OtherLoop:

@@ -12,13 +12,15 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+import asyncpg
+
 from .._login import Address
 from .._refresh import Attempt
 from ..clock import TICK
 from ..errors import ConfigurationError
-from ..refusals import tries_next_host
+from ..refusals import Verdict, tries_next_host
 from .arguments import Arguments
-from .logins import Connected, Failed, Kind, Login
+from .logins import Connected, Failed, Kind, Login, Outcome
 from .outage import EXTRA_SPACING
 from .state import ConnectorState
 
@@ -66,6 +68,8 @@ class Race:
             self._begin(Kind.OWN)
             while self._racing and winner is None:
                 look_again = min(self._mind_silence(), self._deadline)
+                if not self._racing:
+                    break  # nothing that was silent is worth waiting for
                 tasks = [login.task for login in self._racing]
                 timeout = max(look_again - self._loop.time(), 0.0)
                 await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -82,7 +86,7 @@ class Race:
     async def _take_those_done(self) -> Connected | None:
         for login in [login for login in self._racing if login.task.done()]:
             self._racing.remove(login)
-            outcome = login.outcome()
+            outcome = _unless_lost(login.outcome())
             self._add_further(login)
             if isinstance(outcome, Connected) and await self._will_do(outcome.con, login.address):
                 self._mark_silent_hosts(login)
@@ -168,12 +172,14 @@ class Race:
         if now < newest.begun + silence - TICK:
             return newest.begun + silence
         self._note_silence()
-        if not state.alternator.is_worthwhile(self._attempt, now):
-            self._is_refused = True  # or superseded: the next round knows better
-            self._untried.clear()
+        if not state.alternator.is_worthwhile(self._attempt, now):  # refused or superseded meanwhile
             for login in [one for one in self._racing if one.attempt.credential == self._attempt.credential]:
                 self._give_up(login)
-            return now if not self._racing else now + silence
+            if not self._racing:
+                self._is_refused = True  # the next round knows better
+                return now
+            self._attempt = self._using = self._racing[0].attempt  # the other account's login goes on
+            return now
         if self._moves_on(oldest, now):
             return self._begin(Kind.OWN).begun + silence
         if (when := state.logins.next_extra(silence)) > now + TICK:
@@ -255,3 +261,11 @@ class Race:
                 self._state.logins.leave(login, 2 * self._state.pace.patience)
             else:
                 self._state.logins.give_up(login)
+
+
+def _unless_lost(outcome: Outcome | None) -> Outcome | None:
+    """A connection that has ended since its login, which is one turn of the loop ago at least, is as good as none."""
+    if isinstance(outcome, Connected) and isinstance(outcome.con, asyncpg.Connection) and outcome.con.is_closed():
+        error = asyncpg.ConnectionDoesNotExistError("the connection was lost right after its login")
+        return Failed(Verdict.OUTAGE, error)
+    return outcome

@@ -181,7 +181,9 @@ class Supply:
     async def _connect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         pooled: Any = self._replacement.take_spare()
         is_stale = pooled is not None and self._now() - pooled.born > self._check_after
-        if pooled is None or (is_stale and not await self._is_alive(pooled)):
+        if is_stale and not await self._is_alive(pooled):
+            pooled = None
+        if pooled is None or pooled.con.is_closed():
             pooled = await self._open_for_place(args, kwargs)
         if not isinstance(pooled, PooledConnection):
             return pooled

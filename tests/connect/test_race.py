@@ -225,3 +225,42 @@ async def test_extra_logins_come_one_at_a_time_and_three_a_second_for_all_connec
     assert {type(one) for one in ended} == {aiopqr.ConnectTimeout}
     assert hang.most == connects + 1
     assert 2 <= hang.begun - connects <= 1 + 3 * took
+
+
+async def test_logins_that_are_silent_until_their_password_is_superseded_give_way_to_the_new_one(
+    postgres: RotatingPostgres,
+) -> None:
+    superseded = {credential.password.reveal() for credential in (await postgres.source.fetch()).credentials()}
+    begun = asyncio.Event()
+
+    async def connect(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["password"]() in superseded:
+            begun.set()
+            await asyncio.Event().wait()
+        return await asyncpg.connect(*args, **kwargs)
+
+    maker = aiopqr.Connector(postgres.dsn, credentials=postgres.source, connect=connect, ssl="disable")
+    async with maker, asyncio.timeout(10):
+        connecting = asyncio.create_task(maker.connect())
+        await begun.wait()
+        await postgres.rotate("odd")
+        await postgres.rotate("even")
+        await maker.refresh()
+        await (await connecting).close()
+
+
+async def test_a_connection_that_is_lost_right_after_its_login_is_replaced_by_another(
+    postgres: RotatingPostgres,
+) -> None:
+    lost: list[asyncpg.Connection] = []
+
+    async def connect(*args: Any, **kwargs: Any) -> Any:
+        con = await asyncpg.connect(*args, **kwargs)
+        if not lost:
+            lost.append(con)
+            con.terminate()
+        return con
+
+    async with aiopqr.create_pool(postgres.dsn, credentials=postgres.source, connect=connect, min_size=0) as pool:
+        assert await pool.fetchval("select 1") == 1
+    assert len(lost) == 1

@@ -229,7 +229,7 @@ async def test_a_username_that_left_is_drained_at_once_whatever_the_lifetime(pos
         held = await pool.acquire()
         source.pair = CredentialPair(None, even)
         await pool.refresh()
-        await eventually(lambda: pool.stats().accounts[Parity.EVEN].open == 2)
+        await eventually(lambda: pool.stats().replacements.why.get("superseded") == 2)
         assert await held.fetchval("SELECT session_user") == odd.username, "what is in use is replaced on its release"
         await pool.release(held)
         await eventually(lambda: pool.stats().accounts[Parity.ODD].open == 0)

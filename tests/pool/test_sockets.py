@@ -22,9 +22,12 @@ OPEN = ("01", "02", "08")  # established, being opened, closed by the other side
 
 
 def sockets_to(ports: set[str]) -> int:
-    """How many sockets are open whose other end is one of these ports."""
+    """How many sockets are open whose other end is one of these ports.
+
+    Reading the table is not atomic: a socket may be listed twice when others come and go meanwhile.
+    """
     lines = (line.split() for line in TABLE.read_text().splitlines()[1:])
-    return sum(far.rpartition(":")[2] in ports and state in OPEN for _, _, far, state, *_ in lines)
+    return len({(near, far) for _, near, far, state, *_ in lines if far.rpartition(":")[2] in ports and state in OPEN})
 
 
 class Faults:
@@ -87,7 +90,11 @@ async def use(pool: aiopqr.AlternatingPool) -> None:
     try:
         con = await pool.acquire(timeout=2.0)
         try:
-            await asyncio.shield(con.fetchval("SELECT 1"))  # cancelling it costs asyncpg a socket of its own
+            # Cancelling the query would cost asyncpg a socket of its own, and shield() would log what nobody waits for.
+            query = asyncio.create_task(con.fetchval("SELECT 1"))
+            query.add_done_callback(lambda query: query.cancelled() or query.exception())
+            await asyncio.wait({query})
+            await query
             await asyncio.sleep(0.01)
         finally:
             await pool.release(con)
