@@ -1,0 +1,77 @@
+"""One account of a service, and where its database is."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from .._flaws import WHITE_SPACE, edge, flaw, flaw_of_name
+from ..errors import InvalidSecret
+from .secret import Secret
+
+
+class Parity(enum.StrEnum):
+    """Which of the two accounts of a pair."""
+
+    ODD = "odd"
+    EVEN = "even"
+
+    @property
+    def other(self) -> Parity:
+        """Even for odd, and odd for even."""
+        return Parity.EVEN if self is Parity.ODD else Parity.ODD
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """The name and password of one account.
+
+    ``expires_at`` is the time from which the password no longer logs in, as an aware datetime; None if it does not
+    expire. With ``ends_sessions``, connections do not outlive the password either, as with a lease whose role is
+    dropped: pools then replace them before that time.
+
+    Two credentials are equal when name and password are: a changed password is another credential, a later expiry is
+    not. Raises :class:`InvalidSecret` for what could not work.
+    """
+
+    username: str
+    password: Secret
+    expires_at: datetime | None = field(default=None, compare=False)
+    ends_sessions: bool = field(default=False, compare=False)
+
+    def __init__(
+        self,
+        username: str,
+        password: str | Secret,
+        expires_at: datetime | None = None,
+        ends_sessions: bool = False,
+    ) -> None:
+        # A traceback with captured locals would also show a half-made credential. So all fields are set before any is
+        # checked, and the password is wrapped first, so that no frame holds its text.
+        object.__setattr__(self, "password", None)
+        object.__setattr__(self, "username", username)
+        object.__setattr__(self, "expires_at", expires_at)
+        object.__setattr__(self, "ends_sessions", bool(ends_sessions))
+        password = password if isinstance(password, Secret) else Secret(password)
+        object.__setattr__(self, "password", password)
+        if problem := flaw(username) or flaw_of_name(username):
+            raise InvalidSecret(f"username {problem}")
+        if problem := flaw(password.reveal()) or edge(password.reveal(), "\r\n"):
+            raise InvalidSecret(f"password {problem}")
+        if expires_at is not None and not (isinstance(expires_at, datetime) and expires_at.utcoffset() is not None):
+            raise InvalidSecret("expires_at must be an aware datetime, or None")
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the password begins or ends with white space, which is rarely meant."""
+        return self.password.reveal().strip(WHITE_SPACE) != self.password.reveal()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a secret says that its database is: defaults for a connection that names no server itself."""
+
+    host: str | None = None
+    port: int | None = None
+    database: str | None = None

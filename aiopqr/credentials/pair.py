@@ -1,0 +1,125 @@
+"""The accounts that a service may use at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import InvalidSecret
+from .account import Credential, Endpoint, Parity
+from .schema import accounts_of, parse_secret
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialPair:
+    """The two accounts of a service at one moment, or the one account that it has so far (:meth:`single`).
+
+    ``odd`` or ``even`` may be None: a degraded pair, which works as long as its one account does. ``active`` says which
+    account the first connection takes. ``pending`` is a newer password of one of the two that may not be in force
+    yet. It announces that this account is about to change: connections use the other one while it works, and the
+    pending password only after both others were refused. ``pending_since`` is when the store says that it was staged
+    (aware), or None. ``is_single`` says that one account is all that the store is meant to have. ``refresh_in`` is in
+    how many seconds the source expects something new, where it knows that: the refresher then fetches.
+    ``last_resort`` is an account that the store no longer names: it is used only while all others are refused.
+
+    Raises :class:`InvalidSecret` for a pair that could not work.
+    """
+
+    odd: Credential | None
+    even: Credential | None
+    active: Parity = Parity.ODD
+    pending: Credential | None = None
+    endpoint: Endpoint | None = field(default=None, compare=False)
+    pending_since: datetime | None = field(default=None, compare=False)
+    is_single: bool = False
+    refresh_in: float | None = field(default=None, compare=False)
+    last_resort: Credential | None = None
+
+    if TYPE_CHECKING:  # what __post_init__ accepts: "odd" and "even" are as good as Parity.ODD and Parity.EVEN
+
+        def __init__(
+            self,
+            odd: Credential | None,
+            even: Credential | None,
+            active: Parity | Literal["odd", "even"] = Parity.ODD,
+            pending: Credential | None = None,
+            endpoint: Endpoint | None = None,
+            pending_since: datetime | None = None,
+            is_single: bool = False,
+            refresh_in: float | None = None,
+        ) -> None: ...
+
+    @classmethod
+    def single(cls, credential: Credential, *, endpoint: Endpoint | None = None) -> CredentialPair:
+        """One account, on purpose. While its password is refused, connects wait for a newer one."""
+        return cls(credential, None, endpoint=endpoint, is_single=True)
+
+    def __post_init__(self) -> None:
+        for key in ("odd", "even", "pending", "last_resort"):
+            value = getattr(self, key)
+            if value is not None and not isinstance(value, Credential):
+                raise InvalidSecret(f"{key} must be a Credential or None, not {type(value).__name__}")
+        if self.odd is None and self.even is None:
+            raise InvalidSecret("a pair needs at least one account: both odd and even are missing")
+        if self.is_single and self.odd and self.even:
+            raise InvalidSecret("a single account is one: either odd or even must be None")
+        if self.odd and self.even and self.odd.username == self.even.username:
+            raise InvalidSecret("odd_username and even_username must differ: the pair needs two accounts")
+        try:
+            active = Parity(self.active)
+        except ValueError:
+            raise InvalidSecret('active must be "odd" or "even"') from None
+        object.__setattr__(self, "active", active if self[active] else active.other)
+        if self.pending and self.pending_parity is None:
+            raise InvalidSecret("pending_username must be the username of odd or of even")
+        if self.pending_since is not None and self.pending_since.utcoffset() is None:
+            raise InvalidSecret("pending_since must be an aware datetime")
+
+    def __getitem__(self, parity: Parity) -> Credential | None:
+        return self.odd if Parity(parity) is Parity.ODD else self.even
+
+    @property
+    def pending_parity(self) -> Parity | None:
+        """Whose newer password ``pending`` is: by username, or the account that the pair does not have."""
+        if self.pending is None:
+            return None
+        for parity in Parity:
+            account = self[parity]
+            if account and account.username == self.pending.username:
+                return parity
+        return self.empty
+
+    @property
+    def missing(self) -> Parity | None:
+        """The account that a degraded pair lacks; None for a whole pair, and for a single account."""
+        return None if self.is_single else self.empty
+
+    @property
+    def empty(self) -> Parity | None:
+        """The account that the pair does not have, whether or not it is meant to."""
+        return next((parity for parity in Parity if self[parity] is None), None)
+
+    def credentials(self) -> Iterator[Credential]:
+        """All credentials of the pair: odd, even, pending and last resort, as far as it has them."""
+        return (c for c in (self.odd, self.even, self.pending, self.last_resort) if c is not None)
+
+    @classmethod
+    def from_secret(cls, secret: str | bytes | Mapping[str, Any]) -> CredentialPair:
+        """Read the accounts from JSON text or a mapping. Keys that are not named here are ignored.
+
+        A pair has gopqr's five keys: ``odd_username``, ``odd_password``, ``even_username``, ``even_password`` and
+        ``active_credential`` (``"odd"`` or ``"even"``). An account of which both keys are absent makes a degraded pair.
+        A single account has ``username`` (or ``user``) and ``password``; where keys of a pair are present as well,
+        the pair counts. ``pending_username``/``pending_password``/``pending_staged_at`` and ``host``/``port``/
+        ``dbname`` are read where present.
+
+        Raises :class:`InvalidSecret`, which names the key at fault and never shows a value.
+        """
+        try:
+            return cls(**accounts_of(parse_secret(secret)))
+        except InvalidSecret as exc:
+            problem = str(exc)
+        del secret  # raised from here, with none of the frames that held the text
+        raise InvalidSecret(problem)

@@ -1,0 +1,64 @@
+"""A password that cannot be printed."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import NoReturn
+
+from ..errors import InvalidSecret
+
+_MASK = "**********"
+
+
+class Secret:
+    """A password that cannot be printed: ``repr``, ``str`` and ``format`` show a mask; :meth:`reveal` returns the text.
+
+    Two secrets are equal when their contents are. A secret cannot be pickled, so that none ends up in a cache or a
+    queue, and it has no attribute that holds its text, so that serializers and inspectors find none.
+    """
+
+    __slots__ = ("_reveal",)
+    _reveal: Callable[[], str]
+
+    def __init__(self, content: str) -> None:
+        if not isinstance(content, str):
+            raise InvalidSecret("a password must be text")
+        self._reveal = lambda: content
+
+    def reveal(self) -> str:
+        """The password itself, for the one call that logs in with it."""
+        return self._reveal()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        mine, theirs = (text.encode("utf-8", "surrogatepass") for text in (self.reveal(), other.reveal()))
+        return hmac.compare_digest(mine, theirs)
+
+    def __hash__(self) -> int:
+        return hash((Secret, self.reveal()))
+
+    def __bool__(self) -> bool:
+        return bool(self.reveal())
+
+    def __repr__(self) -> str:
+        return f"Secret({_MASK!r})"
+
+    def __str__(self) -> str:
+        return _MASK
+
+    def __format__(self, spec: str) -> str:
+        return format(_MASK, spec)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled")
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a Secret has no state to show")
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
