@@ -25,6 +25,7 @@ LAYERS: list[str] = [
     "credentials.pair",
     "clock",
     "_threads",
+    "_reading",
     "_trust",
     "options",
     "refusals",

@@ -21,6 +21,7 @@ from typing import Any
 import asyncpg
 from asyncpg.protocol.protocol import BaseProtocol as AsyncpgProtocol  # what agents wrap stands one package above
 
+from .._reading import read_in_pieces
 from .._trust import Trust
 from ..credentials import Secret
 from ..errors import ConfigurationError, without_frames
@@ -338,6 +339,7 @@ class _LoginLoop:
         protocol = transport.get_protocol()
         if isinstance(protocol, AsyncpgProtocol):
             self._upgraded = None
+            read_in_pieces(transport)
             transport.set_protocol(Handshake(self._claim, protocol, transport))
 
 

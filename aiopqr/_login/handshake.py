@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import asyncpg
 
+from .._reading import read_in_pieces
 from .._trust import SCRAM, Channel, Method, Trust
 from ..credentials import Secret
 from ..errors import UntrustedServer
@@ -78,6 +79,7 @@ class Handshake(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        read_in_pieces(transport)
         self.inner.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
