@@ -78,7 +78,9 @@ class Alternator:
         """A login that finds out, in the background, whether a refused account works again."""
         for parity in Parity:
             credential = self.pair[parity]
-            if credential and not self._steps_aside(parity, now) and self._claim_probe(credential, now):
+            if not credential or not self._is_refused(credential):
+                continue
+            if not self._steps_aside(parity, now) and self._claim_probe(credential, now):
                 return Attempt(parity, credential, self.version, now, probe=True)
         return None
 

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -29,6 +30,7 @@ from .scram import Challenge, Exchange, Keys, ScramError, TooManyIterations, Wro
 
 logger = logging.getLogger("aiopqr")
 
+_HEADER = struct.Struct("!cI")  # a message's kind, and its length without the kind
 _LONGEST = 65536  # bytes of a message before the login is over; libpq allows 2,000 for a request, 30,000 for an error
 _OK, _CLEARTEXT, _MD5, _GSS, _SSPI, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 7, 9, 10, 11, 12
 _METHODS = {
@@ -100,30 +102,35 @@ class Handshake(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Take the messages that are complete, up to one that ends the login or is asyncpg's to answer."""
-        while not self._over and len(self._buffer) >= 5:
-            kind = self._buffer[:1]
+        buffer, at = self._buffer, 0  # what is before ``at`` is for asyncpg's protocol, which gets it in one piece
+        while not self._over and len(buffer) >= at + 5:
+            kind, length = _HEADER.unpack_from(buffer, at)
             if self._deriving is not None and kind != b"E":
                 break
-            end = 1 + int.from_bytes(self._buffer[1:5], "big")
-            if not 5 <= end <= _LONGEST:
+            end = at + 1 + length
+            if not 4 <= length < _LONGEST:
                 return self._impossible(kind == b"E")
-            if len(self._buffer) < end:
+            if len(buffer) < end:
                 break
             if kind == b"E" or (kind == b"Z" and self._accepted):
                 return self._give_way()
-            message = bytes(self._buffer[:end])
             if kind in b"Nv" or (self._accepted and kind != b"R"):
-                self._pass_on(message)
-            elif kind == b"R" and end >= 9 and not self._accepted:
-                self._requested(int.from_bytes(message[5:9], "big"), message[9:], message)
+                at = end
+            elif kind == b"R" and length >= 8 and not self._accepted:
+                self._pass_on(at)
+                at = 0
+                self._requested(bytes(buffer[: 1 + length]))
             else:
                 return self._malformed("a message that is no part of it")
-        if not self._over and len(self._buffer) > _LONGEST:
-            self._malformed("more than was asked for")
+        if not self._over:
+            self._pass_on(at)
+            if len(buffer) > _LONGEST:
+                self._malformed("more than was asked for")
         return None
 
-    def _requested(self, request: int, body: bytes, message: bytes) -> None:
+    def _requested(self, message: bytes) -> None:
         """Answer one authentication request, or leave it to asyncpg."""
+        request, body = int.from_bytes(message[5:9], "big"), message[9:]
         password, exchange = self._claim.password, self._exchange
         if password is None:  # the login was given up; asyncpg closes the transport
             return self._finish()
@@ -154,7 +161,7 @@ class Handshake(asyncio.Protocol):
             return self._malformed(exc)
         if request == _OK:
             self._accepted = True
-            return self._pass_on(message)
+            return self._pass_on(len(message))
         del self._buffer[: len(message)]
         return None
 
@@ -246,9 +253,12 @@ class Handshake(asyncio.Protocol):
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         return end_point(certificate) if certificate else None
 
-    def _pass_on(self, message: bytes) -> None:
-        del self._buffer[: len(message)]
-        self.inner.data_received(message)
+    def _pass_on(self, size: int) -> None:
+        """Let asyncpg's protocol see the next ``size`` bytes."""
+        if size:
+            seen = bytes(self._buffer[:size])
+            del self._buffer[:size]
+            self.inner.data_received(seen)
 
     def _give_way(self) -> None:
         """Hand the transport to asyncpg's protocol, with what it has not seen."""

@@ -54,7 +54,7 @@ class Quarantine:
         self._accepted: dict[bytes, float] = {}  # when the last login that succeeded had begun
 
     def __contains__(self, credential: Credential) -> bool:
-        return digest(credential) in self._refused
+        return bool(self._refused) and digest(credential) in self._refused
 
     def since(self, credential: Credential) -> float | None:
         refusal = self._refused.get(digest(credential))
