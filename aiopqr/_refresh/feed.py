@@ -7,32 +7,27 @@ it. Whatever is raised in the task is logged, and the task goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
-from .._failures import report, reporting
-from ..clock import cancel, wait_until
-from ..credentials import CredentialPair, Parity
+from .._failures import report
+from ..clock import wait_until
+from ..credentials import CredentialPair
 from ..errors import (
     AiopqrError,
     ConfigurationError,
     InvalidSecret,
-    SourceError,
-    SourceTimeout,
     describe,
-    without_locals,
 )
 from ..events import (
-    CredentialsRenewed,
     Emitter,
     Event,
     Listener,
-    PairDegraded,
-    Refreshed,
     RefreshFailed,
     RefreshRecovered,
 )
@@ -41,28 +36,18 @@ from ..stats import RefreshStats, SteppingAside
 from . import reports
 from .announcement import Announcement
 from .expiry import Expiry
+from .fetching import fetched
 from .loops import LoopState
 from .plan import Need, RefreshPlan
 from .quarantine import Quarantine
 from .renaming import Renaming
+from .subscribers import Subscriber, Subscribers
 
 _CLOSE_PATIENCE = 1.0
 _RECOVERY_PAUSE = 1.0
 
 # Those that have fetched, of all threads. No lock, which a forked child might find locked forever.
 _open: weakref.WeakValueDictionary[int, Feed] = weakref.WeakValueDictionary()
-
-
-class Subscriber(Protocol):
-    """Something that uses the pair and is notified of newer ones. Held weakly."""
-
-    def replace(self, pair: CredentialPair) -> None: ...
-
-    def is_refused(self) -> bool:
-        """Whether none of the pair's accounts works for it."""
-        ...
-
-    def heard(self, event: Event) -> None: ...
 
 
 class Feed:
@@ -90,7 +75,7 @@ class Feed:
         self.expiry = Expiry()
         self._renaming = Renaming(keeps=keep_renamed)
         self._expiries = reports.Expiries(name)
-        self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
+        self._subscribers = Subscribers(name)
         self._pair: CredentialPair | None = None
         self._plan = RefreshPlan(self.interval, 0.0)
         self._state: LoopState | None = None
@@ -239,15 +224,10 @@ class Feed:
         ticket = self._plan.start(loop.time())
         if ticket is None:
             return None
-        flight = asyncio.create_task(_ask(self._source), name=f"aiopqr-{self.name}-fetch")
-        state.flights.add(flight)
-        flight.add_done_callback(state.flights.discard)
         try:
-            await asyncio.wait({flight}, timeout=self._timeout)
-            outcome = self._outcome(flight)
+            outcome = self._completed(await fetched(self._source, self._timeout, self.name, state.flights))
             events = self._land(ticket, outcome, loop.time())
         except BaseException as exc:  # a cancellation, or something unforeseen
-            cancel((flight,))
             self._plan.failed(ticket, Need.NONE, loop.time())
             state.settle(ticket, exc if isinstance(exc, Exception) else None)
             raise
@@ -257,24 +237,12 @@ class Feed:
             self._tell(event)
         return error
 
-    def _outcome(self, flight: asyncio.Task[object]) -> CredentialPair | BaseException:
-        """What a fetch came to."""
-        if not flight.done():
-            # Given up, and not awaited: it may be stuck. What it may still bring is never installed.
-            flight.cancel()
-            flight.add_done_callback(_consume)
-            return SourceTimeout(f"{_kind(self._source)} did not answer within {self._timeout:g} s")
-        if flight.cancelled():
-            return SourceError(f"{_kind(self._source)} cancelled its own fetch")
-        if exc := flight.exception():
-            return without_locals(exc)
-        pair = flight.result()
-        if isinstance(pair, CredentialPair):
-            try:
-                return self._renaming.completed(pair)
-            except InvalidSecret:  # a pending password of a third account
-                return pair
-        return InvalidSecret(f"{_kind(self._source)} must return a CredentialPair, not {type(pair).__name__}")
+    def _completed(self, outcome: CredentialPair | BaseException) -> CredentialPair | BaseException:
+        """The pair with what a store that renames its account no longer says."""
+        with contextlib.suppress(InvalidSecret):  # a pending password of a third account
+            if isinstance(outcome, CredentialPair):
+                return self._renaming.completed(outcome)
+        return outcome
 
     def _land(self, ticket: int, outcome: CredentialPair | BaseException, now: float) -> list[Event]:
         """The end of every fetch: take note of what it came to. Returns what there is to report."""
@@ -302,21 +270,10 @@ class Feed:
         self._confirmed_at, self._last_success = now, time.time()
         self.expiry.hear(pair, now, datetime.now(UTC))
         events = list(reports.staging(self.name, self.announcement, pair, now))
-        if before is not None and (pair != before or _expiries(pair) != _expiries(before)):
-            for subscriber in tuple(self._subscribers):
-                with reporting("%s: a subscriber failed on a newer pair", self.name):
-                    subscriber.replace(pair)
+        if before is not None and reports.has_changed(before, pair):
+            self._subscribers.replace(pair)
             self.wake_waiting()
-            if pair == before:
-                events.append(CredentialsRenewed(name=self.name, expires_in=self.expiry.remaining(pair, now)))
-        if pair == before:
-            return events
-        if pair.missing and (before is None or before.missing is None):
-            events.append(PairDegraded(name=self.name, missing=pair.missing))
-        if before is None:
-            return events
-        changed = tuple(parity for parity in Parity if pair[parity] != before[parity])
-        return [*events, Refreshed(name=self.name, changed=changed, pending=pair.pending_parity)]
+        return [*events, *reports.news(self.name, before, pair, self.expiry.remaining(pair, now))]
 
     def _tell(self, event: Event) -> None:
         # A source that is polled every second may fail for days: after the first, ever more rarely into the log.
@@ -324,12 +281,10 @@ class Feed:
             self.events.forward(event)
         else:
             self.events.emit(event)
-        for subscriber in tuple(self._subscribers):
-            with reporting("%s: a subscriber failed on an event", self.name):
-                subscriber.heard(event)
+        self._subscribers.hear(event)
 
     def _need(self, now: float) -> Need:
-        if any(subscriber.is_refused() for subscriber in self._subscribers):
+        if self._subscribers.is_any_refused():
             return Need.STARVED
         accounts = [account for account in (self._pair.odd, self._pair.even) if account] if self._pair else []
         if any(account in self.quarantine or self.expiry.has_passed(account, now) for account in accounts):
@@ -355,20 +310,3 @@ async def _keep_fresh(ref: weakref.ref[Feed], state: LoopState) -> None:
             feed = None
             report("%s: refreshing credentials failed unexpectedly, and goes on in a moment. Please report this", name)
             await asyncio.sleep(_RECOVERY_PAUSE)
-
-
-async def _ask(source: CredentialSource) -> object:
-    return await source.fetch()
-
-
-def _expiries(pair: CredentialPair) -> list[datetime | None]:
-    return [credential.expires_at for credential in pair.credentials()]
-
-
-def _consume(flight: asyncio.Task[object]) -> None:
-    if not flight.cancelled():
-        flight.exception()
-
-
-def _kind(source: CredentialSource) -> str:
-    return f"the source ({type(source).__name__})"

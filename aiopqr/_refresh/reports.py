@@ -1,4 +1,4 @@
-"""What a fetch has to report besides that it was made: stages that begin and end, and credentials that have expired."""
+"""What there is to report after a fetch: stages that begin and end, what a newer pair brings, what has expired."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..credentials import CredentialPair, Parity
-from ..events import CredentialExpired, Event, SteppedAside, SteppedBack
+from ..events import (
+    CredentialExpired,
+    CredentialsRenewed,
+    Event,
+    PairDegraded,
+    Refreshed,
+    SteppedAside,
+    SteppedBack,
+)
 from .announcement import Announcement, Ended
 from .expiry import Expiry
 
@@ -22,6 +30,30 @@ def staging(name: str, announcement: Announcement, pair: CredentialPair, now: fl
             yield SteppedBack(**account, after=now - stage.since, closed=step.closed)
         else:
             yield SteppedAside(**account, ends_in=stage.until - now)
+
+
+def has_changed(before: CredentialPair, pair: CredentialPair) -> bool:
+    """Whether a newer pair has other accounts, or the same ones with another expiry."""
+    return pair != before or _ends(pair) != _ends(before)
+
+
+def news(name: str, before: CredentialPair | None, pair: CredentialPair, expires_in: float | None) -> Iterator[Event]:
+    """What a pair brings that the one before did not have. The first of its credentials expires in ``expires_in``
+    seconds, if one does.
+    """
+    if pair == before:
+        if _ends(pair) != _ends(before):
+            yield CredentialsRenewed(name=name, expires_in=expires_in)
+        return
+    if pair.missing and (before is None or before.missing is None):
+        yield PairDegraded(name=name, missing=pair.missing)
+    if before is not None:
+        changed = tuple(parity for parity in Parity if pair[parity] != before[parity])
+        yield Refreshed(name=name, changed=changed, pending=pair.pending_parity)
+
+
+def _ends(pair: CredentialPair) -> list[datetime | None]:
+    return [credential.expires_at for credential in pair.credentials()]
 
 
 class Expiries:

@@ -56,7 +56,6 @@ from .database import Database
 from .gates import Rules
 from .passwords import PasswordRule
 from .plan import decide, renewed
-from .run import patient_login
 from .stores.aws import CURRENT, PENDING, SecretsManagerStore
 from .stores.aws_versions import Snapshot, staged_entries, stored
 
@@ -194,7 +193,7 @@ class _Rotation:
         database = await self._database(snapshot)
         if (pending := self._pending(snapshot)) is None:
             return await self._rehearse(database, snapshot)
-        login = await patient_login(database, pending, _VERIFY_TIMEOUT)
+        login = await database.login_patiently(pending, _VERIFY_TIMEOUT)
         if not login.accepted:
             raise RotationError(f"{pending.username!r} does not log in with its new password: {login.text}")
         return f"{pending.username!r} logs in with its new password"
@@ -203,7 +202,8 @@ class _Rotation:
         snapshot = await self._snapshot()
         if (pending := self._pending(snapshot)) is None:
             raise RotationError("there is nothing to finish: createSecret has staged no password")
-        login = await patient_login(await self._database(snapshot), pending, _VERIFY_TIMEOUT)
+        database = await self._database(snapshot)
+        login = await database.login_patiently(pending, _VERIFY_TIMEOUT)
         if not login.accepted:
             raise RotationError(f"{pending.username!r} does not log in with what would become current: {login.text}")
         await self.store.move(CURRENT, to=self.token, away=snapshot.current.id)

@@ -5,6 +5,7 @@ All the SQL of a rotation is here. No password is ever sent: the server gets SCR
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Sequence
@@ -22,6 +23,11 @@ from .errors import PathDown, RotationRefused
 from .gates import Facts, Gate, Login, Objection, Session
 from .sql import identifier, literal
 from .stores.store import StoredSecret
+
+# A proxy may take a moment to hear of a new password; servers and proxies lock out after ten failures or so.
+_REFUSED_LOGINS = 5
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 2.0
 
 # The lock must not be lost to a time limit while the store is written, nor kept by a machine that has lost its power.
 # Settings that this server's version does not have are left out.
@@ -182,6 +188,18 @@ class Database:
         if user != credential.username:
             return Login(False, False, f"the server says that {credential.username!r} is {user!r}")
         return Login(True)
+
+    async def login_patiently(self, credential: Credential, timeout: float) -> Login:
+        """The outcome of :meth:`login`, after as many tries as may still make it better within ``timeout`` seconds."""
+        clock = asyncio.get_running_loop()
+        deadline, pause, refusals = clock.time() + timeout, _FIRST_PAUSE, 0
+        while True:
+            login = await self.login(credential)
+            refusals += login.refused
+            if login.accepted or refusals >= _REFUSED_LOGINS or clock.time() + pause > deadline:
+                return login
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def time(self, con: Any) -> datetime:
         """The server's clock, by which sessions are dated, too. If ``con`` is lost, a new connection is asked."""

@@ -35,7 +35,7 @@ def raising_once(function: Callable[..., object], error: Exception) -> Callable[
     return wrapped
 
 
-@pytest.mark.parametrize("where", ["sleep", "lock", "wait", "outcome", "need", "install"])
+@pytest.mark.parametrize("where", ["sleep", "lock", "wait", "completed", "need", "install"])
 async def test_whatever_is_raised_in_the_task_is_logged_and_refreshing_goes_on(
     where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -267,7 +267,7 @@ async def test_every_crashed_step_leaves_all_accounts_served_and_the_repetition_
 
 
 async def test_steps_out_of_order_finish_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiopqr.rotation.run._REFUSED_LOGINS", 1)
+    monkeypatch.setattr("aiopqr.rotation.database._REFUSED_LOGINS", 1)
     token = await rig.aws_secret.begin_rotation()
     with pytest.raises(RotationError, match="nothing to finish"):
         await rig.call("finishSecret", token)
