@@ -21,12 +21,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from aiopqr import Parity
-from aiopqr.cli import application, demo_load
-from aiopqr.cli.demo import run_demo
-from aiopqr.cli.demo_run import Options, Run
-from aiopqr.cli.demo_stage import Rotation, Stage, schedule
-from aiopqr.cli.demo_verdict import Figures, Verdict
-from aiopqr.cli.demo_view import LiveScreen
+from aiopqr.cli import application
+from aiopqr.cli.demo import load
+from aiopqr.cli.demo.command import run_demo
+from aiopqr.cli.demo.pools import Options
+from aiopqr.cli.demo.run import Run
+from aiopqr.cli.demo.stage import Rotation, Stage, schedule
+from aiopqr.cli.demo.verdict import Figures, Verdict
+from aiopqr.cli.demo.view import LiveScreen
 from aiopqr.testing import PostgresServer
 from aiopqr.testing.cluster import ADMIN_PASSWORD
 
@@ -61,7 +63,7 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     random = secrets.token_urlsafe
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("secrets.token_urlsafe", lambda size=None: f"{MARK}-{random(size)}")
-        patch.setattr("aiopqr.cli.demo.LiveScreen", Measured)
+        patch.setattr("aiopqr.cli.demo.command.LiveScreen", Measured)
         verdict = asyncio.run(run_demo(dataclasses.replace(BRIEF, compare=True), console, picture))
     assert verdict is not None
     assert isinstance(console.file, io.StringIO)
@@ -106,7 +108,7 @@ async def test_a_rotation_that_the_pool_cannot_survive_fails_the_demo(monkeypatc
         await stage.server.terminate(*accounts)
 
     monkeypatch.setattr(Stage, "rotate", botched)
-    monkeypatch.setattr(demo_load, "ACQUIRE_TIMEOUT", 0.3)
+    monkeypatch.setattr(load, "ACQUIRE_TIMEOUT", 0.3)
     console = Console(file=io.StringIO())
     verdict = await run_demo(dataclasses.replace(BRIEF, seconds=2.0), console, None)
     assert verdict is not None
@@ -254,7 +256,7 @@ def test_only_a_run_that_was_tried_and_lost_nothing_exits_with_0(verdict: Verdic
 
 
 def test_percentiles_are_right_to_two_percent() -> None:
-    latencies = demo_load.Latencies()
+    latencies = load.Latencies()
     for number in range(1, 1001):
         latencies.record(number / 1000)
     for share in (0.5, 0.99, 0.999):

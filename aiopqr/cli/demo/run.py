@@ -7,81 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import asyncpg
-
-from .. import AlternatingPool, Parity
-from ..events import (
-    AccountQuarantined,
-    AccountRecovered,
-    AllRefused,
-    ConnectionLost,
-    Event,
-    FellBack,
-    Refreshed,
-    RefreshFailed,
-    ReplacementDelayed,
-    ServerRecovered,
-    ServerUnavailable,
-)
-from ..sources import FileSource
-from .demo_load import Tally, work
-from .demo_stage import COINS, WALLETS, Rotation, Stage, open_stage, schedule
-from .demo_verdict import Figures, Verdict
+from ...credentials import Parity
+from ...events import Event
+from .load import Tally, work
+from .pools import Contestant, Options, alternating, plain
+from .stage import COINS, WALLETS, Rotation, Stage, open_stage, schedule
+from .verdict import Figures, Verdict
+from .words import log_to, sentence
 
 _WATCH_EVERY = 0.25
 _LAST_OPERATIONS = 10.0  # seconds that the operations in flight at the end get
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line asks for. Times are in seconds."""
-
-    seconds: float = 30.0
-    every: float = 3.3
-    lifetime: float = 2.0
-    workers: int = 20
-    connections: int = 10
-    dsn: str | None = None
-    compare: bool = False
-    single: bool = False
-
-
-@dataclass(slots=True)
-class Contestant:
-    """A pool under load, and what came of it."""
-
-    name: str
-    pool: asyncpg.Pool[asyncpg.Record]
-    database: str
-    tally: Tally = field(default_factory=Tally)
-    most_open: int = 0
-    refused: int | None = None  # by the server's log
-    has_failed: bool = False
-
-    @property
-    def alternating(self) -> AlternatingPool | None:
-        return self.pool if isinstance(self.pool, AlternatingPool) else None
-
-    def open(self) -> tuple[int, int]:
-        """Open connections of odd and of even, a spare included."""
-        if pool := self.alternating:
-            accounts = pool.stats().accounts
-            return accounts[Parity.ODD].open, accounts[Parity.EVEN].open
-        return self.pool.get_size(), 0
-
-    def refused_logins(self) -> int:
-        """By the server's log, or where that cannot be read, as far as the pool met them."""
-        if self.refused is not None:
-            return self.refused
-        if pool := self.alternating:
-            return sum(account.refused for account in pool.stats().accounts.values())
-        return self.tally.errors["InvalidPasswordError"]
 
 
 class Screen(Protocol):
@@ -117,8 +55,10 @@ class Run:
     async def play(self, stop: asyncio.Event) -> Verdict:
         """Run to the end, or until ``stop``, and judge."""
         async with contextlib.AsyncExitStack() as pools:
-            for opening in (self._alternating, self._plain)[: 1 + self.options.compare]:
-                self.contestants.append(await pools.enter_async_context(opening()))
+            ours = alternating(self.stage, self.options, self._heard)
+            self.contestants.append(await pools.enter_async_context(ours))
+            if self.options.compare:
+                self.contestants.append(await pools.enter_async_context(plain(self.stage, self.options)))
             self.started = time.perf_counter()
             for contestant in self.contestants:
                 contestant.tally = Tally()
@@ -156,58 +96,6 @@ class Run:
             plain=counted[1] if self.options.compare else None,
             single=self.options.single,
         )
-
-    # The contestants.
-
-    @contextlib.asynccontextmanager
-    async def _alternating(self) -> AsyncIterator[Contestant]:
-        database, size = self.stage.databases[0], self.options.connections
-        pool = AlternatingPool(
-            self.stage.server.dsn_of(database),
-            credentials=FileSource(self.stage.file),
-            max_lifetime=self.options.lifetime,
-            max_lifetime_jitter=self.options.lifetime / 2,  # so that some connection is made at every moment
-            min_size=size,
-            max_size=size,
-            name="demo",
-            listeners=[self._heard],
-        )
-        async with pool:
-            yield Contestant("aiopqr", pool, database)
-
-    @contextlib.asynccontextmanager
-    async def _plain(self) -> AsyncIterator[Contestant]:
-        """What users of asyncpg's pool can have: one account, its password read for each connect, the same lifetime."""
-        database, size = self.stage.databases[1], self.options.connections
-        account = self.stage.pair.odd
-        assert account is not None
-        source = FileSource(self.stage.file)
-
-        async def password() -> str:
-            odd = (await source.fetch()).odd
-            assert odd is not None
-            return odd.password.reveal()
-
-        pool = await asyncpg.create_pool(
-            self.stage.server.dsn_of(database),
-            user=account.username,
-            password=password,
-            min_size=size,
-            max_size=size,
-        )
-
-        async def recycle() -> None:
-            while True:
-                await asyncio.sleep(self.options.lifetime)
-                await pool.expire_connections()
-
-        recycling = asyncio.create_task(recycle(), name="aiopqr-demo-recycle")
-        try:
-            yield Contestant("asyncpg's pool", pool, database)
-        finally:
-            recycling.cancel()
-            pool.terminate()
-            await asyncio.wait({recycling})
 
     # What goes on meanwhile.
 
@@ -282,55 +170,11 @@ class Run:
         )
 
 
-def sentence(event: Event) -> tuple[str, str] | None:
-    """An event of the pool, in words for the screen, and of what kind it is."""
-    match event:
-        case AccountQuarantined():
-            return f"the server refused {event.parity}: set aside until a new password comes", "note"
-        case FellBack():
-            return f"the connect fell back to {event.parity}, in the same breath", "good"
-        case AllRefused():
-            return "every account is refused: open connections serve on, and connects wait", "note"
-        case Refreshed():
-            return f"read the new password of {' and '.join(event.changed)} from the file", "good"
-        case AccountRecovered():
-            return f"{event.parity} logs in again, {event.after:.1f} s after its refusal", "good"
-        case ReplacementDelayed():
-            return "no replacement to be had yet: connections outlive their lifetime", "note"
-        case RefreshFailed() | ServerUnavailable():
-            return event.error, "bad"
-        case ServerRecovered():
-            return f"the server answers again, after {event.after:.1f} s", "good"
-        case ConnectionLost():
-            return f"a connection was lost: {event.error}", "bad"
-    return None
-
-
-@contextlib.contextmanager
-def log_to(screen: Screen, started: float) -> Iterator[None]:
-    """Show log warnings inside the screen, which they would garble otherwise; events are shown there already."""
-
-    class ToScreen(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            # asyncpg's pool tells of every login that its own upkeep fails with; they are counted.
-            if not hasattr(record, "event") and record.name != "asyncpg.pool":
-                screen.tell(time.perf_counter() - started, record.getMessage().splitlines()[0], "bad")
-
-    handler = ToScreen(logging.WARNING)
-    logging.getLogger().addHandler(handler)
-    logging.captureWarnings(True)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        logging.getLogger().removeHandler(handler)
-
-
 async def perform(options: Options, screen: Screen, stop: asyncio.Event) -> tuple[Run | None, Verdict | None]:
     """Set the stage, play, clear it. Ended early by ``stop``, before there was anything to judge: no verdict."""
     async with open_stage(options.dsn, 1 + options.compare, single=options.single) as stage:
         if stop.is_set():
             return None, None
         run = Run(options, stage, screen)
-        with log_to(screen, run.started):
+        with log_to(screen.tell, run.started):
             return run, await run.play(stop)

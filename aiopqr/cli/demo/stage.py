@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
-from ..credentials import Credential, CredentialPair, Parity
-from ..errors import ConfigurationError
-from ..rotation.sql import identifier
-from ..testing import EmbeddedPostgres, ExistingPostgres, NotSupported, PostgresServer
-from .ops_input import ADMIN_PASSWORD, admin_password
+from ...credentials import Credential, CredentialPair, Parity
+from ...errors import ConfigurationError
+from ...rotation.sql import identifier
+from ...testing import EmbeddedPostgres, ExistingPostgres, NotSupported, PostgresServer
+from ..ops_input import ADMIN_PASSWORD, admin_password
 
 WALLETS = 1000
 COINS = 100

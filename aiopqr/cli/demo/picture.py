@@ -9,9 +9,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..credentials import Parity
-from .demo_load import SLOT, Slot, Tally
-from .demo_run import Run
+from ...credentials import Parity
+from .load import SLOT, Slot, Tally
+from .run import Run
 
 _INK, _FAINT = "#24292f", "#8b949e"
 _OURS, _PLAIN, _FAILED = "#0969da", "#bc4c00", "#cf222e"

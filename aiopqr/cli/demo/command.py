@@ -15,11 +15,12 @@ import asyncpg
 import typer
 from rich.console import Console
 
-from ..errors import AiopqrError, ConfigurationError
-from .demo_picture import NoPicture, draw
-from .demo_run import Options, Run, perform
-from .demo_verdict import Verdict
-from .demo_view import LineScreen, LiveScreen, show_verdict
+from ...errors import AiopqrError, ConfigurationError
+from .picture import NoPicture, draw
+from .pools import Options
+from .run import Run, perform
+from .verdict import Verdict
+from .view import LineScreen, LiveScreen, show_verdict
 
 
 def demo(

@@ -15,7 +15,7 @@ from math import exp, log
 
 import asyncpg
 
-from .demo_stage import WALLETS
+from .stage import WALLETS
 
 SLOT = 0.5  # seconds that a point of the picture stands for
 ACQUIRE_TIMEOUT = 5.0

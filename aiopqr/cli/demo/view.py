@@ -20,9 +20,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .demo_load import SLOT, Slot
-from .demo_run import Contestant, Run
-from .demo_verdict import Verdict, duration
+from .load import SLOT, Slot
+from .pools import Contestant
+from .run import Run
+from .verdict import Verdict, duration
 
 _STYLES = {"rotation": "bold yellow", "good": "green", "bad": "bold red", "note": "dim"}
 _MARKS = {"rotation": "⟳", "good": "✓", "bad": "✗", "note": "·"}
