@@ -21,9 +21,9 @@ except ImportError as exc:
     raise MissingExtra("the command line", "cli") from exc
 
 COMMANDS = {
-    "demo": "Watch passwords change under load, on a real Postgres, with nothing failing.",
-    "check": "Find out, before going live, whether an application's pair and database fit together.",
-    "rotate": "Change the password of one account, so that no pool is ever left with none that works.",
+    "demo": "Watch passwords change under load on a real Postgres, while nothing fails.",
+    "check": "Check, before you go live, that an application's accounts and its database fit together.",
+    "rotate": "Change the password of one account of a pair, without locking out any pool.",
     "setup": "Create the two accounts for an application's role, or repair them.",
 }
 

@@ -1,4 +1,4 @@
-"""``aiopqr check``: is all well for a pair to be rotated? Here: its options, where the pair comes from, its table."""
+"""``aiopqr check``: may a pair be rotated safely? This has its options, where the pair comes from, and its table."""
 
 from __future__ import annotations
 
@@ -34,28 +34,32 @@ _STYLES = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level
 
 
 def check(
-    dsn: Annotated[str, typer.Option(help="As the application connects: no user, no password.")],
+    dsn: Annotated[str, typer.Option(help="DSN that the application uses; without user and password.")],
     file: Annotated[Path | None, typer.Option(help="The pair as a JSON file.")] = None,
-    source: Annotated[str | None, typer.Option(help="module:callable, an async callable or a source.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="The application's own source: module:name of an async callable or a source.")
+    ] = None,
     secret: Annotated[str | None, typer.Option(help="The pair in AWS Secrets Manager: name or ARN.")] = None,
     vault: Annotated[str | None, typer.Option(help=VAULT_HELP)] = None,
     vault_roles: Annotated[tuple[str, str] | None, typer.Option(help="Two static roles of Vault: odd, even.")] = None,
     vault_dynamic: Annotated[str | None, typer.Option(help="A dynamic role of Vault.")] = None,
     vault_mount: Annotated[str, typer.Option(help="The database engine of these roles.")] = "database",
     region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
-    endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint of AWS Secrets Manager.")] = None,
-    max_lifetime: Annotated[float, typer.Option(min=0, help="The pools' longest max_lifetime, seconds.")] = 1800,
-    refresh_interval: Annotated[float, typer.Option(min=0, help="Their longest refresh interval, seconds.")] = 60,
-    max_size: Annotated[int, typer.Option(min=1, help="The largest pool's max_size.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON on standard output.")] = False,
+    endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint for AWS Secrets Manager.")] = None,
+    max_lifetime: Annotated[float, typer.Option(min=0, help="Longest max_lifetime of all pools, in seconds.")] = 1800,
+    refresh_interval: Annotated[
+        float, typer.Option(min=0, help="Longest refresh interval of all pools, in seconds.")
+    ] = 60,
+    max_size: Annotated[int, typer.Option(min=1, help="The max_size of the largest pool.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on standard output.")] = False,
 ) -> None:
-    """Find out, before going live, whether an application's pair and database fit together.
+    """Check, before you go live, that an application's accounts and its database fit together.
 
-    One of --file, --source, --secret, --vault, --vault-roles and --vault-dynamic says where the pair is. The command
-    logs in with both accounts as an application would, compares what they may do, and says of each finding what to do.
-    It changes nothing.
+    Say where the pair is with one of --file, --source, --secret, --vault, --vault-roles and --vault-dynamic. The
+    command logs in with both accounts as an application would, compares what they may do, and says what to do about
+    each finding. It changes nothing.
 
-    Exit codes: 0 all is well; 2 it could not be checked; 3 there are warnings; 4 there are problems.
+    Exit codes: 0 all is well; 2 the check could not be made; 3 there are warnings; 4 there are problems.
     """
     exactly_one(
         file=file, source=source, secret=secret, vault=vault, vault_roles=vault_roles, vault_dynamic=vault_dynamic

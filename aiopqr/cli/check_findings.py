@@ -82,23 +82,23 @@ def _pair(facts: Facts) -> Iterator[Finding]:
     missing, pending = facts.pair.missing, facts.pair.pending
     if facts.pair.is_single:
         text = "one account: while its password changes, connects wait until the store has the new one"
-        advice = "a second account takes that wait away: `aiopqr setup` makes it, and no code has to change"
+        advice = "a second account removes that wait: create it with `aiopqr setup`; no code has to change"
         yield Finding(Level.NOTE, "accounts", text, advice)
         for account in facts.pair.credentials():
             if account.expires_at:
                 text = f"the password of {account.username!r} is good until {account.expires_at:%Y-%m-%d %H:%M:%S %Z}"
                 yield Finding(Level.OK, "expiry", text)
     elif missing:
-        text = f"the secret has no {missing} account: a changed password is an outage"
-        yield Finding(Level.PROBLEM, "pair", text, "make both accounts (`aiopqr setup`) and store both")
+        text = f"the secret has no {missing} account: while the other one's password changes, nobody can connect"
+        yield Finding(Level.PROBLEM, "pair", text, "create both accounts (`aiopqr setup`) and store both")
     elif pending:
-        text = f"a new password of {pending.username!r} is staged: a rotation is under way, or was interrupted"
+        text = f"a new password of {pending.username!r} is staged: a rotation is running, or was interrupted"
         if facts.pair.pending_since:
             text += (
-                f"; it was staged at {moment(facts.pair.pending_since)}, and pools step aside from the account for "
-                "15 minutes at most"
+                f"; it was staged at {moment(facts.pair.pending_since)}, and pools step aside from the account for at "
+                "most 15 minutes"
             )
-        yield Finding(Level.WARNING, "pair", text, "if it stays so, run `aiopqr rotate`, which finishes it")
+        yield Finding(Level.WARNING, "pair", text, "if no rotation is running, finish this one with `aiopqr rotate`")
     else:
         yield Finding(Level.OK, "pair", "both accounts are in the secret")
 
@@ -111,13 +111,13 @@ def _logins(facts: Facts) -> Iterator[Finding]:
             continue
         why, advice = _why_not(parity, facts.accounts.get(parity.other))
         if account.verdict is None or not account.verdict.blames_account:
-            advice = "check the DSN, the network and pg_hba.conf: this is no matter of its password"
+            advice = "check the DSN, the network and pg_hba.conf: the password is not to blame"
         yield Finding(Level.PROBLEM, name, f"{account.username!r} does not: {account.problem}{why}", advice)
 
 
 def _why_not(parity: Parity, other: Account | None) -> tuple[str, str]:
     """Why an account does not log in, as far as the other one sees it, and what to do."""
-    repair = f"`aiopqr rotate --account {parity} --force-mismatch` gives it a password that the store knows"
+    repair = f"`aiopqr rotate --account {parity} --force-mismatch` sets a new password, in the database and the store"
     if other is None or not other.logs_in:
         return "", f"find out why in the server's log; {repair}"
     if other.other is None:
@@ -127,20 +127,20 @@ def _why_not(parity: Parity, other: Account | None) -> tuple[str, str]:
     if end is not None and end <= now:
         return f"; its VALID UNTIL passed at {moment(end)}", f"`aiopqr rotate --account {parity}` renews it"
     if not other.other["can_login"]:
-        return "; the role is NOLOGIN", "ALTER ROLE … LOGIN (`aiopqr setup` does it)"
-    return "; the role may log in, so the stored password is not the database's", repair
+        return "; the role is NOLOGIN", "ALTER ROLE … LOGIN (`aiopqr setup` does this)"
+    return "; the role may log in, so the stored password is not the one in the database", repair
 
 
 def _tls(facts: Facts) -> Iterator[Finding]:
     mode = facts.sslmode
     if mode is None:
-        yield Finding(Level.OK, "TLS", "a Unix socket: none is needed")
+        yield Finding(Level.OK, "TLS", "not needed on a Unix socket")
     elif mode in ("prefer", "allow"):
-        text = f"sslmode={mode}: nothing is verified, and a refused login is tried twice, once with and once without"
-        yield Finding(Level.WARNING, "TLS", text, "use sslmode=verify-full, or sslmode=disable where no TLS is wanted")
+        text = f"sslmode={mode}: the server is not verified, and a refused login is repeated with or without TLS"
+        yield Finding(Level.WARNING, "TLS", text, "use sslmode=verify-full, or sslmode=disable if you do not want TLS")
     elif mode == "disable":
-        text = "sslmode=disable: queries and data are readable on the network"
-        yield Finding(Level.NOTE, "TLS", text, "use sslmode=verify-full unless the network is the machine's own")
+        text = "sslmode=disable: anyone on the network can read queries and data"
+        yield Finding(Level.NOTE, "TLS", text, "use sslmode=verify-full, unless the server is on this machine")
     elif mode in ("require", "verify-ca"):
         text = f"sslmode={mode}: encrypted, but the server's name is not verified"
         yield Finding(Level.NOTE, "TLS", text, "use sslmode=verify-full")
@@ -152,20 +152,23 @@ def _account(account: Account, facts: Facts) -> Iterator[Finding]:
     role, name = account.role, account.username
     if role["session_user"] != name:
         text = f"the server says that {name!r} is {role['session_user']!r}"
-        yield Finding(Level.PROBLEM, "identity", text, "a proxy maps users: the two accounts must stay two")
+        advice = "a proxy maps users: let it keep the two accounts apart"
+        yield Finding(Level.PROBLEM, "identity", text, advice)
     if role["superuser"]:
-        advice = "use an ordinary role: a leaked password would own the server"
+        advice = "use an ordinary role: whoever finds a superuser's password controls the server"
         yield Finding(Level.PROBLEM, "superuser", f"{name!r} is a superuser", advice)
     powers = [power for power in ("createrole", "replication", "bypassrls") if role[power]]
     if powers and not role["superuser"]:
         text = f"{name!r} has {', '.join(powers).upper()}"
-        yield Finding(Level.WARNING, "powers", text, "take what the application does not need")
+        yield Finding(Level.WARNING, "powers", text, "revoke what the application does not need")
     for power in account.powers:
         level = Level.PROBLEM if power["superuser"] or power["bypassrls"] else Level.WARNING
         names = "superuser", "bypassrls", "createrole", "replication"
         may = ", ".join(name.upper() for name in names if power[name])
-        text = f"{name!r} is a member of {power['rolname']!r}, which has {may}, so the application has it in effect"
-        yield Finding(level, "powers", text, "give the application an owner role of its own, without such powers")
+        text = (
+            f"{name!r} is a member of {power['rolname']!r}, which has {may}, so the application effectively has it too"
+        )
+        yield Finding(level, "powers", text, "give the application its own owner role, without such powers")
     if account.valid_until:
         # Each account is changed by every second rotation only.
         soon = role["now"] + timedelta(seconds=2 * facts.rules.spacing) if "now" in role else None
@@ -177,20 +180,30 @@ def _account(account: Account, facts: Facts) -> Iterator[Finding]:
     needed = facts.max_size + 1
     for whose, limit in ((f"{name!r}", role["connection_limit"]), ("the database", role["database_limit"])):
         if 0 <= limit < needed:
-            text = f"{whose} may have {limit} connections; one pool of {facts.max_size} needs up to {needed}"
+            text = f"{whose} may have {limit} connections, but one pool of {facts.max_size} needs up to {needed}"
             yield Finding(Level.PROBLEM, "connection limit", text, "raise it to (max_size + 1) times the instances")
         elif limit >= 0:
-            text = f"{whose} may have {limit} connections: {limit // needed} pools of {facts.max_size}"
-            yield Finding(Level.NOTE, "connection limit", text, "count the instances: each needs max_size + 1")
+            text = f"{whose} may have {limit} connections, enough for {limit // needed} pools of {facts.max_size}"
+            yield Finding(Level.NOTE, "connection limit", text, "count your instances: each needs max_size + 1")
 
 
 def _equality(odd: Account, even: Account) -> Iterator[Finding]:
     yield from _acting(odd, even)
     for name, mine, theirs, advice in (
         ("memberships", odd.memberships, even.memberships, "grant the same roles to both"),
-        ("privileges", odd.privileges, even.privileges, "grant to the role that both are members of, not to one"),
+        (
+            "privileges",
+            odd.privileges,
+            even.privileges,
+            "grant to the role that both are members of, not to one account",
+        ),
         ("default privileges", odd.default_privileges, even.default_privileges, "let both act as one owner role"),
-        ("settings", _lines(odd.settings), _lines(even.settings), "`aiopqr setup` gives both the owner role's"),
+        (
+            "settings",
+            _lines(odd.settings),
+            _lines(even.settings),
+            "`aiopqr setup` gives both the owner role's settings",
+        ),
     ):
         differ = [f"only {odd.username!r}: {item}" for item in sorted(mine - theirs)]
         differ += [f"only {even.username!r}: {item}" for item in sorted(theirs - mine)]
@@ -201,7 +214,7 @@ def _equality(odd: Account, even: Account) -> Iterator[Finding]:
             yield Finding(Level.OK, name, f"equal ({len(mine)})")
     if odd.role["connection_limit"] != even.role["connection_limit"]:
         text = f"{odd.role['connection_limit']} and {even.role['connection_limit']}"
-        yield Finding(Level.WARNING, "connection limits differ", text, "give both the same")
+        yield Finding(Level.WARNING, "connection limits differ", text, "give both accounts the same limit")
 
 
 def _acting(odd: Account, even: Account) -> Iterator[Finding]:
@@ -209,8 +222,8 @@ def _acting(odd: Account, even: Account) -> Iterator[Finding]:
     if len(roles) == 1:
         yield Finding(Level.OK, "ownership", f"what either creates belongs to {roles.pop()!r}")
     else:
-        text = "what one account creates belongs to it alone, and the other cannot alter or drop it"
-        yield Finding(Level.WARNING, "ownership", text, "let both act as one owner role: `aiopqr setup` does it")
+        text = "each account owns what it creates, and the other one cannot alter or drop it"
+        yield Finding(Level.WARNING, "ownership", text, "let both act as one owner role: `aiopqr setup` does this")
     for account in (odd, even):
         owned = account.role["owned"]
         if owned:
@@ -227,21 +240,21 @@ def _authentication(accounts: list[Account]) -> Iterator[Finding]:
     asked = " and ".join(sorted({account.asked for account in accounts if account.asked}))
     for method in sorted(methods, key=str):
         if method is None:
-            text = "servers before Postgres 16 do not tell how a login was made"
-            text += f"; it asked for {asked}" if asked else ""
-            yield Finding(Level.NOTE, "authentication", text, "see that pg_hba.conf says scram-sha-256")
+            text = "servers before Postgres 16 do not report the method of a login"
+            text += f"; this one asked for {asked}" if asked else ""
+            yield Finding(Level.NOTE, "authentication", text, "make sure that pg_hba.conf says scram-sha-256")
         elif method == "scram-sha-256":
             yield Finding(Level.OK, "authentication", f"SCRAM-SHA-256 (the server asked for {asked or 'it'})")
         elif method == "md5":
-            text = "pg_hba.conf says md5: SCRAM where the stored password is a verifier, else an md5 hash"
-            advice = "a rotation stores verifiers: after one of each account, say scram-sha-256 in pg_hba.conf"
+            text = "pg_hba.conf says md5: the server uses SCRAM if it has a SCRAM verifier, and MD5 otherwise"
+            advice = "rotate each account once, which stores verifiers; then write scram-sha-256 in pg_hba.conf"
             yield Finding(Level.WARNING, "authentication", text, advice)
         elif not method:
-            text = "the server asks for no password (trust), so no login says anything of the stored one"
-            yield Finding(Level.PROBLEM, "authentication", text, "say scram-sha-256 in pg_hba.conf")
+            text = "the server asks for no password (trust), so a login does not test the stored one"
+            yield Finding(Level.PROBLEM, "authentication", text, "write scram-sha-256 in pg_hba.conf")
         else:
-            text = f"the server authenticates by {method}, where ALTER ROLE changes nothing"
-            yield Finding(Level.WARNING, "authentication", text, "rotate where that method keeps its passwords")
+            text = f"the server authenticates with {method}, so ALTER ROLE does not change the password that counts"
+            yield Finding(Level.WARNING, "authentication", text, "change passwords where that method keeps them")
 
 
 def _proxy(accounts: list[Account]) -> Iterator[Finding]:
@@ -249,12 +262,12 @@ def _proxy(accounts: list[Account]) -> Iterator[Finding]:
         yield Finding(Level.OK, "proxy", "none that pools connections")
         return
     text = (
-        "a pooling proxy, such as PgBouncer, is in between: it must learn new passwords by itself, it keeps server "
-        "connections of old ones, and in transaction mode prepared statements need its support"
+        "there is a pooling proxy, such as PgBouncer, in between: it must find out new passwords by itself, it keeps "
+        "server connections that use old ones, and in transaction mode it must support prepared statements"
     )
     advice = (
-        "auth_query and auth_type=scram-sha-256, no static userlist; server_lifetime below max_lifetime; "
-        "statement_cache_size=0 unless max_prepared_statements is set; give `rotate --dsn` this path"
+        "use auth_query and auth_type=scram-sha-256, not a static userlist; set server_lifetime below max_lifetime; "
+        "set statement_cache_size=0 unless the proxy has max_prepared_statements; give `rotate --dsn` this same DSN"
     )
     yield Finding(Level.NOTE, "proxy", text, advice)
 
@@ -266,23 +279,21 @@ def _times(facts: Facts) -> Iterator[Finding]:
     rules, (odd, even) = facts.rules, (facts.changed_at.get(parity) for parity in Parity)
     horizon = rules.max_lifetime + rules.refresh_interval
     if rules.max_lifetime == 0:
-        text = "max_lifetime is 0: connections of an old password are never replaced"
-        yield Finding(Level.WARNING, "rotation spacing", text, "give pools a lifetime; 1800 s is the default")
+        text = "max_lifetime is 0: connections that use an old password are never replaced"
+        yield Finding(Level.WARNING, "rotation spacing", text, "give the pools a max_lifetime; 1800 s is the default")
     elif odd is None or even is None:
-        text = "when the accounts were last changed is not known"
-        advice = (
-            f"rotate with `aiopqr rotate`, which keeps the times, and no more often than every {rules.spacing:.0f} s"
-        )
+        text = "the store does not say when the passwords were last changed"
+        advice = f"use `aiopqr rotate`, which records the times, at most once every {rules.spacing:.0f} s"
         yield Finding(Level.NOTE, "rotation spacing", text, advice)
     elif 0 < (apart := abs((odd - even).total_seconds())) < horizon:
         text = (
-            f"the last changes were {apart:.0f} s apart, less than lifetime + refresh interval ({horizon:.0f} s): "
-            "a pool could have held two dead passwords"
+            f"the last changes were {apart:.0f} s apart, less than lifetime + refresh interval ({horizon:.0f} s): a "
+            "pool could have been left with two old passwords"
         )
-        advice = f"space changes by {rules.spacing:.0f} s: `aiopqr rotate` refuses what is closer"
+        advice = f"space changes by at least {rules.spacing:.0f} s; `aiopqr rotate` refuses anything less"
         yield Finding(Level.PROBLEM, "rotation spacing", text, advice)
     else:
-        text = f"no pool of lifetime + refresh interval {horizon:.0f} s can have become wholly stale"
+        text = f"every pool had time to learn both passwords (lifetime + refresh interval: {horizon:.0f} s)"
         yield Finding(Level.OK, "rotation spacing", text)
 
 
@@ -302,28 +313,28 @@ def file_findings(mode: int, links: int) -> Iterator[Finding]:
     """About the file of the secret: who can read it, and whether it has another name."""
     if mode & 0o007:
         text = f"every user of this machine can read or write the secret (mode {mode & 0o777:o})"
-        yield Finding(Level.WARNING, "file", text, "chmod 640 or less; for a mounted Secret, defaultMode: 0440")
+        yield Finding(Level.WARNING, "file", text, "chmod 640 or stricter; for a mounted Secret, defaultMode: 0440")
     elif mode & 0o020:
         text = f"the group can write the secret (mode {mode & 0o777:o})"
-        yield Finding(Level.WARNING, "file", text, "chmod 640 or less")
+        yield Finding(Level.WARNING, "file", text, "chmod 640 or stricter")
     if links > 1:
-        text = f"the file has {links} names (hard links); a rotation replaces one, and the others keep the old content"
-        yield Finding(Level.WARNING, "file", text, "leave one name, or make the others symlinks to it")
+        text = f"the file has {links} names (hard links): a rotation replaces one, and the others keep the old content"
+        yield Finding(Level.WARNING, "file", text, "keep one name, and make the others symlinks to it")
 
 
 def _schedule(schedule: Schedule, rules: Rules) -> Iterator[Finding]:
     if not schedule.enabled:
         yield Finding(
-            Level.NOTE, "rotation schedule", "the store rotates nothing by itself", "schedule `aiopqr rotate`"
+            Level.NOTE, "rotation schedule", "the store does not rotate by itself", "schedule `aiopqr rotate`"
         )
         return
-    parts = [schedule.rule or "a rule that is not known"]
-    parts += [f"last {schedule.last:%Y-%m-%d %H:%M %Z}"] if schedule.last else ["never yet"]
+    parts = [schedule.rule or "an unknown rule"]
+    parts += [f"last {schedule.last:%Y-%m-%d %H:%M %Z}"] if schedule.last else ["not yet run"]
     parts += [f"next {schedule.next:%Y-%m-%d %H:%M %Z}"] if schedule.next else []
     text = ", ".join(parts)
     if schedule.period is not None and schedule.period.total_seconds() < rules.spacing:
-        text += f": closer than lifetime + refresh interval + margin ({rules.spacing:.0f} s)"
-        advice = "rotate less often, or shorten max_lifetime: both passwords must not change within it"
+        text += f": more often than every lifetime + refresh interval + margin ({rules.spacing:.0f} s)"
+        advice = "rotate less often, or shorten max_lifetime, so that the two passwords change further apart"
         yield Finding(Level.PROBLEM, "rotation schedule", text, advice)
     else:
         yield Finding(Level.OK, "rotation schedule", text)

@@ -109,8 +109,8 @@ def _rights(client: VaultClient, paths: Mapping[str, str]) -> Iterator[Finding]:
     """What the token's policies lack."""
     missing = lacking(client, paths)
     if missing is None:
-        text = "not known: the token may not ask for its own rights (the policy `default` allows it)"
-        advice = "see that it has: " + ", ".join(starmap(in_policy, paths.items()))
+        text = "unknown: the token may not ask for its own rights (the policy `default` allows it)"
+        advice = "make sure that it has: " + ", ".join(starmap(in_policy, paths.items()))
         yield Finding(Level.NOTE, "Vault policy", text, advice)
     for path, capability in (missing or {}).items():
         text = f"the token lacks {capability} on {path}"
@@ -139,16 +139,17 @@ def spacing(roles: list[RoleTimes], rules: Rules, now: datetime) -> Iterator[Fin
     apart = abs((one.next_at - other.next_at).total_seconds())
     if one.period is None or one.period != other.period:
         text = f"the next changes are {apart:.0f} s apart, and the two periods differ"
-        level, advice = Level.WARNING, "give both one rotation_period, so that they stay apart"
+        level, advice = Level.WARNING, "give both the same rotation_period, so that they stay apart"
         if one.period is None or other.period is None:
-            level, advice = Level.NOTE, "see that the two schedules never come closer than that"
+            level, advice = Level.NOTE, "make sure that the two schedules never come closer than that"
     else:
         apart = min(apart, abs(one.period - apart))
         text = f"the two roles are changed {apart:.0f} s apart"
         level, advice = Level.OK, ""
     if apart < needed:
         text += (
-            f", less than lifetime + refresh interval + margin ({needed:.0f} s): pools could hold two dead passwords"
+            f", less than lifetime + refresh interval + margin ({needed:.0f} s): pools could be left with two old "
+            "passwords"
         )
         level, advice = Level.PROBLEM, _advice(one, other, needed, now)
     yield Finding(level, name, text, advice)
@@ -156,13 +157,13 @@ def spacing(roles: list[RoleTimes], rules: Rules, now: datetime) -> Iterator[Fin
 
 def _advice(one: RoleTimes, other: RoleTimes, needed: float, now: datetime) -> str:
     if one.period is None or one.period != other.period:
-        return f"give both one rotation_period, of {2 * needed:.0f} s or more, half a period apart"
+        return f"give both the same rotation_period of {2 * needed:.0f} s or more, half a period apart"
     if one.period < 2 * needed:
-        return f"they cannot be apart: set rotation_period to {2 * needed:.0f} s or more"
+        return f"the period is too short to keep them apart: set rotation_period to {2 * needed:.0f} s or more"
     half = timedelta(seconds=one.period / 2)
     at = one.next_at - half if one.next_at - half > now else one.next_at + half
     moment = f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    return f"run `vault write -f {other.path}` at {moment}: its period then starts anew"
+    return f"run `vault write -f {other.path}` at {moment}, which begins a new period"
 
 
 def lease(seconds: float, rules: Rules) -> Iterator[Finding]:
@@ -170,6 +171,7 @@ def lease(seconds: float, rules: Rules) -> Iterator[Finding]:
     name = "Vault lease"
     if seconds < rules.max_lifetime:
         text = f"a lease ends after {seconds:.0f} s at most, before max_lifetime ({rules.max_lifetime:.0f} s)"
-        yield Finding(Level.WARNING, name, text, "connections are replaced that often: lengthen the role's max_ttl")
+        advice = "connections are replaced as often as leases end: lengthen the role's max_ttl"
+        yield Finding(Level.WARNING, name, text, advice)
     else:
-        yield Finding(Level.OK, name, f"a lease can be renewed up to {seconds:.0f} s")
+        yield Finding(Level.OK, name, f"a lease can be renewed for up to {seconds:.0f} s")

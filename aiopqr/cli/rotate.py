@@ -34,37 +34,45 @@ DONE, FAILED, NOT_TRIED, REFUSED, FINISHED, UNDONE, LEFT_TO_DO = 0, 1, 2, 3, 4, 
 
 
 def _force(gate: Gate, what: str) -> Any:
-    return typer.Option(gate.flag, help=f"Although {what}.", rich_help_panel="Overriding a gate")
+    return typer.Option(gate.flag, help=f"Go on although {what}.", rich_help_panel="Overriding a gate")
 
 
 def rotate(
-    admin: Annotated[str, typer.Option(help="The server and a role that may alter the accounts, without a password.")],
+    admin: Annotated[
+        str, typer.Option(help="DSN of a role that may alter the accounts, on the server itself; without a password.")
+    ],
     dsn: Annotated[
-        str, typer.Option(help="The applications' path to the database, through their proxy: no user, no password.")
+        str, typer.Option(help="DSN that the applications use, through their proxy if any; without user and password.")
     ],
     file: Annotated[Path | None, typer.Option(help="The pair as a JSON file.")] = None,
     secret: Annotated[str | None, typer.Option(help="The pair in AWS Secrets Manager: name or ARN.")] = None,
     vault: Annotated[str | None, typer.Option(help=VAULT_HELP)] = None,
     vault_roles: Annotated[
         tuple[str, str] | None,
-        typer.Option(help="Two static roles of Vault, odd and even: Vault changes the password, the gates say when."),
+        typer.Option(
+            help="Two static roles of Vault, odd and even. Vault changes the password; the gates decide when."
+        ),
     ] = None,
     vault_mount: Annotated[str, typer.Option(help="The database engine of these roles.")] = "database",
     region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
-    endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint of AWS Secrets Manager.")] = None,
+    endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint for AWS Secrets Manager.")] = None,
     account: Annotated[
-        Parity | None, typer.Option(help="Which one to change. Default: the one not changed last.")
+        Parity | None, typer.Option(help="The account to change. Default: the one that was not changed last.")
     ] = None,
-    max_lifetime: Annotated[float, typer.Option(min=0, help="The longest max_lifetime of all pools, seconds.")] = 1800,
-    refresh_interval: Annotated[float, typer.Option(min=0, help="Their longest refresh interval, seconds.")] = 60,
-    margin: Annotated[float, typer.Option(min=0, help="For clocks and lagging stores, seconds.")] = 120,
+    max_lifetime: Annotated[float, typer.Option(min=0, help="Longest max_lifetime of all pools, in seconds.")] = 1800,
+    refresh_interval: Annotated[
+        float, typer.Option(min=0, help="Longest refresh interval of all pools, in seconds.")
+    ] = 60,
+    margin: Annotated[
+        float, typer.Option(min=0, help="Allowance for clocks that differ and stores that lag, in seconds.")
+    ] = 120,
     announce: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=900,
-            help="Seconds between staging and changing a password, in which pools step aside. Add the store's own "
-            "delay, up to 90 for a mounted Secret. 0: none.",
+            help="Seconds that pools get to step aside, between the staging of a password and its change. Add the "
+            "store's own delay: up to 90 for a mounted Secret. 0: do not announce.",
             show_default="--refresh-interval + 10",
         ),
     ] = None,
@@ -72,63 +80,64 @@ def rotate(
         float | None,
         typer.Option(
             min=1,
-            help="How long an account that has a VALID UNTIL is valid from now on, seconds.",
-            show_default="as long as it was",
+            help="How long an account that has a VALID UNTIL stays valid, in seconds from now.",
+            show_default="as long as before",
         ),
     ] = None,
     exempt_application: Annotated[
-        list[str] | None, typer.Option(help="An application_name whose old sessions do not count; repeatable.")
+        list[str] | None, typer.Option(help="An application_name whose old sessions do not count. May be repeated.")
     ] = None,
     assume_changed_before: Annotated[
-        str | None, typer.Option(help="Your word for change times that the store does not know (ISO 8601).")
+        str | None,
+        typer.Option(help="If the store does not know when passwords were changed: a time after it (ISO 8601)."),
     ] = None,
     end_sessions_after: Annotated[
         float | None, typer.Option(min=0, help="End the account's old sessions this many seconds after the rotation.")
     ] = None,
-    password_length: Annotated[int, typer.Option(min=1, help="Characters of the new password.")] = 32,
+    password_length: Annotated[int, typer.Option(min=1, help="Length of the new password.")] = 32,
     password_alphabet: Annotated[
-        str, typer.Option(help="Which characters they may be.", show_default="letters and digits")
+        str, typer.Option(help="Characters that it may contain.", show_default="letters and digits")
     ] = PasswordRule().alphabet,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the admin role's password from standard input.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; change nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The outcome as JSON on standard output.")] = False,
-    force_too_soon: Annotated[bool, _force(Gate.TOO_SOON, "the other account was changed a short while ago")] = False,
-    force_other_refused: Annotated[bool, _force(Gate.OTHER_REFUSED, "the other account does not log in")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")] = False,
+    force_too_soon: Annotated[bool, _force(Gate.TOO_SOON, "the other account was changed too recently")] = False,
+    force_other_refused: Annotated[bool, _force(Gate.OTHER_REFUSED, "the other account cannot log in")] = False,
     force_old_sessions: Annotated[
         bool, _force(Gate.OLD_SESSIONS, "the other account has sessions from before its last change")
     ] = False,
     force_unseen_sessions: Annotated[
-        bool, _force(Gate.UNSEEN_SESSIONS, "whether it has such sessions cannot be seen")
+        bool, _force(Gate.UNSEEN_SESSIONS, "the admin role cannot see whether it has such sessions")
     ] = False,
     force_mismatch: Annotated[
-        bool, _force(Gate.MISMATCH, "the stored password is not the database's: this repairs it")
+        bool, _force(Gate.MISMATCH, "the database does not accept the stored password; this repairs it")
     ] = False,
     force_open_stage: Annotated[
-        bool, _force(Gate.OPEN_STAGE, "another account's rotation is open, which is given up")
+        bool, _force(Gate.OPEN_STAGE, "the other account's rotation is not finished; this gives it up")
     ] = False,
 ) -> None:
-    """Change the password of one account of a pair, so that no pool is ever without one that works.
+    """Change the password of one account of a pair, without locking out any pool.
 
-    One of --file, --secret, --vault and --vault-roles says where the pair is. The admin role's password comes from
-    AIOPQR_ADMIN_PASSWORD, PGPASSWORD, the password file or --password-stdin. A run that was interrupted, or killed, is
-    finished or undone by the next.
+    Say where the pair is with one of --file, --secret, --vault and --vault-roles. The admin role's password comes from
+    AIOPQR_ADMIN_PASSWORD, PGPASSWORD, the password file or --password-stdin. If a run is interrupted or killed, the
+    next one finishes or undoes the rotation.
 
     \b
     Exit codes:
       0    done, or the plan of a dry run can be applied
       1    failed midway: run it again
-      2    could not be tried; nothing was changed
+      2    could not begin; nothing was changed
       3    refused by a gate; nothing was changed
       4    finished an interrupted rotation, and began no new one
-      5    failed and undone; all is as it was before
-      6    done, but old sessions could not be ended: see to it by hand
+      5    failed, and undone; everything is as it was before
+      6    done, but old sessions could not be ended: end them by hand
       130  interrupted: run it again
     """
     exactly_one(file=file, secret=secret, vault=vault, vault_roles=vault_roles)
     if vault_roles and announce:
-        raise UsageError("--announce has no effect with --vault-roles: Vault changes a password at once")
+        raise UsageError("--announce has no effect with --vault-roles, because Vault changes the password at once")
     given = {
         Gate.TOO_SOON: force_too_soon,
         Gate.OTHER_REFUSED: force_other_refused,

@@ -18,13 +18,13 @@ from ..rotation.run import Step
 from ..rotation.words import counted
 
 _STEP_TEXTS = {
-    Step.CHECKED: "no gate objects, and nobody else rotates",
+    Step.CHECKED: "no gate objects, and no other rotation is running",
     Step.STAGED: "the new password is staged in the store",
-    Step.ANNOUNCED: "pools have had the time to step aside",
-    Step.ALTERED: "the database has it",
-    Step.VERIFIED: "it logs in on the applications' path",
-    Step.PROMOTED: "the store has it as the account's own",
-    Step.ENDED: "the account's old sessions are ended",
+    Step.ANNOUNCED: "pools have had time to step aside",
+    Step.ALTERED: "the database has the new password",
+    Step.VERIFIED: "a login with it succeeded on the applications' path",
+    Step.PROMOTED: "the store has it as the account's current password",
+    Step.ENDED: "the account's old sessions have been ended",
 }
 
 
@@ -64,24 +64,26 @@ class Output:
         self._done = step
         text = _STEP_TEXTS[step]
         if step is Step.CHECKED and self._is_overridden:
-            text = "no other gate objects, and nobody else rotates"
+            text = "no other gate objects, and no other rotation is running"
         self._say(text, "green")
 
     def announcing(self, announcing: Announcing) -> None:
         self._say(str(announcing), "yellow" if announcing.unheard else "")
 
     def interrupted(self) -> None:
-        """Where a rotation stands that was cut short, and what to do."""
+        """Say how far an interrupted rotation got, and what to do."""
         plan = self._plan
         if plan is None or (self._done is None and plan.action is Action.ROTATE):
             text = "nothing was changed"
         elif self._done is Step.CHECKED and plan.action is Action.ROTATE:  # its new password may be staged by now
-            text = f"the password of {plan.username!r} is not changed yet; run the same command, which goes on"
+            text = f"the password of {plan.username!r} is not changed yet; run the same command again to go on"
         elif self._done in (Step.PROMOTED, Step.ENDED):
             text = f"the password of {plan.username!r} is changed; its old sessions may still be open"
         else:
-            stands = _STEP_TEXTS[self._done] if self._done else "it was staged by an earlier run"
-            text = f"the rotation of {plan.username!r} is under way ({stands}); run the same command, which finishes it"
+            stands = _STEP_TEXTS[self._done] if self._done else "an earlier run staged its new password"
+            text = (
+                f"the rotation of {plan.username!r} is not finished ({stands}); run the same command again to finish it"
+            )
         self._say(f"aiopqr rotate: interrupted: {text}", "yellow")
 
     def plan(self, plan: Plan, dry_run: bool, announce: float) -> None:
@@ -101,7 +103,7 @@ class Output:
             print(f"{plan.action} {plan.username} ({plan.parity}):")
             print("\n".join(f"  {number}. {step}" for number, step in enumerate(plan.steps, 1)))
             if announce and plan.action is not Action.FINISH:
-                print(f"From the staging to ALTER ROLE, pools have {announce:.0f} s to step aside.")
+                print(f"Between staging and ALTER ROLE, pools have {announce:.0f} s to step aside.")
         for objection in plan.objections:
             if objection not in plan.refusals:
                 self._say(f"overridden: {objection}", "yellow")

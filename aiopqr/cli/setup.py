@@ -1,4 +1,4 @@
-"""``aiopqr setup``: the two accounts of an application, made or repaired. Here: its options, its order, its words."""
+"""``aiopqr setup``: creates or repairs the two accounts of an application. This has its options, steps and texts."""
 
 from __future__ import annotations
 
@@ -29,40 +29,42 @@ DONE, NEEDS_ATTENTION = 0, 3
 
 
 def setup(
-    admin: Annotated[str, typer.Option(help="The server and a role that may create roles, without a password.")],
+    admin: Annotated[str, typer.Option(help="DSN of a role that may create roles, without a password.")],
     owner: Annotated[str, typer.Option(help="The application's role, which owns its objects.")],
-    odd: Annotated[str | None, typer.Option(help="Default: the owner's name with _odd.")] = None,
-    even: Annotated[str | None, typer.Option(help="Default: the owner's name with _even.")] = None,
+    odd: Annotated[str | None, typer.Option(help="The odd account. Default: the owner's name with _odd.")] = None,
+    even: Annotated[str | None, typer.Option(help="The even account. Default: the owner's name with _even.")] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Where new passwords go, as a JSON file that pools and `rotate` read.")
+        Path | None, typer.Option(help="Write new passwords to this JSON file, for pools and `rotate` to read.")
     ] = None,
-    secret: Annotated[str | None, typer.Option(help="Where they go, as a new secret of AWS Secrets Manager.")] = None,
+    secret: Annotated[
+        str | None, typer.Option(help="Write new passwords to a new secret of this name in AWS Secrets Manager.")
+    ] = None,
     vault: Annotated[
-        str | None, typer.Option(help="Where they go, as a new secret of a KV engine of Vault: MOUNT/PATH.")
+        str | None, typer.Option(help="Write new passwords to a new secret in a KV engine of Vault: MOUNT/PATH.")
     ] = None,
     region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
-    endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint of AWS Secrets Manager.")] = None,
+    endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint for AWS Secrets Manager.")] = None,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the admin role's password from standard input.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL; change nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The outcome as JSON on standard output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")] = False,
 ) -> None:
     """Create the two accounts for an application's role, or repair them. A second run changes nothing.
 
-    Both become LOGIN members of the owner role and act as it, so that what either creates belongs to both; both get the
-    owner's settings. LOGIN, INHERIT, the membership and the settings are repaired; passwords of accounts that exist are
-    never touched, nor is VALID UNTIL, which each rotation renews. The owner keeps its own LOGIN until you take it:
-    ALTER ROLE owner NOLOGIN.
+    Both accounts may log in, are members of the owner role, and act as it, so both can use what either creates. Both
+    also get the owner's settings. If an account exists, its LOGIN, INHERIT, membership and settings are repaired. Its
+    password is not touched, and neither is its VALID UNTIL, which each rotation renews. The owner can still log in
+    until you run ALTER ROLE owner NOLOGIN.
 
-    Exit codes: 0 done, or nothing to do; 2 could not be done, nothing was changed; 3 done, and something is left to do
-    by hand; 130 interrupted.
+    Exit codes: 0 done, or nothing to do; 2 could not be done, and nothing was changed; 3 done, but something is left
+    to do by hand; 130 interrupted.
     """
     admin = dsn_without_password(admin, "--admin", user_allowed=True)
     password = admin_password(password_stdin)
     names = odd or f"{owner}_odd", even or f"{owner}_even"
     if len({owner, *names}) != 3:
-        raise typer.BadParameter("the owner, --odd and --even must be three roles")
+        raise typer.BadParameter("the owner, --odd and --even must be three different roles")
     if sum(place is not None for place in (file, secret, vault)) > 1:
         raise typer.BadParameter("give one of --file, --secret and --vault, or none")
     connect = admin_connect(admin, password)
@@ -105,24 +107,24 @@ class Outcome:
 async def perform(
     database: Database, owner: str, names: tuple[str, str], store: Any, *, dry_run: bool = False
 ) -> Outcome:
-    """Find out, change in one transaction, and tell.
+    """Find out what is there, change it in one transaction, and report.
 
-    New passwords are in the store before the commit gives them to an account, and after all that can be refused: a run
-    that fails leaves no store of accounts that do not exist.
+    New passwords are written to the store just before the commit, when nothing else can be refused. So a run that fails
+    leaves no secret behind whose accounts do not exist.
     """
     async with database.connected() as con:
         version = con.get_server_version().major
         async with con.transaction():
             found = await _found(con, owner, *names)
             if owner not in found:
-                raise ConfigurationError(f"role {owner!r} does not exist: CREATE ROLE, or give the application's role")
+                raise ConfigurationError(f"role {owner!r} does not exist: create it, or name the application's role")
             _check_owner(found[owner])
             accounts = {name: found.get(name) for name in names}
             created = [name for name, role in accounts.items() if role is None]
             if created and not store:
                 raise ConfigurationError(
-                    f"{' and '.join(map(repr, created))} would have no password that anybody knows, so nothing was "
-                    "changed: say where new passwords go, with --file, --secret or --vault"
+                    f"nobody would know the password of {' and '.join(map(repr, created))}, so nothing was changed: "
+                    "say where to write new passwords, with --file, --secret or --vault"
                 )
             stored = await _Stored.of(store) if store else None
             passwords = stored.for_new(names, created) if stored else {}
@@ -141,29 +143,29 @@ async def perform(
 
 
 def _check_owner(owner: Role) -> None:
-    """Both accounts act as the owner: it must be no role that may do everything."""
+    """Both accounts act as the owner, so it must not be a role that may do everything."""
     power = "is a superuser" if owner.is_superuser else "may bypass row security (BYPASSRLS)"
     if owner.is_superuser or owner.bypasses_row_security:
         raise ConfigurationError(
-            f"role {owner.name!r} {power}, and so would both accounts in effect; nothing was changed. Give the "
-            "application a role of its own"
+            f"role {owner.name!r} {power}, and both accounts would have the same power; nothing was changed. Give the "
+            "application an ordinary role of its own"
         )
 
 
 async def _next_steps(con: Any, stored: _Stored, *, is_new: bool) -> list[str]:
-    """What a person does after this, the admin's grants included."""
+    """What to do after this, including the grants that the admin role lacks."""
     grants = await con.fetch(
         "SELECT role FROM unnest(ARRAY['pg_read_all_stats', 'pg_signal_backend']) role "
         "WHERE NOT pg_has_role(current_user, role, 'MEMBER')"
     )
     admin = identifier(await con.fetchval("SELECT session_user::text"))
     why = {
-        "pg_read_all_stats": "without it a rotation is refused as unseen-sessions",
-        "pg_signal_backend": "for --end-sessions-after alone",
+        "pg_read_all_stats": "without it, rotations are refused as unseen-sessions",
+        "pg_signal_backend": "only needed for --end-sessions-after",
     }
     steps = [f"next: as a superuser, GRANT {row['role']} TO {admin} ({why[row['role']]})" for row in grants]
     possible = moment(datetime.now(UTC) + timedelta(seconds=Rules().spacing))
-    when = f", with its defaults at {possible} at the earliest" if is_new else ""
+    when = f", with its defaults not before {possible}" if is_new else ""
     return [
         *steps,
         f"next: let the pools read {stored.store}, then run `aiopqr check`",
@@ -177,7 +179,7 @@ async def _found(con: Any, *names: str) -> dict[str, Role]:
 
 @dataclass
 class _Stored:
-    """The passwords that a store has, or is to have; ``problem`` says why none could be read."""
+    """The passwords that a store has, or will have; ``problem`` says why none could be read."""
 
     store: Any
     known: Mapping[str, Secret] = field(default_factory=dict)
@@ -193,37 +195,37 @@ class _Stored:
         return cls(store, {account.username: account.password for account in (pair.odd, pair.even) if account})
 
     def for_new(self, names: tuple[str, str], created: list[str]) -> Mapping[str, Secret]:
-        """New accounts' passwords: those that the store has, of a run that was killed after writing it, or new ones."""
+        """The passwords of new accounts: new ones, or those that a run wrote to the store before it was killed."""
         if len(created) == 2 and self.problem:
             odd, even = (Credential(name, PasswordRule().generate()) for name in names)
             self._new = CredentialPair(odd, even)
             return {odd.username: odd.password, even.username: even.password}
         if unknown := set(created) - set(self.known):
-            why = self.problem or f"{self.store} exists"
-            raise ConfigurationError(f"{why}: there is no password of {', '.join(sorted(unknown))}")
+            why = self.problem or f"{self.store} already exists"
+            raise ConfigurationError(f"{why}, but has no password for {', '.join(sorted(unknown))}")
         return self.known
 
     async def save(self) -> None:
-        """Write the new ones. Raises :class:`ConfigurationError` when there is something that could not be read."""
+        """Write the new ones. Raises :class:`ConfigurationError` if the store has a secret that cannot be read."""
         if self._new is None:
             return
         try:
             await self.store.create(self._new, changed_at=datetime.now(UTC))
             return
         except StoreConflict as exc:
-            problem = f"{exc}, and cannot be used: {self.problem}"
+            problem = f"{exc}, but cannot be used: {self.problem}"
         raise ConfigurationError(problem)
 
     def missing(self, existing: list[str]) -> list[str]:
-        """What is to be done where accounts that exist have no password in the store."""
+        """What to do if accounts exist whose passwords are not in the store."""
         unknown = [repr(name) for name in existing if name not in self.known]
         if not unknown:
             return []
         why = f" ({self.problem})" if self.problem else ""
         text = (
-            f"{self.store} holds no password of {', '.join(unknown)}{why}, and those of accounts that exist are never "
-            "touched: name the file or secret that has them; where nothing uses them and nobody knows them, DROP ROLE "
-            "both and run this again"
+            f"{self.store} has no password for {', '.join(unknown)}{why}, and setup never changes the password of an "
+            "existing account: name the file or secret that has it; or, if nothing uses the accounts, DROP ROLE both "
+            "and run this again"
         )
         return [text]
 
@@ -259,6 +261,6 @@ def _comment(
                 (outcome.attention if is_over else outcome.notes).append(f"{text}: {renewal}")
         if owner.can_login:
             outcome.notes.append(
-                f"{owner.name!r} can still log in itself; when nothing does so any more: "
+                f"{owner.name!r} itself can still log in; once nothing uses that any more, run "
                 f"ALTER ROLE {identifier(owner.name)} NOLOGIN"
             )

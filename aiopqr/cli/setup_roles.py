@@ -1,4 +1,4 @@
-"""What two accounts of one application need to be, and the SQL that gets them there: pure, states in, changes out.
+"""What two accounts of one application need, and the SQL that gives it to them. Pure: states in, changes out.
 
 Both are LOGIN members of one owner role and act as it (``role`` is set to the owner), so that what either creates
 belongs to both; both have the owner's settings, since Postgres applies those to the owner's own logins only.
@@ -90,14 +90,15 @@ def differences(owner: Role, accounts: Iterable[Role]) -> Iterator[str]:
         mine, theirs = value(odd, owner), value(even, owner)
         for holder, other, only in ((odd, even, mine - theirs), (even, odd, theirs - mine)):
             for item in sorted(only):
-                yield f"{holder.name!r} {label} {item}, and {other.name!r} is not equal to it in that"
+                yield f"{holder.name!r} {label} {item}, but {other.name!r} does not match"
     if odd.connection_limit != even.connection_limit:
-        yield f"connection limits differ: {odd.name!r} {odd.connection_limit}, {even.name!r} {even.connection_limit}"
+        limits = f"{odd.connection_limit} for {odd.name!r}, {even.connection_limit} for {even.name!r}"
+        yield f"the connection limits differ: {limits}"
 
 
 def _create(name: str, password: Secret | None) -> Change:
     clause = " PASSWORD '{verifier}'" if password else ""
-    text = f"create {name!r}" + ("" if password else ", without a password: nobody can log in with it yet")
+    text = f"create {name!r}" + ("" if password else ", without a password, so nobody can log in with it yet")
     return Change(text, f"CREATE ROLE {identifier(name)} LOGIN{clause}", password)
 
 
@@ -115,7 +116,7 @@ def _membership(role: Role, owner: str, version: int) -> Iterator[Change]:
     if found is None:
         text = f"make {role.name!r} a member of {owner!r}"
     elif version >= 16 and not (found.inherits and found.may_set):
-        text = f"let {role.name!r} act with the rights of {owner!r}, and as it"
+        text = f"let {role.name!r} use the rights of {owner!r}, and act as it"
     else:
         return
     yield Change(text, f"GRANT {identifier(owner)} TO {identifier(role.name)}{options}")
@@ -123,7 +124,7 @@ def _membership(role: Role, owner: str, version: int) -> Iterator[Change]:
 
 def _settings(role: Role, owner: Role) -> Iterator[Change]:
     if role.settings.get("", {}).get("role") != owner.name:
-        text = f"let what {role.name!r} creates belong to {owner.name!r}"
+        text = f"make {owner.name!r} the owner of what {role.name!r} creates"
         yield Change(text, f"ALTER ROLE {identifier(role.name)} SET role = {literal(owner.name)}")
     for database, wanted in sorted(owner.settings.items()):
         for setting, value in sorted(wanted.items()):

@@ -39,8 +39,8 @@ class Announcing:
             return f"waiting {self.seconds:.0f} s for pools to see it and to step aside from {self.username!r}"
         who = "; ".join(f"{counted(number, 'session')} of {origin}" for origin, number in self.unheard)
         return (
-            f"some pools have not heard that {self.username!r} is about to change, and have opened sessions of it "
-            f"since ({who}); waiting {self.seconds:.0f} s more for them, once"
+            f"some pools have not seen that {self.username!r} is about to change, and have opened sessions as that "
+            f"account since ({who}); waiting {self.seconds:.0f} s more, once"
         )
 
 
@@ -72,7 +72,7 @@ async def unheard(
             due = await database.time(admin) - timedelta(seconds=late_for)
             sessions = await database.sessions(admin, {pending.username: parity})
     except (RotationError, *DRIVER_ERRORS) as exc:
-        logger.warning("rotation: whether all pools have stepped aside cannot be seen: %s", text_of(exc))
+        logger.warning("rotation: cannot see whether all pools have stepped aside; going on: %s", text_of(exc))
         return ()
     exempt = rules.exempt_applications | {APPLICATION_NAME}
     late = Counter(

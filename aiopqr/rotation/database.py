@@ -186,7 +186,7 @@ class Database:
         finally:
             await close(con)
         if user != credential.username:
-            return Login(False, False, f"the server says that {credential.username!r} is {user!r}")
+            return Login(False, False, f"after logging in as {credential.username!r}, the session's user is {user!r}")
         return Login(True)
 
     async def login_patiently(self, credential: Credential, timeout: float) -> Login:

@@ -171,15 +171,15 @@ def _too_soon(facts: Facts, other: Parity, rules: Rules) -> Iterator[Objection]:
     name, left = facts.username(other), rules.spacing - elapsed
     if known is None:
         found = (
-            f"the store does not know when {name!r} was last changed, so that counts as just now; if you know, say it "
-            "with --assume-changed-before"
+            f"the store does not know when {name!r} was last changed, so it counts as changed just now; if you know "
+            "when, say so with --assume-changed-before"
         )
     elif elapsed < 0:
-        found = f"{name!r} was changed {duration(-elapsed)} in the future: a clock is wrong"
+        found = f"{name!r} was changed {duration(-elapsed)} in the future, so a clock is wrong"
     else:
         found = f"{name!r} was changed {duration(elapsed)} ago"
     needed = (
-        f"pools need up to {rules.spacing:.0f} s to have its new password everywhere (lifetime "
+        f"it can take {rules.spacing:.0f} s until all pools use its new password (lifetime "
         f"{rules.max_lifetime:.0f} + refresh {rules.refresh_interval:.0f} + margin {rules.margin:.0f})"
     )
     possible = facts.now + timedelta(seconds=left) if known else None
@@ -200,9 +200,9 @@ def _other_refused(facts: Facts, other: Parity) -> Iterator[Objection]:
     login = facts.logins[other]
     if not login.accepted:
         why = facts.why_not(other)
-        text = f"{facts.username(other)!r}, which pools would have to fall back to, does not log in: {login.text}{why}"
+        text = f"{facts.username(other)!r}, which pools would have to fall back to, cannot log in: {login.text}{why}"
         if facts.is_expired(other):
-            text += f". Rotate that account first, which renews it: --account {other}"
+            text += f". Rotate that account first, to renew it: --account {other}"
         yield Objection(Gate.OTHER_REFUSED, text, {"account": str(other), "refused": int(login.refused)})
 
 
@@ -232,8 +232,7 @@ def _old_sessions(facts: Facts, other: Parity, rules: Rules) -> Iterator[Objecti
         yield Objection(Gate.OLD_SESSIONS, text, {"account": str(other), **numbers})
     if unseen:
         text = (
-            f"this role cannot see when {counted(unseen, 'session')} of {name!r} began: "
-            "grant pg_read_all_stats to the role that rotates"
+            f"the admin role cannot see when {counted(unseen, 'session')} of {name!r} began: grant it pg_read_all_stats"
         )
         yield Objection(Gate.UNSEEN_SESSIONS, text, {"account": str(other), "sessions": unseen})
 
@@ -244,9 +243,9 @@ def _about_a_pooler(old: list[Session]) -> str:
     if not nameless or len(set(nameless)) > 1:
         return ""
     return (
-        f". Those without an application name, from {nameless[0] or 'a local socket'}, look like the server "
-        "connections of a pooler such as PgBouncer, which no application's pool replaces: set its server_lifetime "
-        "below max_lifetime, or run RECONNECT on its console"
+        f". Those without an application name, from {nameless[0] or 'a local socket'}, look like server connections of "
+        "a pooler such as PgBouncer, which no application's pool can replace: set the pooler's server_lifetime below "
+        "max_lifetime, or run RECONNECT on its console"
     )
 
 
@@ -256,6 +255,6 @@ def _mismatch(facts: Facts, parity: Parity) -> Iterator[Objection]:
     if login.accepted or (pending is not None and pending.accepted) or facts.is_expired(parity):
         return
     which = "neither the stored nor the staged password" if pending else "the stored password"
-    negated = "logs in" if pending else "does not log in"
+    negated = "works" if pending else "does not work"
     text = f"{which} of {facts.username(parity)!r} {negated}: {login.text}{facts.why_not(parity)}"
     yield Objection(Gate.MISMATCH, text, {"account": str(parity), "refused": int(login.refused)})

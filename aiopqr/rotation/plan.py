@@ -148,8 +148,8 @@ def _open_stage(facts: Facts, staged: Parity) -> tuple[Objection, bool]:
     """The objection to leaving another account's stage open, and whether that stage may be given up at all."""
     name, stored = facts.username(staged), facts.logins[staged]
     age = (facts.now - facts.secret.staged_at).total_seconds() if facts.secret.staged_at else None
-    since = f" for {duration(age)}" if age is not None else ""
-    text = f"a rotation of {name!r} is open{since}: run without choosing an account, which finishes it"
+    since = f" (it began {duration(age)} ago)" if age is not None else ""
+    text = f"a rotation of {name!r} is not finished{since}: run without --account to finish it"
     if not stored.accepted:
-        text += f" (it cannot be given up: the stored password of {name!r} does not log in: {stored.text})"
+        text += f" (it cannot be given up, since the stored password of {name!r} does not work: {stored.text})"
     return Objection(Gate.OPEN_STAGE, text, {"account": str(staged), "age": age}), stored.accepted

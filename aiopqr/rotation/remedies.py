@@ -41,13 +41,17 @@ class Remedies:
             raise RotationUndone(f"changing {self._name!r} failed before anything was changed: {text_of(problem)}")
         found = await self._in_force(staged)
         if found == staged.pair.pending:
-            logger.warning("rotation: the new password of %r is in force, though: %s", self._name, text_of(problem))
+            logger.warning(
+                "rotation: changing the password of %r raised an error, but the new password is in force: %s",
+                self._name,
+                text_of(problem),
+            )
         elif found is not None:
             raise RotationUndone(f"changing {self._name!r} failed and was undone: {text_of(problem)}")
         else:
             raise RotationFailed(
                 f"changing {self._name!r} failed: {text_of(problem)}. The new password is staged. Run it again to "
-                "finish or undo."
+                "finish or undo it."
             )
 
     async def undo(self, staged: StoredSecret, problem: str) -> NoReturn:
@@ -65,11 +69,11 @@ class Remedies:
             if login.accepted:
                 raise RotationUndone(f"changing {self._name!r} was undone: {problem}")
             raise RotationFailed(
-                f"{self._name!r} has its stored password back, but does not log in with it on the applications' path: "
-                f"{login.text}. Before: {problem}"
+                f"{self._name!r} has its stored password back, but cannot log in with it on the applications' path: "
+                f"{login.text}. The change was undone because {problem}"
             )
         raise RotationFailed(
-            f"changing {self._name!r} failed: {problem}. Undoing it failed, too: {failure}. Run it again."
+            f"changing {self._name!r} failed: {problem}. Undoing it also failed: {failure}. Run it again."
         )
 
     async def _give_up(self, staged: StoredSecret, problem: Exception) -> None:

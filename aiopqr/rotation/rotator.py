@@ -135,7 +135,7 @@ class Rotator:
             try:
                 changed_at = await self._rotate(plan)
             except StoreConflict as exc:  # before anything was altered: what was staged is no longer ours
-                text = f"another rotator, or a person, has just changed the store: {exc}. This run changed no password"
+                text = f"another rotator or a person has just changed the store: {exc}. This run changed no password"
                 raise RotationRefused([Objection(Gate.IN_PROGRESS, text)]) from None
         logger.info("rotation: the password of %r was changed (%s)", plan.username, plan.action)
         ended, warning = await self._end_sessions(plan, changed_at)
@@ -174,4 +174,4 @@ class _reported:  # noqa: N801 - it reads as contextlib's own do, one of which w
             exc.__cause__ = exc.__context__ = None
         elif isinstance(exc, DRIVER_ERRORS):
             exc.__cause__ = exc.__context__ = None
-            raise RotationFailed(f"the database did not answer as it should: {describe(exc)}. Run it again.") from None
+            raise RotationFailed(f"the database failed unexpectedly: {describe(exc)}. Run it again.") from None

@@ -37,13 +37,13 @@ _PROMOTE_PAUSES = (0.5, 1.0, 2.0)
 class Step(enum.StrEnum):
     """How far a rotation has come."""
 
-    CHECKED = "checked"  # nobody else rotates, and no gate objects
+    CHECKED = "checked"  # no gate objects, and no other rotation is running
     STAGED = "staged"  # the new password is in the store, next to the old one
-    ANNOUNCED = "announced"  # pools have had the time to see it and to use the other account
-    ALTERED = "altered"  # the database has it
-    VERIFIED = "verified"  # it logs in on the applications' path
-    PROMOTED = "promoted"  # it is the account's own in the store
-    ENDED = "ended"  # the account's old sessions are ended
+    ANNOUNCED = "announced"  # pools have had time to see it and to use the other account
+    ALTERED = "altered"  # the database has the new password
+    VERIFIED = "verified"  # a login with it succeeded on the applications' path
+    PROMOTED = "promoted"  # the store has it as the account's current password
+    ENDED = "ended"  # the account's old sessions have been ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Run:
             changed_at = await self._time(guard)
             await self._promote(staged, changed_at)
             if guard.is_closed():
-                logger.warning("rotation: the admin's session was lost on the way; a new one has finished the rotation")
+                logger.warning("rotation: the admin's connection was lost midway; a new one finished the rotation")
         tell(Step.PROMOTED)
         return changed_at
 
@@ -110,7 +110,7 @@ class Run:
             now = await self._judge(admin, secret)
             same = (now.action, now.username, now.abandons) == (plan.action, plan.username, plan.abandons)
             if not same or _usernames(secret.pair) != _usernames(pair):
-                text = f"the situation has changed since the plan: now it is to {now.action} {now.username!r}"
+                text = f"the situation has changed since the plan was made: now it is to {now.action} {now.username!r}"
                 raise RotationRefused([Objection(Gate.IN_PROGRESS, text)])
             tell(Step.CHECKED)
             if plan.abandons is not None:
@@ -129,8 +129,10 @@ class Run:
         except StoreError as exc:
             problem = str(exc)
         if (await self._store.read()).revision == secret.revision:
-            raise StoreNotWritable(f"the store does not take a new password: {problem}. No password was changed")
-        raise RotationFailed(f"the store may have taken the new password of {self._name!r}: {problem}. Run it again.")
+            raise StoreNotWritable(f"the store does not accept a new password: {problem}. No password was changed")
+        raise RotationFailed(
+            f"the store may have accepted the new password of {self._name!r}: {problem}. Run it again."
+        )
 
     async def _judge(self, admin: Any, secret: StoredSecret) -> Plan:
         """The plan as it would be now. Raises :class:`RotationRefused` when a gate objects."""
@@ -179,8 +181,8 @@ class Run:
             await self._remedies.undo(staged, f"the applications' path refuses its new password: {login.text}")
         if not login.accepted:
             raise RotationFailed(
-                f"{self._name!r} has its new password, which is staged, but whether applications can log in with it is "
-                f"not known: {login.text}. Run it again to finish."
+                f"{self._name!r} has its new password, which is also staged in the store, but it is not known whether "
+                f"applications can log in with it: {login.text}. Run it again to finish."
             )
 
     async def _time(self, guard: Any) -> datetime:
@@ -188,7 +190,10 @@ class Run:
         try:
             return await self._database.time(guard)
         except (RotationError, *DRIVER_ERRORS) as exc:
-            logger.warning("rotation: the change is dated by this machine's clock: %s", text_of(exc))
+            logger.warning(
+                "rotation: the database did not report its time, so this machine's clock dates the change: %s",
+                text_of(exc),
+            )
             return datetime.now(UTC)
 
     async def _promote(self, staged: StoredSecret, changed_at: datetime) -> None:
@@ -210,7 +215,7 @@ class Run:
                 if staged.pair.pending != pending:
                     break
         raise RotationFailed(
-            f"{self._name!r} has its new password, but the store did not take it: {problem}. Run it again to finish."
+            f"{self._name!r} has its new password, but the store did not accept it: {problem}. Run it again to finish."
         )
 
 

@@ -133,7 +133,7 @@ class VaultRolesRotator(Rotator):
             login = await self._database.login(credential)
             if not login.accepted:
                 raise RotationFailed(
-                    f"Vault has changed the password of {plan.username!r}, but it does not log in on the applications' "
+                    f"Vault has changed the password of {plan.username!r}, but it does not work on the applications' "
                     f"path: {login.text}. Do not change the other account before it does."
                 )
             settings.listener(Step.VERIFIED)
@@ -150,7 +150,9 @@ class VaultRolesRotator(Rotator):
         try:
             now = await self._roles.read()
         except StoreError as exc:
-            found = f"whether it did is not known: {problem}" if problem else f"says that it did, but fails now: {exc}"
+            found = (
+                f"it is not known whether it did: {problem}" if problem else f"says that it did, but now fails: {exc}"
+            )
             raise RotationFailed(
                 f"Vault was asked to change the password of {plan.username!r}, and {found}. Do not change the other "
                 "account before `aiopqr check` says that this one logs in."
@@ -159,14 +161,14 @@ class VaultRolesRotator(Rotator):
         assert credential is not None
         if credential != before.pair[plan.parity]:
             return now
-        problem = problem or "it says that it did, and shows the old one"
+        problem = problem or "it says that it did, but still shows the old one"
         login = await self._database.login(credential)
         if login.accepted:
             raise RotationUndone(
-                f"Vault did not change the password of {plan.username!r}; the old one works: {problem}"
+                f"Vault did not change the password of {plan.username!r}, and the old one still works: {problem}"
             )
         raise RotationFailed(
-            f"Vault did not change the password of {plan.username!r} in order, which does not log in with the one that "
-            f"Vault shows ({login.text}): {problem}. Vault repairs this by itself; do not change the other account "
-            "before this one logs in."
+            f"Vault did not complete the change of {plan.username!r}: the password that it shows does not work "
+            f"({login.text}): {problem}. Vault repairs this by itself; do not change the other account before this one "
+            "logs in."
         )

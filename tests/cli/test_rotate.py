@@ -73,11 +73,11 @@ async def test_done_is_0_and_tells_each_step(cli: Cli) -> None:
     assert (code, out) == (0, f"{before.even.username}: changed\n")
     assert err.splitlines() == [
         f"rotate {before.even.username} (even)",
-        "no gate objects, and nobody else rotates",
+        "no gate objects, and no other rotation is running",
         "the new password is staged in the store",
-        "the database has it",
-        "it logs in on the applications' path",
-        "the store has it as the account's own",
+        "the database has the new password",
+        "a login with it succeeded on the applications' path",
+        "the store has it as the account's current password",
     ]
     assert (await cli.store.read()).pair.even != before.even
 
@@ -87,7 +87,7 @@ async def test_a_refusal_is_3_and_tells_the_gate_its_numbers_and_its_flag(cli: C
     code, out, err = await cli()
     assert (code, out) == (3, "")
     assert "refused [too-soon]" in err
-    assert "pools need up to 1980 s" in err
+    assert "it can take 1980 s" in err
     assert "--force-too-soon overrides this" in err
     code, _, err = await cli("--force-too-soon")
     assert code == 0
@@ -203,7 +203,7 @@ async def test_interrupted_while_announcing_says_where_it_stands_and_the_same_co
     _, err = await process.communicate()
     assert process.returncode == 130
     assert b"interrupted: the rotation of" in err
-    assert b"run the same command, which finishes it" in err
+    assert b"run the same command again to finish it" in err
     code, _, err = await cli("--announce", "0.1")
     assert code == 4
     assert "waiting" not in err  # starting the second process took longer than that

@@ -68,4 +68,4 @@ async def test_a_secret_is_set_up_checked_and_rotated(server: PostgresServer, en
     assert (code, told["outcome"]) == (0, "done"), err
     code, told, err = await run(server, endpoint, "check", "--dsn", f"{server.dsn}?sslmode=disable", *secret)
     assert code == 4  # the two changes were too close
-    assert "two dead passwords" in json.dumps(told)
+    assert "two old passwords" in json.dumps(told)

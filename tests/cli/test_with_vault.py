@@ -51,7 +51,7 @@ async def test_a_secret_is_set_up_checked_and_rotated(server: PostgresServer, va
     assert (code, told["outcome"]) == (0, "done"), err
     code, told, err = await run(server, vault, *check)
     assert code == 4
-    assert "two dead passwords" in json.dumps(told)
+    assert "two old passwords" in json.dumps(told)
 
     code, _, err = await run(server, vault, *rotate, "--dry-run", token="nonsense")
     assert code == 2
@@ -72,7 +72,7 @@ async def test_static_roles_are_checked_for_their_times_and_rights(
     assert code == 4, err
     findings = {finding["name"]: finding for finding in told["findings"]}
     assert findings["odd logs in"]["level"] == findings["Vault policy"]["level"] == "ok"
-    assert "pools could hold two dead passwords" in findings["Vault rotation"]["text"]
+    assert "pools could be left with two old passwords" in findings["Vault rotation"]["text"]
     assert f"vault write -f {vault_database.mount}/rotate-role/even` at " in findings["Vault rotation"]["advice"]
 
     token = await vault.token_for(f'path "{vault_database.mount}/static-creds/odd" {{ capabilities = ["read"] }}')
@@ -106,7 +106,7 @@ NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
         (86400.0 - 60.0, (86400.0, 86400.0), Level.PROBLEM, "rotate-role/even` at "),
         (43200.0, (86400.0, 86400.0), Level.OK, ""),
         (100.0, (600.0, 600.0), Level.PROBLEM, "set rotation_period to 3960 s"),
-        (43200.0, (86400.0, 80000.0), Level.WARNING, "one rotation_period"),
+        (43200.0, (86400.0, 80000.0), Level.WARNING, "the same rotation_period"),
         (43200.0, (None, None), Level.NOTE, "never come closer"),
         (10.0, (None, None), Level.PROBLEM, "half a period apart"),
     ],

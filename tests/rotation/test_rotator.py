@@ -348,7 +348,7 @@ async def test_a_store_that_stays_down_leaves_it_to_the_next_run(rig: Any, monke
         async def promote(self, *args: Any, **kwargs: Any) -> StoredSecret:
             raise StoreError("no route")
 
-    with pytest.raises(RotationFailed, match="did not take it: no route"):
+    with pytest.raises(RotationFailed, match="did not accept it: no route"):
         await rotate(rig.rotator(store=Down(rig.path)))
     assert (await rotate(rig.rotator())).action is Action.FINISH
     assert await rig.is_whole()
@@ -502,7 +502,7 @@ async def test_an_undoing_that_fails_is_told_and_the_next_run_makes_the_pair_who
             raise asyncpg.InvalidPasswordError("password authentication failed")
         return await asyncpg.connect(rig.postgres.dsn, user=credential.username, password=credential.password.reveal)
 
-    with pytest.raises(RotationFailed, match=r"Undoing it failed, too: no route"):
+    with pytest.raises(RotationFailed, match=r"Undoing it also failed: no route"):
         await rotate(rig.rotator(verify=verify, store=Down(rig.path)))
     assert await rig.accepts(known.even)
     assert (await rotate(rig.rotator())).action is Action.RESUME
