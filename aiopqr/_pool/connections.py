@@ -169,8 +169,10 @@ class Connections:
         pooled = PooledConnection(
             con, made.attempt, epoch, now, deadline, busy_check(con), stand_in, watch, idle_since=now
         )
+        pooled.doubt(self._doubted_at)  # if it has arisen meanwhile
         self._open.add(pooled)
         con.add_termination_listener(partial(_ended, weakref.ref(self), pooled))
+        pooled.rest(pooled.is_busy())
         return pooled
 
     async def open_spare(self) -> PooledConnection:
@@ -200,7 +202,6 @@ class Connections:
             self.by_connection[con] = pooled
             if pooled.attempt.begun <= self._drained_at and self.is_superseded(pooled):
                 pooled.expire("superseded", self._loop.time())
-            pooled.rest(pooled.is_busy())
             self.on_begin(pooled)
         return con
 
@@ -269,7 +270,7 @@ class Connections:
             self._doubted_at = since
             self.maker.be_wary()
             self.begin_epoch()
-            for other in self:
+            for other in self._open:
                 other.doubt(since)
         self.part_with(pooled)
 

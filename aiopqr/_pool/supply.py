@@ -179,17 +179,23 @@ class Supply:
             self._loop.call_soon(self.dispatch)
 
     async def _connect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        pooled: Any = self._replacement.take_spare()
-        is_stale = pooled is not None and self._now() - pooled.born > self._check_after
-        if is_stale and not await self._is_alive(pooled):
-            pooled = None
-        if pooled is None or pooled.con.is_closed():
+        spare = self._replacement.take_spare()
+        pooled: Any = spare or await self._open_for_place(args, kwargs)
+        is_stale = spare is not None and self._now() - spare.born > self._check_after
+        if (is_stale or _is_doubted(pooled)) and not await self._is_alive_at_rest(pooled):
             pooled = await self._open_for_place(args, kwargs)
         if not isinstance(pooled, PooledConnection):
             return pooled
         pooled.idle_since = now = self._now()
         pooled.trusted_until = now + self._check_after
         return self._connections.adopt(pooled)
+
+    async def _is_alive_at_rest(self, pooled: PooledConnection) -> bool:
+        pooled.lend()
+        if not await self._is_alive(pooled):
+            return False
+        pooled.rest(pooled.is_busy())
+        return not pooled.con.is_closed()
 
     async def _open_for_place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         task = asyncio.current_task()
@@ -354,6 +360,11 @@ class Supply:
         pause = random.uniform(0.5, 1.0) * min(BACKOFF_FIRST * 2 ** min(self._short_lives, 10), BACKOFF_MAX)
         self._short_lives += 1
         self._floor_not_before = now + pause
+
+
+def _is_doubted(opened: Any) -> bool:
+    """Whether its server may have ceased to take writes while it was being opened."""
+    return isinstance(opened, PooledConnection) and opened.watch is not None and opened.watch.is_doubted
 
 
 def _current_task() -> asyncio.Task[Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -43,6 +43,10 @@ async def fill(pool: aiopqr.AlternatingPool, count: int) -> set[int]:
 
 def pool_connections(pool: aiopqr.AlternatingPool) -> list[Any]:
     return [pooled.con for pooled in pool._connections]
+
+
+async def acquired(pool: aiopqr.AlternatingPool) -> Any:
+    return await pool.acquire()
 
 
 async def write(pool: aiopqr.AlternatingPool) -> None:
@@ -119,6 +123,40 @@ async def test_a_connection_in_use_is_left_alone_until_its_release(
             assert await held.fetchval("select 1") == 1
             await pool.release(held)
             await eventually(lambda: pool.stats().not_writable == 2)
+
+
+async def test_a_connection_whose_init_is_under_way_meanwhile_is_asked_before_its_first_use(
+    guarded: Callable[..., Any], postgres: RotatingPostgres
+) -> None:
+    slow, begun, go_on = False, asyncio.Event(), asyncio.Event()
+    waiting: list[asyncio.Task[Any]] = []
+
+    async def init(_: asyncpg.Connection) -> None:
+        if slow:
+            begun.set()
+            await go_on.wait()
+
+    async with guarded(init=init, max_size=2) as pool:
+        await fill(pool, 1)
+        slow = True
+        async with AsyncExitStack() as until_then:
+
+            async def write_once_another_is_being_opened() -> None:
+                async with pool.acquire() as held:
+                    waiting.append(asyncio.create_task(acquired(pool)))
+                    await begun.wait()
+                    await until_then.enter_async_context(read_only(postgres))
+                    await held.execute("create table t ()")
+
+            with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+                await write_once_another_is_being_opened()
+            await eventually(lambda: pool.stats().not_writable == 1)
+            slow = False
+            go_on.set()
+            await eventually(lambda: pool.stats().not_writable == 2)
+        con = await waiting[0]
+        await con.execute("create table t ()")
+        await pool.release(con)
 
 
 @pytest.mark.parametrize("session_reset", ["full", "deferred", "transaction"])
