@@ -14,8 +14,9 @@ from itertools import starmap
 from typing import Any, Self, TypeVar, Unpack, cast
 
 from ..credentials import Credential, CredentialPair, Parity
-from ..sources.vault.client import VaultClient, VaultOptions
+from ..sources.vault.client import VaultClient
 from ..sources.vault.errors import VaultError
+from ..sources.vault.reach import VaultOptions
 from ..sources.vault.rights import in_policy, lacking
 from .errors import RotationFailed, RotationUndone, StoreError
 from .gates import Gate

@@ -13,7 +13,8 @@ from .remote import ExistingPostgres
 from .rotating import RotatingPostgres
 from .server import PostgresServer
 from .source import HANG, ScriptedSource
-from .vault import Vault, VaultDatabase
+from .vault import Vault
+from .vault_database import VaultDatabase
 
 __all__ = [
     "HANG",

@@ -13,8 +13,9 @@ from typing import Any, Self, TypeVar, Unpack
 from ...credentials import Credential, CredentialPair, parse_time
 from ...errors import InvalidSecret
 from ...sources.trouble import Trouble
-from ...sources.vault.client import VaultClient, VaultOptions
+from ...sources.vault.client import VaultClient
 from ...sources.vault.errors import VaultError
+from ...sources.vault.reach import VaultOptions
 from ...sources.vault.rights import in_policy, lacking
 from ..errors import StoreConflict, StoreError
 from .document import abandoned, new_document, promoted, read_document, staged

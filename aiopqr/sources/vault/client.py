@@ -13,16 +13,17 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from ..._threads import OwnThread
 from ...credentials import Secret
-from ...errors import AiopqrError, MissingExtra, without_frames
+from ...errors import AiopqrError, without_frames
 from ...options import positive
 from ..trouble import Trouble
 from .auth import Auth, TokenFile
 from .errors import ADVICE, VaultError, of_answer, of_exception
+from .reach import new_client, setting, usual_cert, usual_verify
 
 logger = logging.getLogger("aiopqr")
 
@@ -31,19 +32,6 @@ _warned: set[str] = set()
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TRY_AGAIN = 5.0
 _LOOK_UP_AFTER = 4.0, 9.0
-
-
-class VaultOptions(TypedDict, total=False):
-    """How to reach Vault; see :class:`aiopqr.sources.VaultSource`."""
-
-    url: str | None
-    token: str | Secret | None
-    auth: Auth | None
-    namespace: str | None
-    verify: bool | str | None
-    cert: tuple[str, str] | None
-    timeout: float
-    client: Any
 
 
 @dataclass(slots=True)
@@ -77,12 +65,12 @@ class VaultClient:
         timeout: float = 5.0,
         client: Any = None,
     ) -> None:
-        self._url = url or _setting("ADDR") or "http://localhost:8200"
+        self._url = url or setting("ADDR") or "http://localhost:8200"
         self._token = Secret(token) if isinstance(token, str) else token
         self._auth = auth
-        self._namespace = namespace or _setting("NAMESPACE")
-        self._verify = _verify() if verify is None else verify
-        self._cert = cert or _cert()
+        self._namespace = namespace or setting("NAMESPACE")
+        self._verify = usual_verify() if verify is None else verify
+        self._cert = cert or usual_cert()
         self._timeout = positive("timeout", timeout)
         self._given = client
         self._thread = OwnThread("aiopqr-vault")
@@ -158,7 +146,7 @@ class VaultClient:
         if self._given is not None:
             client = self._given
         else:
-            client = _new_client(
+            client = new_client(
                 url=self._url,
                 token=self._token.reveal() if self._token else None,
                 namespace=self._namespace,
@@ -272,36 +260,3 @@ def _json(answer: Any) -> dict[str, Any] | None:
     except ValueError:
         return None
     return told if isinstance(told, dict) else None
-
-
-def _new_client(*, verify: bool | str, cert: tuple[str, str] | None, **options: Any) -> Any:
-    try:
-        import hvac
-        import requests
-    except ImportError:
-        raise MissingExtra("Vault", "vault") from None
-
-    class Session(requests.Session):
-        def get_redirect_target(self, resp: requests.Response) -> str | None:
-            """Where a standby sends us; never from https to http, since the token goes along."""
-            target = super().get_redirect_target(resp)
-            return None if target and str(resp.url).startswith("https:") and target.startswith("http:") else target
-
-    session = Session()
-    session.verify, session.cert = verify, cert
-    return hvac.Client(verify=verify, cert=cert, session=session, **options)
-
-
-def _setting(name: str) -> str | None:
-    return os.environ.get(f"VAULT_{name}") or os.environ.get(f"BAO_{name}")
-
-
-def _verify() -> bool | str:
-    if (_setting("SKIP_VERIFY") or "").lower() in ("1", "t", "true"):
-        return False
-    return _setting("CACERT") or _setting("CAPATH") or True
-
-
-def _cert() -> tuple[str, str] | None:
-    cert, key = _setting("CLIENT_CERT"), _setting("CLIENT_KEY")
-    return (cert, key) if cert and key else None

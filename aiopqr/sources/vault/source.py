@@ -10,10 +10,11 @@ from typing import Protocol, Unpack
 
 from ...credentials import CredentialPair
 from ...options import non_negative
-from .client import VaultClient, VaultOptions
+from .client import VaultClient
 from .errors import VaultError
 from .kv import KvReader
 from .leases import LeaseReader
+from .reach import VaultOptions
 from .static_roles import StaticRolesReader
 
 logger = logging.getLogger("aiopqr")

@@ -187,9 +187,9 @@ async def test_without_hvac_a_message_says_what_to_install(monkeypatch: pytest.M
 
 
 async def test_a_redirect_from_https_to_http_is_not_followed(stub: Any) -> None:
-    from aiopqr.sources.vault.client import _new_client
+    from aiopqr.sources.vault.reach import new_client
 
-    client = _new_client(verify=True, cert=None, url="https://vault", token="t")
+    client = new_client(verify=True, cert=None, url="https://vault", token="t")
     answer: Any = type(
         "Answer", (), {"is_redirect": True, "headers": {"location": stub.url}, "url": "https://vault/v1"}
     )
