@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from support.pgbouncer import PgBouncer
 from support.proxy import Proxy
-from support.standby import Standby, follow
+from support.standby import Standby, rejoin
 
 import aiopqr
 from aiopqr.events import Event, NotWritable
@@ -29,13 +29,13 @@ class Cluster:
         self.primary, self.standby, self.postgres = primary, standby, postgres
         self.gap = 0.0, 0.0  # the time without a writer
 
-    async def switch_over(self) -> None:
+    async def switch_over(self, mode: str = "fast") -> None:
         """Shut the primary down, promote the standby, and bring the old primary back as its standby."""
         began = time.monotonic()
-        await self.primary.halt("fast")
+        await self.primary.halt(mode)
         await self.standby.promote()
         self.gap = began, time.monotonic()
-        follow(self.primary, self.standby)
+        await asyncio.to_thread(rejoin, self.primary, self.standby)
         await self.primary.resume()
 
     def pool(self, *addresses: tuple[str, int], **options: Any) -> aiopqr.AlternatingPool:
@@ -106,13 +106,14 @@ class Writers:
         return [at for at, error in self.writes if isinstance(error, asyncpg.ReadOnlySQLTransactionError)]
 
 
-async def test_with_two_hosts_writes_fail_only_while_there_is_no_writer(cluster: Cluster) -> None:
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_with_two_hosts_writes_fail_only_while_there_is_no_writer(cluster: Cluster, mode: str) -> None:
     old, new = ((server.host, server.port) for server in (cluster.primary, cluster.standby))
     async with cluster.pool(old, new) as pool:
         writers = Writers(pool)
         async with writers.running():
             await writers.write()
-            await cluster.switch_over()
+            await cluster.switch_over(mode)
             await writers.write(200)
     assert writers.failed_outside(cluster.gap) == []
     assert writers.misled_at() == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from pathlib import Path
 
-from aiopqr.testing import EmbeddedPostgres, ServerError
+from aiopqr.testing import EmbeddedPostgres, NotAvailable, ServerError
 
 
 class Standby(EmbeddedPostgres):
@@ -15,31 +17,7 @@ class Standby(EmbeddedPostgres):
         self.primary = primary
 
     def _create(self) -> None:
-        source = _way_to(self.primary, self)
-        command = [
-            self.binaries["pg_basebackup"],
-            "-D",
-            str(self.data),
-            "-d",
-            source,
-            "-X",
-            "stream",
-            "-c",
-            "fast",
-            "-N",
-        ]
-        made = subprocess.run(
-            command,
-            cwd="/",
-            check=False,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            **self.run_as.popen(),
-        )
-        if made.returncode != 0:
-            raise ServerError(f"pg_basebackup of {self.primary!r} failed:\n{made.stdout[-3000:]}")
-        follow(self, self.primary)
+        _copy(self.primary, self)
 
     async def catch_up(self) -> None:
         """Wait until everything that the primary has written is visible here."""
@@ -57,16 +35,32 @@ class Standby(EmbeddedPostgres):
             raise ServerError(f"{self!r} was not promoted. The end of its log:\n{self.log_text()[-3000:]}")
 
 
-def follow(server: EmbeddedPostgres, leader: EmbeddedPostgres) -> None:
-    """Have ``server`` start as a standby of ``leader``.
+def rejoin(server: EmbeddedPostgres, leader: EmbeddedPostgres) -> None:
+    """Make a former primary, which does not run any more, a standby of ``leader``: with a new copy of its files."""
+    shutil.rmtree(server.data)
+    _copy(leader, server)
 
-    It must not run. If it was a primary, it must have been shut down in order before the leader was promoted: only then
-    has it nothing that the leader does not have.
-    """
-    signal = server.data / "standby.signal"
+
+def _copy(leader: EmbeddedPostgres, follower: EmbeddedPostgres) -> None:
+    program = Path(follower.binaries["pg_basebackup"])
+    if not program.exists():
+        raise NotAvailable(f"a standby needs pg_basebackup, which is not in {program.parent}")
+    way = _way_to(leader, follower)
+    made = subprocess.run(
+        [program, "-D", follower.data, "-d", way, "-X", "stream", "-c", "fast", "-N"],
+        cwd="/",
+        check=False,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **follower.run_as.popen(),
+    )
+    if made.returncode != 0:
+        raise ServerError(f"pg_basebackup of {leader!r} failed:\n{made.stdout[-3000:]}")
+    signal = follower.data / "standby.signal"
     signal.touch()
-    server.run_as.own(signal)
-    server._settings |= {"primary_conninfo": _way_to(leader, server), "wal_retrieve_retry_interval": "100ms"}
+    follower.run_as.own(signal)
+    follower._settings |= {"primary_conninfo": way, "wal_retrieve_retry_interval": "100ms"}
 
 
 def _way_to(leader: EmbeddedPostgres, follower: EmbeddedPostgres) -> str:
