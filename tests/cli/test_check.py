@@ -16,9 +16,11 @@ import pytest
 from typer.testing import CliRunner
 
 from aiopqr.cli import application
-from aiopqr.cli.check import EXIT_CODES, schedule_of, sslmode_of
-from aiopqr.cli.check_facts import Account
-from aiopqr.cli.check_findings import Facts, Finding, Level, findings, period_of
+from aiopqr.cli.check.command import EXIT_CODES, schedule_of, sslmode_of
+from aiopqr.cli.check.facts import Account
+from aiopqr.cli.check.findings import findings
+from aiopqr.cli.check.timing import period_of
+from aiopqr.cli.check.values import Facts, Finding, Level
 from aiopqr.credentials import Credential, CredentialPair, Parity
 from aiopqr.refusals import Verdict
 from aiopqr.rotation import FileStore

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from support.vault import run
 
-from aiopqr.cli.check_findings import Level
-from aiopqr.cli.check_vault import RoleTimes, spacing
+from aiopqr.cli.check.values import Level
+from aiopqr.cli.check.vault import RoleTimes, spacing
 from aiopqr.rotation.gates import Rules
 from aiopqr.testing import PostgresServer, RotatingPostgres, Vault, VaultDatabase
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import aiopqr
-from aiopqr.cli.check_facts import look
+from aiopqr.cli.check.facts import look
 from aiopqr.credentials import Credential, Secret
 from aiopqr.rotation import Rotator
 from aiopqr.rotation.connects import admin_by_dsn

@@ -1,4 +1,4 @@
-"""``aiopqr demo``: passwords change under load on a real Postgres, and nothing fails. Here: its options and its end."""
+"""The command: its options, how it ends, and the picture."""
 
 from __future__ import annotations
 

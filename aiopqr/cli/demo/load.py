@@ -1,6 +1,6 @@
 """The load: workers that do what a service does, and the tally of how that went.
 
-Apart from the run because it is the same for every pool: it knows neither passwords nor rotations, only ``acquire()``.
+It is the same for every pool: it knows neither passwords nor rotations, only ``acquire()``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The demo's picture: acquire latency over time, with every change of a password marked.
 
-Apart because matplotlib is optional, and slow to import: it is drawn when the run is over.
+matplotlib is optional and slow to import, so that waits until the run is over.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The demo itself: pools under load while passwords change, watched by whoever draws it.
 
-Apart from the command line and from the drawing, so that tests run it as the command does, on a console of their own.
+It knows neither the command line nor the drawing, so that tests can run it on a screen of their own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the demo is played on: a server, the two accounts, a database for each contestant, and the credentials file.
 
-Apart from the rest because this is the operator's side. It changes passwords as an operator would who knows nothing of
+This is the operator's side. It changes passwords as an operator would who knows nothing of
 the pools: in the database, and then in a file.
 """
 

@@ -1,6 +1,6 @@
 """The demo on a terminal: a live picture of the run, or lines where there is no terminal; and the verdict in words.
 
-Apart from the run because it only looks. All times come from the run.
+It only looks: all times come from the run.
 """
 
 from __future__ import annotations

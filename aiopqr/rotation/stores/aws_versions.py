@@ -1,6 +1,6 @@
 """What the versions of a pair's secret mean to a rotator: values in, a stored secret out.
 
-It stands apart because none of it needs AWS, and because the store and the rotation Lambda must agree on it.
+The store and the rotation Lambda must agree on it. None of it needs AWS.
 """
 
 from __future__ import annotations

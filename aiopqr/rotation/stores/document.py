@@ -1,6 +1,6 @@
 """The keys of a stored secret, and how each step of a rotation changes them: mappings in, mappings out.
 
-It stands apart because every store keeps the same document, and none of this needs one to be tested.
+Every store keeps the same document. None of this needs a store to be tested.
 """
 
 from __future__ import annotations

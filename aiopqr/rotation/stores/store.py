@@ -1,4 +1,4 @@
-"""What a rotator asks of a secret store. It stands apart because anyone can supply a store of their own.
+"""What a rotator asks of a secret store. You can supply a store of your own.
 
 A stored secret is a pair and, while a rotation is under way, one *staged* password: the newer password of one of the
 two accounts, which the database may or may not accept yet. The staged password is recorded before the database is

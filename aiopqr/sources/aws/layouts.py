@@ -1,6 +1,6 @@
 """How two accounts lie in AWS Secrets Manager, and what the versions in its stages come to: values in, a pair out.
 
-It stands apart because it is the whole meaning of the stages, and needs neither AWS nor an event loop.
+This is all that the stages mean. It needs neither AWS nor an event loop.
 
 * **pair**: one secret with gopqr's five keys. AWSCURRENT is the pair; AWSPENDING, where it differs, holds the newer
   password of one account.

@@ -8,16 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from ..credentials import Parity
-from ..errors import AiopqrError
-from ..rotation.errors import PathDown, RotationRefused, RotationUndone, StoreNotWritable
-from ..rotation.gates import Gate, Rules
-from ..rotation.passwords import PasswordRule
-from ..rotation.plan import Action
-from ..rotation.rotator import Rotator
-from ..rotation.stores.store import SecretStore
-from ..rotation.vault_roles import VaultRoles, VaultRolesRotator
-from .ops_input import (
+from ...credentials import Parity
+from ...errors import AiopqrError
+from ...rotation.errors import PathDown, RotationRefused, RotationUndone, StoreNotWritable
+from ...rotation.gates import Gate, Rules
+from ...rotation.passwords import PasswordRule
+from ...rotation.plan import Action
+from ...rotation.rotator import Rotator
+from ...rotation.stores.store import SecretStore
+from ...rotation.vault_roles import VaultRoles, VaultRolesRotator
+from ..ops_input import (
     VAULT_HELP,
     UsageError,
     admin_connect,
@@ -28,7 +28,7 @@ from .ops_input import (
     open_store,
     run,
 )
-from .rotate_output import Output
+from .output import Output
 
 DONE, FAILED, NOT_TRIED, REFUSED, FINISHED, UNDONE, LEFT_TO_DO = 0, 1, 2, 3, 4, 5, 6
 

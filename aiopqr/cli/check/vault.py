@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import starmap
 
-from ..credentials import CredentialPair, Parity
-from ..errors import SourceError
-from ..rotation.errors import StoreError
-from ..rotation.gates import Rules
-from ..rotation.stores.vault import VaultStore
-from ..sources.trouble import Trouble
-from ..sources.vault.client import VaultClient
-from ..sources.vault.errors import VaultError
-from ..sources.vault.kv import KvReader
-from ..sources.vault.leases import LeaseReader
-from ..sources.vault.rights import in_policy, lacking
-from ..sources.vault.source import Reader
-from ..sources.vault.static_roles import StaticRolesReader
-from .check_findings import Finding, Level
+from ...credentials import CredentialPair, Parity
+from ...errors import SourceError
+from ...rotation.errors import StoreError
+from ...rotation.gates import Rules
+from ...rotation.stores.vault import VaultStore
+from ...sources.trouble import Trouble
+from ...sources.vault.client import VaultClient
+from ...sources.vault.errors import VaultError
+from ...sources.vault.kv import KvReader
+from ...sources.vault.leases import LeaseReader
+from ...sources.vault.rights import in_policy, lacking
+from ...sources.vault.source import Reader
+from ...sources.vault.static_roles import StaticRolesReader
+from .values import Finding, Level
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What an account finds when it logs in as an application would: asked by SQL, in one read-only transaction.
 
-Apart because it is all the SQL of ``aiopqr check``; what it means is said in ``check_findings``.
+All the SQL of ``aiopqr check`` is here. What it means is said in ``findings``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from .._login import DRIVER_ERRORS, answered, connect_once
-from ..credentials import Credential
-from ..errors import describe
-from ..refusals import Verdict, classify
+from ..._login import DRIVER_ERRORS, answered, connect_once
+from ...credentials import Credential
+from ...errors import describe
+from ...refusals import Verdict, classify
 
 _ROLE = """
 SELECT session_user::text AS session_user, current_user::text AS current_user, pg_backend_pid() AS pid,

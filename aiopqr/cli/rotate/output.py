@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.status import Status
 
-from ..rotation.announcing import Announcing
-from ..rotation.gates import Objection
-from ..rotation.plan import Action, Plan
-from ..rotation.rotator import Rotation
-from ..rotation.run import Step
-from ..rotation.words import counted
+from ...rotation.announcing import Announcing
+from ...rotation.gates import Objection
+from ...rotation.plan import Action, Plan
+from ...rotation.rotator import Rotation
+from ...rotation.run import Step
+from ...rotation.words import counted
 
 _STEP_TEXTS = {
     Step.CHECKED: "no gate objects, and no other rotation is running",

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from .._login import verifier
-from ..credentials import Secret
-from ..rotation.sql import identifier, literal
+from ..._login import verifier
+from ...credentials import Secret
+from ...rotation.sql import identifier, literal
 
 #: Settings of a role by database ("" for all databases), then by name.
 Settings = Mapping[str, Mapping[str, str]]

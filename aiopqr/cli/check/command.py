@@ -17,17 +17,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .._login import place_of
-from ..credentials import CredentialPair, Parity
-from ..errors import AiopqrError, SourceError, describe
-from ..rotation.errors import StoreError
-from ..rotation.gates import Rules
-from ..rotation.stores.file import FileStore
-from ..sources import as_source
-from .check_facts import look
-from .check_findings import Facts, Finding, Level, Schedule, file_findings, findings, period_of
-from .check_vault import looking
-from .ops_input import VAULT_HELP, dsn_without_password, exactly_one, from_aws, imported, run, vault_place
+from ..._login import place_of
+from ...credentials import CredentialPair, Parity
+from ...errors import AiopqrError, SourceError, describe
+from ...rotation.errors import StoreError
+from ...rotation.gates import Rules
+from ...rotation.stores.file import FileStore
+from ...sources import as_source
+from ..ops_input import VAULT_HELP, dsn_without_password, exactly_one, from_aws, imported, run, vault_place
+from .facts import look
+from .findings import file_findings, findings
+from .timing import period_of
+from .values import Facts, Finding, Level, Schedule
+from .vault import looking
 
 EXIT_CODES = {Level.OK: 0, Level.NOTE: 0, Level.WARNING: 3, Level.PROBLEM: 4}
 _STYLES = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}

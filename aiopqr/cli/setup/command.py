@@ -13,17 +13,17 @@ from typing import Annotated, Any
 import asyncpg
 import typer
 
-from .._login import no_frames
-from ..credentials import Credential, CredentialPair, Parity, Secret
-from ..errors import ConfigurationError, RotationError, describe
-from ..rotation.database import Database
-from ..rotation.errors import StoreConflict, StoreError
-from ..rotation.gates import Rules
-from ..rotation.passwords import PasswordRule
-from ..rotation.sql import identifier
-from ..rotation.words import moment
-from .ops_input import admin_connect, admin_password, dsn_without_password, open_store, run
-from .setup_roles import STATE, Change, Role, changes, differences, role_of
+from ..._login import no_frames
+from ...credentials import Credential, CredentialPair, Parity, Secret
+from ...errors import ConfigurationError, RotationError, describe
+from ...rotation.database import Database
+from ...rotation.errors import StoreConflict, StoreError
+from ...rotation.gates import Rules
+from ...rotation.passwords import PasswordRule
+from ...rotation.sql import identifier
+from ...rotation.words import moment
+from ..ops_input import admin_connect, admin_password, dsn_without_password, open_store, run
+from .roles import STATE, Change, Role, changes, differences, role_of
 
 DONE, NEEDS_ATTENTION = 0, 3
 
