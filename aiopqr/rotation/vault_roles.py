@@ -82,12 +82,8 @@ class VaultRoles:
         return Credential(answer["username"], answer["password"]), changed_at
 
     async def _run(self, work: Callable[[], _T]) -> _T:
-        def attended() -> _T:
-            self._client.attend()
-            return work()
-
         try:
-            return await self._client.run(attended)
+            return await self._client.serve(work)
         except VaultError as exc:
             problem = str(exc)
         raise StoreError(problem)

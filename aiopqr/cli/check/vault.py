@@ -51,7 +51,6 @@ async def looking(
     client, reader, paths = VaultClient(), _reader(kv, roles, dynamic, mount), _paths(kv, roles, dynamic, mount)
 
     def work() -> Looked:
-        client.attend()
         lacking = list(_rights(client, paths))
         try:
             pair = reader.read(client)
@@ -75,7 +74,7 @@ async def looking(
             client.close()
 
     try:
-        looked = await client.run(work)
+        looked = await client.serve(work)
         if kv is not None:
             async with VaultStore(kv[1], mount=kv[0]) as store:
                 with contextlib.suppress(StoreError):  # another layout than the pair's keeps no times

@@ -18,22 +18,23 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..._threads import OwnThread
-from ...credentials import Credential, CredentialPair, parse_secret
+from ...credentials import CredentialPair, parse_secret
 from ...errors import InvalidSecret, without_frames
 from ..errors import StoreConflict, StoreError
-from .document import abandoned, new_document, promoted, read_document, staged
+from .document import new_document, read_document
 from .store import StoredSecret
+from .whole import Change, WholeStore
 
 _T = TypeVar("_T")
 _LOCK_TIMEOUT = 10.0
 
 
-class FileStore:
+class FileStore(WholeStore):
     """A JSON file with gopqr's five keys, changed by a rotator; :class:`aiopqr.sources.FileSource` reads it.
 
     Rotators exclude each other where they share the folder on one machine. Every change runs in a thread and, when
@@ -58,19 +59,6 @@ class FileStore:
         """Raise :class:`StoreError` if the file could not be replaced. Makes a file next to it, and removes that."""
         await self._in_thread(self._try_writing)
 
-    async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
-        """See :meth:`SecretStore.stage`."""
-        now = datetime.now(UTC)
-        return await self._change(secret, lambda entries: staged(entries, secret, credential, now))
-
-    async def promote(self, secret: StoredSecret, *, changed_at: datetime) -> StoredSecret:
-        """See :meth:`SecretStore.promote`."""
-        return await self._change(secret, lambda entries: promoted(entries, secret, changed_at))
-
-    async def abandon(self, secret: StoredSecret) -> StoredSecret:
-        """See :meth:`SecretStore.abandon`."""
-        return await self._change(secret, lambda entries: abandoned(entries, secret))
-
     async def create(self, pair: CredentialPair, *, changed_at: datetime) -> StoredSecret:
         """Write a first secret, readable by the owner only (mode 0600). Raises :class:`StoreConflict` if there is one.
 
@@ -78,9 +66,7 @@ class FileStore:
         """
         return await self._in_thread(lambda: self._create(pair, changed_at))
 
-    async def _change(
-        self, secret: StoredSecret, change: Callable[[Mapping[str, Any]], dict[str, Any]]
-    ) -> StoredSecret:
+    async def _change(self, secret: StoredSecret, change: Change) -> StoredSecret:
         return await self._in_thread(lambda: self._replace(secret.revision, change))
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:

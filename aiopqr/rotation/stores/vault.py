@@ -7,10 +7,10 @@ The stage, the change times and all other keys lie in the one document, as in a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Self, TypeVar, Unpack
 
-from ...credentials import Credential, CredentialPair, parse_time
+from ...credentials import CredentialPair, parse_time
 from ...errors import InvalidSecret
 from ...sources.trouble import Trouble
 from ...sources.vault.client import VaultClient
@@ -18,13 +18,14 @@ from ...sources.vault.errors import VaultError
 from ...sources.vault.reach import VaultOptions
 from ...sources.vault.rights import in_policy, lacking
 from ..errors import StoreConflict, StoreError
-from .document import abandoned, new_document, promoted, read_document, staged
+from .document import new_document, read_document
 from .store import StoredSecret
+from .whole import Change, WholeStore
 
 _T = TypeVar("_T")
 
 
-class VaultStore:
+class VaultStore(WholeStore):
     """A pair in one secret of a KV engine, changed by a rotator.
 
     ``path``, ``mount`` and the options are those of :meth:`aiopqr.sources.VaultSource.kv`, which reads it. Use it as an
@@ -50,19 +51,6 @@ class VaultStore:
         """Raise :class:`StoreError` if the token's policies do not allow writing the secret. Changes nothing."""
         await self._in_thread(self._check_writable)
 
-    async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
-        """See :meth:`SecretStore.stage`."""
-        now = datetime.now(UTC)
-        return await self._change(secret, lambda entries: staged(entries, secret, credential, now))
-
-    async def promote(self, secret: StoredSecret, *, changed_at: datetime) -> StoredSecret:
-        """See :meth:`SecretStore.promote`."""
-        return await self._change(secret, lambda entries: promoted(entries, secret, changed_at))
-
-    async def abandon(self, secret: StoredSecret) -> StoredSecret:
-        """See :meth:`SecretStore.abandon`."""
-        return await self._change(secret, lambda entries: abandoned(entries, secret))
-
     async def create(self, pair: CredentialPair, *, changed_at: datetime) -> StoredSecret:
         """Make the secret, of accounts that were both given their passwords at ``changed_at``.
 
@@ -80,9 +68,7 @@ class VaultStore:
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
-    async def _change(
-        self, secret: StoredSecret, change: Callable[[Mapping[str, Any]], dict[str, Any]]
-    ) -> StoredSecret:
+    async def _change(self, secret: StoredSecret, change: Change) -> StoredSecret:
         def work() -> StoredSecret:
             entries, metadata = self._load()
             if _revision(metadata) != secret.revision:
@@ -92,12 +78,8 @@ class VaultStore:
         return await self._in_thread(work)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        def attended() -> _T:
-            self._client.attend()
-            return work()
-
         try:
-            return await self._client.run(attended)
+            return await self._client.serve(work)
         except VaultError as exc:
             problem = str(exc)
         except InvalidSecret as exc:

@@ -109,8 +109,16 @@ class VaultClient:
             )
         raise error
 
-    def attend(self) -> None:
-        """Keep the login alive: log in, renew the token, or log in anew, as far as it is due. Before each fetch."""
+    async def serve(self, work: Callable[[], _T]) -> _T:
+        """As :meth:`run`, once the login is as it should be: made, renewed, or made anew, as far as that is due."""
+
+        def attended() -> _T:
+            self._attend()
+            return work()
+
+        return await self.run(attended)
+
+    def _attend(self) -> None:
         now = time.monotonic()
         self._client()
         if isinstance(self._auth, TokenFile) or (self._auth and self._life is None):

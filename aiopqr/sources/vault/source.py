@@ -121,7 +121,7 @@ class VaultSource:
         spread, self._spread = self._spread, 0.0
         if spread:
             await asyncio.sleep(random.uniform(0.0, spread))
-        return await self._client.run(self._read)
+        return await self._client.serve(self._read)
 
     async def aclose(self) -> None:
         """Revoke leases and close the connections, within about twice ``timeout``. A later fetch starts afresh."""
@@ -134,7 +134,6 @@ class VaultSource:
             logger.warning("%r could not be closed in order: %s; leases end by themselves", self, exc)
 
     def _read(self) -> CredentialPair:
-        self._client.attend()
         pair = self._reader.read(self._client)
         due = self._client.due_in if pair.refresh_in is None else min(self._client.due_in, pair.refresh_in)
         return replace(pair, refresh_in=due)
