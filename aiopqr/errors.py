@@ -1,8 +1,8 @@
-"""Every exception that aiopqr raises of its own, with one common base.
+"""Every exception that aiopqr defines, with one common base.
 
-An error that asyncpg's users already catch stays what they catch: :class:`CredentialsRefused` is an
-``asyncpg.InvalidPasswordError``, a closed pool an ``asyncpg.InterfaceError``, what ran out of time a ``TimeoutError``.
-None of them ever shows a password.
+Each also derives from the class that asyncpg's users already catch: :class:`CredentialsRefused` from
+``asyncpg.InvalidPasswordError``, :class:`PoolClosing` from ``asyncpg.InterfaceError``, and a timeout from
+``TimeoutError``. None of them ever shows a password.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _E = TypeVar("_E", bound=BaseException)
 
 
 class AiopqrError(Exception):
-    """The base of all errors that are aiopqr's own."""
+    """The base of all exceptions that aiopqr defines."""
 
 
 class ConfigurationError(AiopqrError, ValueError):
@@ -44,7 +44,7 @@ class SourceTimeout(SourceError, TimeoutError):
 
 
 class CredentialsRefused(AiopqrError, asyncpg.InvalidPasswordError):
-    """Every credential of the pair was refused, and no newer ones came within the time given.
+    """Every credential of the pair was refused, and no newer ones arrived in time.
 
     ``refusals`` holds the server's error for each username that was refused.
     """
@@ -57,11 +57,11 @@ class CredentialsRefused(AiopqrError, asyncpg.InvalidPasswordError):
 
 
 class CredentialsExpired(CredentialsRefused):
-    """Every credential of the pair has expired, and no newer ones came within the time given."""
+    """Every credential of the pair has expired, and no newer ones arrived in time."""
 
 
 class ConnectTimeout(AiopqrError, TimeoutError):
-    """A connection could not be made within its ``timeout``; the last failure is the cause."""
+    """No connection could be opened within ``timeout``; the last failure is the cause."""
 
 
 class UntrustedServer(AiopqrError, asyncpg.InterfaceError):
@@ -73,33 +73,33 @@ class UntrustedServer(AiopqrError, asyncpg.InterfaceError):
 
 
 class PoolError(AiopqrError):
-    """The base of what goes wrong with the pool itself."""
+    """The base of errors of the pool itself."""
 
 
 class AcquireTimeout(PoolError, TimeoutError):
-    """No connection became free in time. The text tells sizes and waiters; the last connect failure is the cause."""
+    """No connection became free in time. The text has the sizes and waiters; the last failed connect is the cause."""
 
 
 class TooManyWaiting(PoolError):
-    """``max_waiting`` tasks are waiting for a connection already."""
+    """``max_waiting`` tasks are already waiting for a connection."""
 
 
 class PoolClosing(PoolError, asyncpg.InterfaceError):
-    """The pool is being closed, or is closed: no connection is given out any more."""
+    """The pool is closing or closed, and no longer hands out connections."""
 
 
 class WrongLoop(PoolError, RuntimeError):
-    """The pool was made for another event loop, that of another thread for example, or in a process before a fork."""
+    """The pool belongs to another event loop (another thread's, say), or to the process before a fork."""
 
 
 class RotationError(AiopqrError):
-    """The base of what goes wrong in a rotation of passwords."""
+    """The base of errors in a rotation of passwords."""
 
 
 def without_frames(exc: _E) -> _E:
     """``exc`` with the frames of its whole chain dropped: a driver's or a store's hold the password as a local.
 
-    Cause and context stay, so the chain still tells what happened.
+    Cause and context stay, so the chain still shows what happened.
     """
     for link in _chain(exc):
         link.__traceback__ = None
@@ -107,9 +107,9 @@ def without_frames(exc: _E) -> _E:
 
 
 def without_locals(exc: _E) -> _E:
-    """``exc`` with the files, lines and functions of its whole chain, and nothing of what they had in their frames.
+    """``exc`` with the files, lines and functions of its whole chain, but without the frames' local variables.
 
-    Where a user's own code has raised it, they need to see where.
+    If a user's own code raised it, they need to see where.
     """
     for link in _chain(exc):
         link.__traceback__ = _hollow(link.__traceback__)

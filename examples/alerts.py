@@ -1,9 +1,9 @@
-"""Structured log lines for what an operator must hear of before it hurts: a listener to take over and to change.
+"""Structured log lines for what an operator must know before it hurts: a listener to copy and change.
 
     python examples/alerts.py
 
-Each alert is one line of JSON, ready for a log shipper; `resolved` lines end those that last. The second half makes
-them happen on a Postgres of its own, with limits of fractions of a second, and ends after a quarter of a minute.
+Each alert is one line of JSON, ready for a log shipper; a `resolved` line follows when it is over. The second half
+makes each alert happen on a Postgres of its own, with limits of fractions of a second, and ends after about 15 seconds.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Alerts:
                 self._fire("all_refused", event.name, "critical", pair_age=event.pair_age)
             case events.RefreshFailed():
                 self._tell("refresh_failed", event.name, "warning", error=event.error, failures=event.failures)
-                if event.failures == 1:  # the store was well in between, with nothing new to tell
+                if event.failures == 1:  # the store worked in between, but had nothing new
                     self._resolve("pair_too_old", event.name)
                 if event.pair_age is not None and event.pair_age > self._max_pair_age:
                     self._fire("pair_too_old", event.name, "warning", pair_age=event.pair_age)
@@ -72,7 +72,7 @@ class Alerts:
         self._refused.clear()
 
     def _watch(self, event: events.AccountQuarantined) -> None:
-        """One refused account is what a rotation looks like. It is trouble when it lasts."""
+        """A rotation looks like one refused account. It is only trouble if it lasts."""
         what = f"account_refused {event.parity}"
         key = f"{event.name} {what}"
         if key not in self._refused:
@@ -133,7 +133,7 @@ async def show(database: RotatingPostgres) -> None:
         await asyncio.sleep(0.3)
         await heard.wait(events.RefreshFailed)
 
-        print("-- the other password is changed too: nobody can log in, and the open connections serve on")
+        print("-- the other password is changed too: nobody can log in, and open connections keep working")
         await database.rotate("even", store_delay=None)
         await heard.wait(events.AllRefused)
         await heard.wait(events.ReplacementDelayed)

@@ -1,9 +1,9 @@
-"""A service whose accounts lie in AWS Secrets Manager, while their passwords are being rotated.
+"""A service whose accounts are kept in AWS Secrets Manager, while their passwords are rotated.
 
     python examples/aws_secrets_manager.py
 
-needs nothing but `pip install 'aiopqr[aws,testing]' 'moto[server]'`: it makes a Postgres and a Secrets Manager of its
-own, and rotates both accounts under load. With two variables it connects to yours instead, and changes nothing:
+only needs `pip install 'aiopqr[aws,testing]' 'moto[server]'`: it starts a Postgres and a Secrets Manager of its own,
+and rotates both accounts under load. With two variables set, it connects to yours instead, and changes nothing:
 
     AIOPQR_SECRET=prod/orders AIOPQR_DSN='postgresql://db.internal/orders?sslmode=verify-full' \\
         python examples/aws_secrets_manager.py
@@ -67,7 +67,7 @@ async def rehearse() -> None:
 
 
 class Work:
-    """Queries all the time, and counts them."""
+    """Queries constantly, and counts."""
 
     def __init__(self, pool: aiopqr.AlternatingPool) -> None:
         self.pool = pool
@@ -86,7 +86,7 @@ class Work:
 
 
 async def by_account(pool: aiopqr.AlternatingPool, connections: int) -> Counter[str]:
-    """Hold some connections at once, and ask each who it is."""
+    """Hold several connections at once, and ask each which account it uses."""
     ready = asyncio.Barrier(connections)
 
     async def ask() -> str:

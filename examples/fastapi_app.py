@@ -1,10 +1,10 @@
 """A FastAPI service whose database passwords change while it serves.
 
-    python examples/fastapi_app.py                                                  # shows itself, and ends
+    python examples/fastapi_app.py                                                  # a demonstration that ends
     DATABASE_URL=postgresql://... CREDENTIALS_FILE=... uvicorn fastapi_app:app      # as a service
 
-The service is the first half. The rest starts a Postgres and the service, changes passwords under its requests, and
-ends. Needs: pip install 'aiopqr[fastapi,testing]' uvicorn
+The service is the first half. The rest starts a Postgres and the service, changes passwords while it serves requests,
+and ends. Needs: pip install 'aiopqr[fastapi,testing]' uvicorn
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ async def whoami(con: Connection, pause: float = 0.0) -> str:
 
 @app.post("/transfer")
 async def transfer(amount: int, con: Transaction) -> dict[str, Any]:
-    """Whatever raises in here rolls the transaction back."""
+    """An exception in here rolls the transaction back."""
     if amount <= 0:
         raise HTTPException(422, "amount must be positive")
     return {"amount": amount, "transaction": await con.fetchval("select pg_current_xact_id()::text")}

@@ -2,9 +2,9 @@
 
     python examples/kubernetes_file.py
 
-In a pod: mount the Secret as a volume (a `subPath` mount is never updated), one key for each of odd_username,
-odd_password, even_username, even_password and active_credential, and give the folder to FileSource. Here, the second
-half plays kubelet and database on a Postgres of its own, and ends.
+In a pod, mount the Secret as a volume (a `subPath` mount is never updated), with the keys odd_username, odd_password,
+even_username, even_password and active_credential, and pass the folder to FileSource. Here, the second half plays the
+part of the kubelet and of the database, on a Postgres of its own, and ends.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from ..rotation.stores.file import FileStore
 from ..rotation.stores.vault import VaultStore
 
 VAULT_HELP = (
-    "The pair in a KV engine (version 2) of Vault or OpenBao: MOUNT/PATH, or MOUNT//PATH where the mount has a slash. "
-    "VAULT_ADDR, VAULT_TOKEN, VAULT_NAMESPACE and VAULT_CACERT count."
+    "The pair in a KV engine (version 2) of Vault or OpenBao: MOUNT/PATH, or MOUNT//PATH if the mount has a slash. "
+    "Uses VAULT_ADDR, VAULT_TOKEN, VAULT_NAMESPACE and VAULT_CACERT."
 )
 ADMIN_PASSWORD = "AIOPQR_ADMIN_PASSWORD"
 ADMIN_PASSWORD_WAYS = f"use {ADMIN_PASSWORD}, PGPASSWORD, the password file (PGPASSFILE) or --password-stdin"
@@ -52,10 +52,10 @@ def dsn_without_password(dsn: str, option: str, *, user_allowed: bool) -> str:
     if ":" in unquote(user) or query & {"password", "sslpassword"}:
         advice = ADMIN_PASSWORD_WAYS if user_allowed else "the accounts' passwords come from the secret"
         raise UsageError(
-            f"{option} holds a password, which everyone on this machine can read from the process list: {advice}"
+            f"{option} contains a password, which everyone on this machine can read in the process list: {advice}"
         )
     if not user_allowed and (user or "user" in query):
-        raise UsageError(f"{option} names a user; the accounts of the secret are used")
+        raise UsageError(f"{option} must not name a user, because the secret's accounts are used")
     return dsn
 
 
@@ -64,7 +64,7 @@ def admin_password(from_stdin: bool) -> Secret | None:
     if from_stdin:
         line = sys.stdin.readline().rstrip("\r\n")
         if not line:
-            raise UsageError("--password-stdin: standard input holds no password")
+            raise UsageError("--password-stdin: there is no password on standard input")
         return Secret(line)
     text = os.environ.get(ADMIN_PASSWORD)
     return Secret(text) if text else None

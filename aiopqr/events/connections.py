@@ -12,7 +12,7 @@ from .event import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replaced(Event):
-    """A connection was retired after ``age`` seconds, its replacement ready. ``why``: lifetime, superseded or drain."""
+    """A connection was retired at ``age`` seconds, its replacement ready. ``why``: lifetime, superseded or drain."""
 
     parity: Parity
     age: float
@@ -25,7 +25,7 @@ class Replaced(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplacementDelayed(Event):
-    """No replacement can be had, so connections serve on past their deadline, the oldest by ``overdue`` seconds."""
+    """No replacement can be opened, so connections stay in use past their lifetime, the oldest ``overdue`` seconds."""
 
     level: ClassVar = logging.WARNING
     error: str
@@ -41,9 +41,9 @@ class ReplacementDelayed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionOverdue(Event):
-    """A connection is ``overdue`` seconds past its deadline: it is in use, or, if ``is_idle``, cannot be replaced.
+    """A connection is ``overdue`` seconds past its lifetime: it is in use or, if ``is_idle``, cannot be replaced.
 
-    It is emitted once for each connection.
+    Emitted once for each connection.
     """
 
     level: ClassVar = logging.INFO
@@ -57,9 +57,9 @@ class ConnectionOverdue(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseEnded(Event):
-    """A connection was closed because its account's lease has ended, and no replacement could be had before.
+    """A connection was closed because its account's lease has ended, and there was no replacement before.
 
-    ``in_use``: whether somebody had it checked out.
+    ``in_use`` says whether somebody had acquired it.
     """
 
     level: ClassVar = logging.WARNING
@@ -68,9 +68,7 @@ class LeaseEnded(Event):
 
     def __str__(self) -> str:
         state = "a connection in use" if self.in_use else "an idle connection"
-        return (
-            f"{self.name}: closed {state} of {self.username}, whose lease has ended before a replacement could be had"
-        )
+        return f"{self.name}: closed {state} of {self.username}, whose lease ended before a replacement could be opened"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +80,14 @@ class ConnectionLost(Event):
     error: str
 
     def __str__(self) -> str:
-        return f"{self.name}: a connection was lost while {self.when} ({self.error}); another one takes its place"
+        return f"{self.name}: a connection was lost while {self.when} ({self.error}); the pool replaces it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotWritable(Event):
-    """A connection was closed because its server takes no writes any more; all others are being checked.
+    """A connection was closed because its server no longer accepts writes; all others are being checked.
 
-    ``server`` is the address that the connection was made to, or None. It is emitted at most once a second.
+    ``server`` is the address to which the connection was opened, or None. Emitted at most once a second.
     """
 
     level: ClassVar = logging.WARNING
@@ -97,12 +95,12 @@ class NotWritable(Event):
 
     def __str__(self) -> str:
         where = f"the server at {self.server}" if self.server else "the server of a connection"
-        return f"{self.name}: {where} takes no writes any more; closing the connections that lead there"
+        return f"{self.name}: {where} no longer accepts writes; closing the connections that lead there"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResetFailed(Event):
-    """The server did not reset a session whose release nobody waited for, so the connection was closed."""
+    """A deferred reset of a session failed, so the connection was closed."""
 
     level: ClassVar = logging.WARNING
     error: str
@@ -113,11 +111,12 @@ class ResetFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakSuspected(Event):
-    """A connection has been held for ``held`` seconds. ``stack`` is where it was acquired."""
+    """A connection has not been released for ``held`` seconds. ``stack`` shows where it was acquired."""
 
     level: ClassVar = logging.WARNING
     held: float
     stack: str
 
     def __str__(self) -> str:
-        return f"{self.name}: a connection has been held for {self.held:.0f} s; it was acquired here:\n{self.stack}"
+        held = f"a connection has not been released for {self.held:.0f} s"
+        return f"{self.name}: {held}; it was acquired here:\n{self.stack}"

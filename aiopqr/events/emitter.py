@@ -13,7 +13,7 @@ logger = logging.getLogger("aiopqr")
 
 
 class Emitter:
-    """Passes events on to the log and to the listeners. A listener that raises is logged, and harms nobody."""
+    """Passes events on to the log and to the listeners. If a listener raises, that is logged and harms nobody else."""
 
     def __init__(self, listeners: Iterable[Listener] = ()) -> None:
         self._listeners = list(listeners)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """The base of all events. ``name`` is that of the pool, connector or refresher that it comes from.
+    """The base of all events. ``name`` is that of the pool, connector or refresher that emitted it.
 
     ``str(event)`` is the sentence that is logged, at ``level``; where that is None, only the listeners get the event.
     """

@@ -1,4 +1,4 @@
-"""What a refresher reports: what its fetches brought, and what has become of the accounts by that."""
+"""What a refresher reports: what its fetches brought, and what that means for the accounts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class CredentialsRenewed(Event):
 class CredentialExpired(Event):
     """An account's password or lease expired ``ago`` seconds ago, and the source has nothing newer.
 
-    It is not used for a login any more.
+    It is no longer used for logins.
     """
 
     level: ClassVar = logging.ERROR
@@ -50,14 +50,14 @@ class CredentialExpired(Event):
 
     def __str__(self) -> str:
         return (
-            f"{self.name}: the credentials of {self.username} expired {self.ago:.0f} s ago, and make no login until "
-            "the source brings newer ones: see why it does not renew them"
+            f"{self.name}: the credentials of {self.username} expired {self.ago:.0f} s ago and are not used until the "
+            "source returns newer ones; find out why it does not renew them"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefreshFailed(Event):
-    """A fetch failed; the pair in use stays. The next comes in ``retry_in`` seconds.
+    """A fetch failed, so the pair in use stays in use. The next fetch is in ``retry_in`` seconds.
 
     ``pair_age`` is how many seconds ago the pair was last fetched, or None if the very first fetch failed.
     """
@@ -90,9 +90,9 @@ class RefreshRecovered(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteppedAside(Event):
-    """The store announces a new password for an account, so new connections use the other one while it works.
+    """The store announces a new password for an account, so new connections use the other one if it works.
 
-    That ends when the store has promoted the password or given it up, and in ``ends_in`` seconds at the latest.
+    That ends when the rotation has finished or was given up, and after ``ends_in`` seconds at the latest.
     """
 
     level: ClassVar = logging.INFO
@@ -102,17 +102,17 @@ class SteppedAside(Event):
 
     def __str__(self) -> str:
         return (
-            f"{self.name}: a new password for {self.username} is staged, so its password is about to change; new "
-            f"connections use the other account until it has, for {self.ends_in:.0f} s at most"
+            f"{self.name}: the password of {self.username} is about to change; new connections use the other account "
+            f"until it has, for {self.ends_in:.0f} s at most"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteppedBack(Event):
-    """New connections use both accounts again, ``after`` seconds.
+    """New connections use both accounts again, after ``after`` seconds.
 
-    ``closed`` says that the store shows no staged password of that account any more. Otherwise the stage was open for
-    too long: the rotation was probably interrupted, and ``aiopqr rotate`` finishes it.
+    If ``closed``, the store no longer shows a staged password for that account. Otherwise it showed one for too long:
+    the rotation was probably interrupted. ``aiopqr rotate`` finishes it.
     """
 
     level: ClassVar = logging.INFO
@@ -125,14 +125,14 @@ class SteppedBack(Event):
         why = (
             "the rotation is over"
             if self.closed
-            else "the staged password has been open for too long; run `aiopqr rotate`, which finishes the rotation"
+            else "its new password has been staged for too long; run `aiopqr rotate` to finish the rotation"
         )
         return f"{self.name}: new connections use {self.username} again after {self.after:.0f} s: {why}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairDegraded(Event):
-    """The store names one account only: there is nothing to fall back to."""
+    """The store names only one account, so there is nothing to fall back to."""
 
     level: ClassVar = logging.WARNING
     missing: Parity

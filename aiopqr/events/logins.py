@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..credentials import Parity
 from .event import Event
 
-# What a verdict means, for whoever reads the log.
+# What a verdict means, in words for the log.
 _REASONS = {
     "credential": "wrong password, or the account does not exist",
     "account": "the account may not connect",
@@ -37,21 +37,21 @@ class LoginRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountQuarantined(LoginRefused):
-    """A refused account is set aside until a newer password comes, or until a probe is due, ``retry_in`` seconds on."""
+    """A refused account is not used until it gets a new password, or until a probe in ``retry_in`` seconds."""
 
     level: ClassVar = logging.WARNING
     retry_in: float
 
     def __str__(self) -> str:
         return (
-            f"{self.name}: {self.username} was refused ({self._reason}); fetching new credentials, and not trying it "
-            f"again for {self.retry_in:.0f} s unless they bring a new password"
+            f"{self.name}: {self.username} was refused ({self._reason}); fetching new credentials, and not using this "
+            f"account for {self.retry_in:.0f} s unless it gets a new password"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountRecovered(Event):
-    """An account that was set aside logs in again, ``after`` seconds later."""
+    """An account that was refused logs in again, ``after`` seconds later."""
 
     level: ClassVar = logging.INFO
     parity: Parity
@@ -79,7 +79,7 @@ class FellBack(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllRefused(Event):
-    """Every account of the pair is refused: connects wait for newer credentials. ``pair_age`` is in seconds."""
+    """Every account of the pair is refused, so connects wait for newer credentials. ``pair_age`` is in seconds."""
 
     level: ClassVar = logging.ERROR
     usernames: tuple[str, ...]
@@ -88,7 +88,7 @@ class AllRefused(Event):
     def __str__(self) -> str:
         return (
             f"{self.name}: every account is refused ({', '.join(self.usernames)}); connects now wait for newer "
-            f"credentials, the last of which were fetched {self.pair_age:.0f} s ago"
+            f"credentials (the current ones were fetched {self.pair_age:.0f} s ago)"
         )
 
 
@@ -105,7 +105,7 @@ class ServerUnavailable(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRecovered(Event):
-    """The server lets in, or refuses, again, ``after`` seconds of outage."""
+    """The server answers logins again, ``after`` seconds of outage."""
 
     level: ClassVar = logging.INFO
     after: float

@@ -141,7 +141,7 @@ class Instrumentation:
 
 
 def _report(event: Event) -> tuple[str, dict[str, Any], str | None] | None:
-    """What a trace says of an event: a name, attributes, and the error if it is one. Others are for the metrics."""
+    """What a trace says about an event: a name, attributes, and the error if it is one. Metrics have the others."""
     match event:
         case FellBack():
             return "aiopqr.fallback", {"aiopqr.account": str(event.parity), "aiopqr.refused": str(event.refused)}, None
@@ -166,11 +166,11 @@ def histograms(pool: AlternatingPool) -> tuple[Histogram, ...]:
 
 
 class _Instruments:
-    """One set of instruments, for all the pools of a meter provider. Held by the pools' instrumentations."""
+    """One set of instruments, for all pools of a meter provider. The pools' instrumentations keep it alive."""
 
     def __init__(self, meter: Meter) -> None:
         self._watched: weakref.WeakSet[Instrumentation] = weakref.WeakSet()
-        self._watching = threading.Lock()  # never held while a loop is waited for
+        self._watching = threading.Lock()  # never held while waiting for a loop
         self._collecting = threading.Lock()
         self._snapshots: list[tuple[dict[str, str], PoolStats]] = []
         self._seen_by: set[str] = set()
@@ -216,7 +216,7 @@ class _Instruments:
         return observe
 
     def _look(self, asker: str) -> None:
-        """Take new snapshots when a collection begins: that is, when one asks again who has seen the latest."""
+        """Take new snapshots when a collection begins: when somebody who has seen the latest ones asks again."""
         if self._seen_by and asker not in self._seen_by:
             self._seen_by.add(asker)
             return

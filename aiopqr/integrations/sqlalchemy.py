@@ -114,7 +114,7 @@ def create_async_engine(
 
 @contextlib.contextmanager
 def _statements_stay_fast(engine: Any) -> Iterator[None]:
-    """With any listener of its own, an engine looks for listeners at each statement. Ours hears of no statement."""
+    """An engine with listeners of its own looks for them at each statement. Ours does not concern statements."""
     had = "_has_events" in vars(engine)
     yield
     if not had:
@@ -147,7 +147,7 @@ class _Birth:
 
 
 class _Link:
-    """The engine's way to its connector: the one that was given, or one for each event loop, made when it is needed."""
+    """The engine's connector: the one that was given, or one for each event loop, made when it is needed."""
 
     def __init__(self, given: Connector | None, make: Callable[[], Connector], deadline: Callable[[], float]) -> None:
         self._given = given
@@ -204,7 +204,7 @@ class _Link:
             await connector.close()
 
     def terminate(self) -> None:
-        """As :meth:`close`, where nothing can be awaited, and for other loops."""
+        """Like :meth:`close`, for when nothing can be awaited, and for other loops."""
         self._drop_what_is_gone()
         while self._own:
             loop, own = self._own.popitem()
@@ -213,7 +213,7 @@ class _Link:
                     loop.call_soon_threadsafe(own.connector.terminate)
 
     def _drop_what_is_gone(self) -> None:
-        """Forget the connectors of loops that are closed, and of the process that we were forked from."""
+        """Forget the connectors of loops that are closed, and those of the process that this one was forked from."""
         for loop, own in tuple(self._own.items()):
             if loop.is_closed() or own.pid != os.getpid():
                 self._own.pop(loop, None)
@@ -236,4 +236,4 @@ def _checked(url: str | URL) -> URL:
 def _check_names(where: str, given: Mapping[str, Any]) -> None:
     for key in given:
         if advice := _SPELLED_OTHERWISE.get(key):
-            raise ConfigurationError(f"{where} has {key}=, which asyncpg does not take: write {advice}")
+            raise ConfigurationError(f"{where} has {key}=, which asyncpg does not accept: write {advice}")

@@ -58,7 +58,7 @@ def pool_lifespan(
     """
     if callable(pool):
         if options:
-            raise ConfigurationError(f"pool is a function, so these belong into it: {', '.join(sorted(options))}")
+            raise ConfigurationError(f"pool is a function, so pass these options in it: {', '.join(sorted(options))}")
         make = pool
     else:
         make = _maker(pool, options)
@@ -82,7 +82,7 @@ def _maker(dsn: str | None, options: dict[str, Any]) -> Callable[[], Alternating
 
 
 class PoolDependencies:
-    """What requests and websockets use of the pool that a lifespan opened under ``key``.
+    """Gives requests and websockets the pool that a lifespan opened under ``key``, and its connections.
 
     The methods are for ``fastapi.Depends``; :meth:`pool` can be called with any request. For the default key they are
     this module's ``pool_of``, ``connection`` and ``transaction``.

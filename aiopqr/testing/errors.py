@@ -6,7 +6,7 @@ from ..errors import AiopqrError
 
 
 class ServerError(AiopqrError, RuntimeError):
-    """A test server did not start, stop or take its configuration. The text ends with the server's log."""
+    """A test server did not start, stop or accept its configuration. The text ends with the server's log."""
 
 
 class NotAvailable(ServerError):
@@ -14,4 +14,4 @@ class NotAvailable(ServerError):
 
 
 class NotSupported(ServerError):
-    """This kind of server cannot do that: one that is given by a DSN cannot be restarted, for example."""
+    """This kind of server cannot do that. For example, a server given by a DSN cannot be restarted."""

@@ -49,7 +49,7 @@ def rotating_postgres(aiopqr_server: PostgresServer) -> Iterator[RotatingPostgre
 
 @pytest.fixture(scope="session")
 def vault() -> Iterator[Vault]:
-    """A real OpenBao, which speaks Vault's API, one for the whole run. Skips where there is none for this platform."""
+    """A real OpenBao, which has Vault's API, one for the whole run. Skips if there is none for this platform."""
     from . import NotAvailable, Vault
 
     try:

@@ -1,4 +1,4 @@
-"""What every test server can do by SQL: accounts, passwords, sessions, logins.
+"""What every test server can do with SQL: accounts, passwords, sessions, logins.
 
 The kinds of server (a process of our own, a container, a server that runs already) differ in how they are reached and
 in what else they can do. What one of them cannot do raises :class:`NotSupported`, which fixtures turn into a skip.

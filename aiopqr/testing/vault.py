@@ -165,10 +165,10 @@ class Vault:
             return told
         raise ServerError(problem)
 
-    # What a test does beside the event loop.
+    # What a test does without blocking the event loop.
 
     async def ask(self, method: str, path: str, *, as_token: str | None = None, **body: Any) -> dict[str, Any]:
-        """:meth:`call`, beside the event loop."""
+        """:meth:`call`, without blocking the event loop."""
         return await beside_the_loop(lambda: self.call(method, path, as_token=as_token, **body))
 
     async def put(self, path: str, values: Mapping[str, Any], *, mount: str = "secret") -> int:

@@ -146,7 +146,7 @@ async def test_without_credentials_or_a_region_an_rds_source_says_so(monkeypatch
         monkeypatch.setenv(key, "/nonexistent")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     get_session = pytest.importorskip("aiobotocore.session").get_session
-    with pytest.raises(aiopqr.SourceError, match="no region is given"):
+    with pytest.raises(aiopqr.SourceError, match="set a region with region_name="):
         await RdsIamSource("app", "db.example", session=get_session()).fetch()
     with pytest.raises(aiopqr.SourceError, match="no AWS credentials"):
         await RdsIamSource("app", "db.example", region_name="eu-west-1", session=get_session()).fetch()

@@ -58,7 +58,7 @@ def test_the_log_says_what_happened_and_what_is_done_about_it() -> None:
     )
     assert str(refused) == (
         "orders: orders_odd was refused (28P01, wrong password, or the account does not exist); fetching new "
-        "credentials, and not trying it again for 30 s unless they bring a new password"
+        "credentials, and not using this account for 30 s unless it gets a new password"
     )
 
 

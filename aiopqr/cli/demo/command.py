@@ -24,41 +24,42 @@ from .view import LineScreen, LiveScreen, show_verdict
 
 
 def demo(
-    seconds: Annotated[float, typer.Option(help="How long the load runs.")] = 30.0,
-    every: Annotated[float, typer.Option(help="Seconds between two changes of a password.")] = 3.3,
+    seconds: Annotated[float, typer.Option(help="Seconds for which the load runs.")] = 30.0,
+    every: Annotated[float, typer.Option(help="Seconds between two password changes.")] = 3.3,
     lifetime: Annotated[float, typer.Option(help="Seconds after which a connection is replaced.")] = 2.0,
     workers: Annotated[int, typer.Option(min=1, help="Tasks that use the pool.")] = 20,
     connections: Annotated[int, typer.Option(min=1, help="The size of the pool.")] = 10,
     compare: Annotated[
         bool,
         typer.Option(
-            "--compare", help="Run the same load on asyncpg's pool too, which reads its password for each connect."
+            "--compare", help="Also run the load on asyncpg's own pool, which reads its password for each connect."
         ),
     ] = False,
     single: Annotated[
-        bool, typer.Option("--single", help="Use one account only: what that can do, and what it cannot.")
+        bool, typer.Option("--single", help="Use only one account, to see what that can and cannot do.")
     ] = False,
     dsn: Annotated[
         str | None,
         typer.Option(
-            help="A server and its admin, postgresql://admin@host/postgres; the password from AIOPQR_ADMIN_PASSWORD, "
-            "PGPASSWORD or the passfile. Databases and accounts are made for the demo, and dropped. Default: a server "
-            "of its own."
+            help="A server to use and its admin role: postgresql://admin@host/postgres. The password comes from "
+            "AIOPQR_ADMIN_PASSWORD, PGPASSWORD or the password file. The demo creates databases and accounts there, "
+            "and drops them at the end. Default: start a server for the demo."
         ),
     ] = None,
     picture: Annotated[Path, typer.Option(help="Where to draw the latencies (.png or .svg).")] = Path(
         "demo-latency.png"
     ),
-    plain: Annotated[bool, typer.Option("--plain", help="Lines, as into a pipe, in place of a live picture.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Print lines, as into a pipe, not a live picture.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="The verdict as JSON on standard output, all else on standard error.")
+        bool, typer.Option("--json", help="Print the verdict as JSON on standard output, the rest on standard error.")
     ] = False,
 ) -> None:
-    """Watch passwords change under load, on a real Postgres, with nothing failing.
+    """Watch passwords change under load on a real Postgres, while nothing fails.
 
-    Starts a Postgres, runs queries through a pool, and changes the passwords of its two accounts in turn, once both at
-    the same time. Ends with a verdict. Exit code 0: no operation failed; 1: some did; 2: it could not be tried; 130:
-    interrupted.
+    The demo starts a Postgres, runs queries through a pool, and changes the passwords of the two accounts in turn, and
+    once both at the same time. It ends with a verdict.
+
+    Exit codes: 0 no operation failed; 1 some did; 2 the demo could not run; 130 interrupted.
     """
     told = Console(stderr=as_json)
     try:
@@ -79,7 +80,7 @@ def demo(
 
 
 async def run_demo(options: Options, console: Console, picture: Path | None, *, plain: bool = False) -> Verdict | None:
-    """Run it, show it, draw it. Ctrl-C, SIGTERM and a closed terminal end it early, in order."""
+    """Run it, show it, draw it. Ctrl-C, SIGTERM and a closed terminal end it early, but cleanly."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -89,7 +90,7 @@ async def run_demo(options: Options, console: Console, picture: Path | None, *, 
         with LineScreen(console) if plain or not console.is_terminal else LiveScreen(console) as screen:
             run, verdict = await perform(options, screen, stop)
     except* asyncpg.InsufficientPrivilegeError as group:
-        problem = f"the role of --dsn needs CREATEDB and CREATEROLE, as a superuser has: {_first(group)}"
+        problem = f"the role of --dsn must be a superuser, or have CREATEDB and CREATEROLE: {_first(group)}"
         raise ConfigurationError(problem) from None
     except* (AiopqrError, asyncpg.PostgresError, OSError) as group:
         raise _first(group) from None
@@ -98,7 +99,7 @@ async def run_demo(options: Options, console: Console, picture: Path | None, *, 
             loop.remove_signal_handler(number)
     if run is None or verdict is None:
         return None
-    note = "no picture: too little to draw"
+    note = "no picture: there is too little to draw"
     if picture is not None and verdict.ours.operations:
         try:
             draw(run, picture)
@@ -128,7 +129,7 @@ def _checked(
     if every >= seconds:
         raise ConfigurationError("--every must be less than --seconds, or no password would change")
     if not os.access(picture.absolute().parent, os.W_OK):
-        raise ConfigurationError(f"--picture: no file can be written in {picture.absolute().parent}")
+        raise ConfigurationError(f"--picture: the folder {picture.absolute().parent} cannot be written")
     return Options(seconds, every, lifetime, workers, connections, dsn, compare)
 
 

@@ -72,14 +72,14 @@ def existing_server(dsn: str) -> PostgresServer:
         parts = urlsplit(dsn)
         parts.port  # noqa: B018  # raises for one that is no number
     except ValueError:
-        raise ConfigurationError("--dsn cannot be read: give postgresql://admin@host:5432/postgres") from None
+        raise ConfigurationError("--dsn must look like postgresql://admin@host:5432/postgres") from None
     if parts.password is not None or any(key in ("password", "passfile") for key, _ in parse_qsl(parts.query)):
         raise ConfigurationError(
-            "--dsn must not hold a password, which others can read in the process list: "
-            f"set {ADMIN_PASSWORD} or PGPASSWORD, or have it in ~/.pgpass"
+            "--dsn must not contain a password, because others can read it in the process list: "
+            f"set {ADMIN_PASSWORD} or PGPASSWORD, or put it in ~/.pgpass"
         )
     if parts.scheme not in ("postgresql", "postgres") or not parts.hostname:
-        raise ConfigurationError("--dsn must be like postgresql://admin@host:5432/postgres")
+        raise ConfigurationError("--dsn must look like postgresql://admin@host:5432/postgres")
     user = parts.username or quote(os.environ.get("PGUSER", "postgres"), safe="")
     password = admin_password(from_stdin=False)
     login = f"{user}:{quote(password.reveal(), safe='')}" if password else user

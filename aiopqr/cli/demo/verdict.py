@@ -1,4 +1,4 @@
-"""What the demo found: figures, and how they are told in words and in JSON. Pure, and without a password anywhere."""
+"""What the demo found: figures, in words and in JSON. Pure, and without a password anywhere."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Verdict:
         if ours.failed:
             return f"FAILED: {ours.failed:,} of {ours.operations + ours.failed:,} operations failed"
         if not ours.books_balance:
-            return "FAILED: the database does not hold what the operations wrote"
+            return "FAILED: the database does not have what the operations wrote"
         if not ours.operations or not self.rotations:
             what = "no operation ran" if not ours.operations else "no password was changed"
             return f"{'INTERRUPTED' if self.interrupted else 'FAILED'}: {what}, so nothing was shown"
@@ -103,14 +103,14 @@ class Verdict:
         ]
         if self.single:
             tried.append(
-                f"One account: while the file was up to {self.behind:g} s behind the database, new connections had to "
-                "wait for it. A second account in the secret takes that wait away; nothing else has to change."
+                f"With one account, new connections had to wait while the file was up to {self.behind:g} s behind the "
+                "database. A second account in the secret removes that wait; nothing else has to change."
             )
         return tried
 
 
 def _cells(figures: Figures) -> dict[str, str]:
-    per = "by the server's log" if figures.by_log else "as the pool met them"
+    per = "in the server's log" if figures.by_log else "as the pool saw them"
     errors = ", ".join(f"{name} {count:,}" for name, count in figures.errors.items())
     opened = ""
     if figures.opened_odd is not None and figures.opened_even is not None:
@@ -122,18 +122,18 @@ def _cells(figures: Figures) -> dict[str, str]:
         "failed with": errors,
         "acquire p50, p99": f"{duration(figures.p50)}, {duration(figures.p99)}",
         "p99.9, worst": f"{duration(figures.p999)}, {duration(figures.worst)}",
-        "served nothing for": f"{duration(figures.silence)} at most",
+        "longest gap": duration(figures.silence),
         "refused logins": f"{figures.refused:,} {per}",
         "fell back": "" if figures.fallbacks is None else times(figures.fallbacks),
         "connections opened": opened,
-        "replaced in service": "" if figures.replaced is None else f"{figures.replaced:,}",
-        "open at most": f"{figures.most_open}",
+        "replaced while in use": "" if figures.replaced is None else f"{figures.replaced:,}",
+        "most open at once": f"{figures.most_open}",
         "books": f"{figures.transfers:,} transfers, " + ("all there" if figures.books_balance else "NOT BALANCED"),
     }
 
 
 def duration(seconds: float) -> str:
-    """As a reader likes it: 0.05 ms, 3.2 ms, 1.7 s."""
+    """In a readable unit: 0.05 ms, 3.2 ms, 1.7 s."""
     if seconds >= 1.0:
         return f"{seconds:.1f} s"
     milliseconds = seconds * 1000

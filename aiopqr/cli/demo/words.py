@@ -1,4 +1,4 @@
-"""What happens, in words for the screen: the events of our pool, and what else is logged."""
+"""What happens, in words for the screen: our pool's events, and what else is logged."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from ...events import (
 
 
 def sentence(event: Event) -> tuple[str, str] | None:
-    """An event of the pool, in words for the screen, and of what kind it is."""
+    """A sentence for the screen about an event of the pool, and what kind of thing happened."""
     match event:
         case AccountQuarantined():
-            return f"the server refused {event.parity}: set aside until a new password comes", "note"
+            return f"the server refused {event.parity}: not using it until there is a new password", "note"
         case FellBack():
-            return f"the connect fell back to {event.parity}, in the same breath", "good"
+            return f"the connect immediately fell back to {event.parity}", "good"
         case AllRefused():
-            return "every account is refused: open connections serve on, and connects wait", "note"
+            return "every account is refused: open connections keep working, and connects wait", "note"
         case Refreshed():
             return f"read the new password of {' and '.join(event.changed)} from the file", "good"
         case AccountRecovered():
-            return f"{event.parity} logs in again, {event.after:.1f} s after its refusal", "good"
+            return f"{event.parity} logs in again, {event.after:.1f} s after it was refused", "good"
         case ReplacementDelayed():
-            return "no replacement to be had yet: connections outlive their lifetime", "note"
+            return "no replacement can be opened yet: connections stay in use past their lifetime", "note"
         case RefreshFailed() | ServerUnavailable():
             return event.error, "bad"
         case ServerRecovered():
-            return f"the server answers again, after {event.after:.1f} s", "good"
+            return f"the server answers again after {event.after:.1f} s", "good"
         case ConnectionLost():
             return f"a connection was lost: {event.error}", "bad"
     return None
@@ -48,11 +48,11 @@ def sentence(event: Event) -> tuple[str, str] | None:
 
 @contextlib.contextmanager
 def log_to(tell: Callable[[float, str, str], None], started: float) -> Iterator[None]:
-    """Show log warnings inside the screen, which they would garble otherwise; events are shown there already."""
+    """Show log warnings inside the screen, which they would otherwise garble. Events are already shown there."""
 
     class ToScreen(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            # asyncpg's pool logs every login that its own upkeep fails with; they are counted.
+            # asyncpg's pool logs every failed login of its own upkeep; the demo counts those.
             if not hasattr(record, "event") and record.name != "asyncpg.pool":
                 tell(time.perf_counter() - started, record.getMessage().splitlines()[0], "bad")
 

@@ -1,4 +1,4 @@
-"""One client of AWS Secrets Manager: opened when it is first used, its errors told apart, and nothing of it in a log.
+"""One client of AWS Secrets Manager: opened when first used, with errors that say what to do, and no secret in a log.
 
 Sources and a rotator's store share it. Everything here imports aioboto3 or aiobotocore when it is called, not before.
 """
@@ -25,7 +25,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class SecretsManagerError(SourceError):
-    """AWS Secrets Manager did not do what was asked for. ``trouble`` tells the kinds apart. The text is safe to log."""
+    """A request to AWS Secrets Manager failed. ``trouble`` is the kind of failure. The text is safe to log."""
 
     def __init__(self, message: str, trouble: Trouble) -> None:
         super().__init__(message)
@@ -35,14 +35,14 @@ class SecretsManagerError(SourceError):
 ADVICE = {
     Trouble.NOT_FOUND: "there is no such secret in this region and account: check the name and region_name",
     Trouble.NO_VALUE: "that version has no value (yet)",
-    Trouble.DELETED: "the secret is scheduled for deletion: `aws secretsmanager restore-secret` brings it back",
-    Trouble.DENIED: "access denied: allow it in the role's policy (and in the secret's own, if it has one)",
-    Trouble.KMS: "the secret's KMS key does not serve: it must be enabled, and kms:Decrypt on it allowed to this role",
-    Trouble.THROTTLED: "throttled: too many requests of this account",
+    Trouble.DELETED: "the secret is scheduled for deletion: restore it with `aws secretsmanager restore-secret`",
+    Trouble.DENIED: "access denied: allow it in the role's policy, and in the secret's own policy if it has one",
+    Trouble.KMS: "the secret's KMS key cannot be used: enable it, and allow this role kms:Decrypt on it",
+    Trouble.THROTTLED: "throttled: this AWS account makes too many requests",
     Trouble.NETWORK: "no answer from the endpoint: check the network, the VPC endpoint and region_name",
     Trouble.CREDENTIALS: "AWS does not accept our own credentials, or there are none: check the session or the role",
-    Trouble.CONFLICT: "the secret is not in the state that the request is for",
-    Trouble.INVALID: "the request is not valid",
+    Trouble.CONFLICT: "the secret is in a state that does not allow this request",
+    Trouble.INVALID: "the request is invalid",
     Trouble.OTHER: "AWS Secrets Manager failed",
 }
 
@@ -196,7 +196,7 @@ class _Opened:
             await stack.aclose()
 
     async def drop(self) -> None:
-        """Let it go quietly, where it can no longer be closed as it should."""
+        """Abandon it quietly, when it can no longer be closed properly."""
         if self.pid != os.getpid():
             _OF_THE_PARENT.append(self)  # closing, or collecting, its sockets would disturb the parent
             return
@@ -224,7 +224,7 @@ def core_of(session: Any) -> Any:
 
 
 def _translated(exc: Exception, operation: str, secret_id: str) -> SecretsManagerError:
-    """What botocore raised, in words that tell what to do. AWS's own words of a read name identities and resources."""
+    """What botocore raised, in words that say what to do. AWS's text of a read is kept: it names roles and secrets."""
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
@@ -253,7 +253,7 @@ def _translated(exc: Exception, operation: str, secret_id: str) -> SecretsManage
             told = ""  # a message about what we sent might quote it
         return SecretsManagerError(f"{what}: {ADVICE[trouble]} ({': '.join(filter(None, (code, told)))})", trouble)
     if isinstance(exc, NoRegionError):
-        return SecretsManagerError(f"{what}: no region is given: region_name= or AWS_DEFAULT_REGION", Trouble.INVALID)
+        return SecretsManagerError(f"{what}: set a region with region_name= or AWS_DEFAULT_REGION", Trouble.INVALID)
     if isinstance(exc, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | TokenRetrievalError):
         trouble = Trouble.CREDENTIALS
     elif isinstance(exc, ConnectionError | HTTPClientError | OSError):
@@ -270,7 +270,7 @@ _unlogged_now: contextvars.ContextVar[bool] = contextvars.ContextVar("aiopqr_unl
 
 
 class _Mute(logging.Filter):
-    """At DEBUG, botocore logs the body of every request and answer: a secret's value. Ours are left out, no others."""
+    """At DEBUG, botocore logs the body of every request and answer, secrets included. This drops those of our own."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not _unlogged_now.get()

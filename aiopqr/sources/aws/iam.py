@@ -73,7 +73,7 @@ class RdsIamSource(TokenSource):
         session = getattr(self._session, "_session", self._session)  # aioboto3's holds aiobotocore's
         region = self._region or session.get_config_variable("region")
         if not region:
-            raise SourceError("RDS IAM: no region is given: region_name= or AWS_DEFAULT_REGION")
+            raise SourceError("RDS IAM: set a region with region_name= or AWS_DEFAULT_REGION")
         credentials = await session.get_credentials()
         if credentials is None:
             raise SourceError("RDS IAM: no AWS credentials to sign with: check the session or the role")

@@ -35,16 +35,16 @@ _READS = 3
 class SecretsManagerSource:
     """One secret, or two, in AWS Secrets Manager.
 
-    ``secret_id`` is a name or an ARN. With ``even_secret_id``, each secret holds one account, ``secret_id``'s the odd.
-    ``layout`` is recognised by the secret's keys unless it is named: ``"pair"`` (one secret with gopqr's five keys),
-    ``"alternating"`` (one secret, rotated by AWS's alternating-users rotation) or ``"two-secrets"``.
+    ``secret_id`` is a name or an ARN. With ``even_secret_id``, each of the two secrets has one account, and
+    ``secret_id`` has the odd one. ``layout`` is ``"pair"`` (one secret with gopqr's five keys), ``"alternating"`` (one
+    secret, rotated by AWS's alternating-users rotation) or ``"two-secrets"``; by default the secret's keys decide.
 
-    ``session``, ``region_name``, ``endpoint_url`` and ``config`` are aioboto3's; ``role_arn`` is assumed first. The one
-    client is opened by the first fetch and closed by :meth:`aclose`, which the refresher calls.
+    ``session``, ``region_name``, ``endpoint_url`` and ``config`` are passed on to aioboto3; ``role_arn`` names a role
+    to assume. The client is opened by the first fetch and closed by :meth:`aclose`, which the refresher calls.
 
-    ``interval`` is the time in seconds between two polls. The very first fetch waits up to ``start_spread`` seconds, at
-    random, so that a fleet which starts at once does not strike the store in one second; 0 is right for a command line,
-    a Lambda, or a service of few instances. (Later fetches are spread by the refresher.)
+    ``interval`` is the time in seconds between two polls. The very first fetch waits for a random time of up to
+    ``start_spread`` seconds, so that a fleet that starts together does not call the store all at once. Use 0 for a
+    command line, a Lambda, or a service of few instances. (The refresher spreads all later fetches.)
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SecretsManagerSource:
         if layout not in ("auto", "two-secrets", *_LAYOUTS):
             raise ConfigurationError(f'layout must be "auto", "pair", "alternating" or "two-secrets", not {layout!r}')
         if (even_secret_id is not None) != (layout == "two-secrets") and (layout != "auto"):
-            raise ConfigurationError('layout "two-secrets", and no other, takes an even_secret_id')
+            raise ConfigurationError('only layout "two-secrets" takes an even_secret_id, and it needs one')
         self._layout = layout
         self._client = SecretsManagerClient(
             session=session, region_name=region_name, endpoint_url=endpoint_url, role_arn=role_arn, config=config
@@ -97,7 +97,7 @@ class SecretsManagerSource:
         return _composed(lambda: _LAYOUTS[layout](stages), secret.secret_id)
 
     async def _fetch_two(self) -> CredentialPair:
-        """One of the two may be gone for good; then the other one serves, with what was last known of the first."""
+        """If one of the two is gone permanently, the other one is used, with what was last known of the first."""
         found: list[Stages | None] = []
         problems: list[SecretsManagerError] = []
         for secret in self._secrets:
@@ -110,7 +110,7 @@ class SecretsManagerSource:
                 problems.append(exc)
                 if secret.complained != exc.trouble:
                     logger.warning(
-                        "%s; the pair goes on with %s", exc, "its last value" if secret.last else "one account"
+                        "%s; going on with %s", exc, "its last value" if secret.last else "the other account alone"
                     )
                 secret.complained = exc.trouble
             else:

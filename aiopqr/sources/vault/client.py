@@ -229,7 +229,7 @@ class VaultClient:
         self._life = life
 
     def _renew(self, life: _Life, now: float) -> None:
-        """Renew the token; where that cannot be done, log in anew, or say so once."""
+        """Renew the token. If that is not possible, log in again; without ``auth``, log one warning."""
         error: VaultError | None = None
         if life.renewable:
             try:
@@ -255,7 +255,7 @@ class VaultClient:
         life.renew_at = float("inf") if self._auth is None else now + _TRY_AGAIN
         why = "it is not renewable" if error is None else str(error)
         logger.warning(
-            "the token for Vault at %s ends in %.0f s and cannot be renewed (%s); give auth= for a new login",
+            "the token for Vault at %s ends in %.0f s and cannot be renewed (%s); pass auth= so that it is replaced",
             self.url,
             max(life.ends_at - now, 0.0),
             why,

@@ -13,7 +13,7 @@ RETRY_MAX = 300.0
 
 
 class VaultError(SourceError):
-    """Vault did not do what was asked for. ``trouble`` tells the kinds apart. The text is safe to log.
+    """A request to Vault failed. ``trouble`` is the kind of failure. The text is safe to log.
 
     ``retry_after`` is the number of seconds after which a throttled request may be made again, where Vault says it.
     ``by_policy`` says for sure that a policy denied the request; without it, the token may be at fault.
@@ -28,17 +28,17 @@ class VaultError(SourceError):
 
 ADVICE = {
     Trouble.NOT_FOUND: "there is nothing at this path: check the name, mount= and namespace=",
-    Trouble.DELETED: "the newest version is deleted: `vault kv undelete` brings it back",
+    Trouble.DELETED: "the newest version is deleted: restore it with `vault kv undelete`",
     Trouble.DENIED: "permission denied: the token is valid, but its policies do not allow this",
     Trouble.CREDENTIALS: "Vault does not accept our token: it has expired or was revoked, or there is none; "
-    "with auth= a new login is made",
-    Trouble.SEALED: "Vault is sealed, or not initialised: an operator has to unseal it",
+    "use auth= to log in again by itself",
+    Trouble.SEALED: "Vault is sealed or not initialised: an operator has to unseal it",
     Trouble.STANDBY: "this is a standby node, and it knows no active one: wait for the election, or check the cluster",
-    Trouble.THROTTLED: "throttled: a rate limit quota of Vault is used up",
+    Trouble.THROTTLED: "throttled: one of Vault's rate limit quotas is used up",
     Trouble.NETWORK: "no answer: check the address (url= or VAULT_ADDR) and the network",
     Trouble.TLS: "the TLS connection failed: check verify= (VAULT_CACERT), cert= and the server's name",
-    Trouble.CONFLICT: "the secret has changed meanwhile",
-    Trouble.INVALID: "Vault refuses the request as invalid",
+    Trouble.CONFLICT: "the secret has changed in the meantime",
+    Trouble.INVALID: "Vault refused the request as invalid",
     Trouble.OTHER: "Vault failed",
 }
 
@@ -89,9 +89,9 @@ def of_answer(
     details = f"HTTP {status}, {told}" if told and quoted else f"HTTP {status}"
     text = f"{what}: {ADVICE[trouble]} ({details})"
     if seconds is not None:
-        text += f"; it may be asked again in {seconds:.0f} s"
+        text += f"; Vault allows the next request in {seconds:.0f} s"
     error = VaultError(text, trouble, retry_after=seconds)
-    error.by_policy = any("error occurred" in text for text in said)  # a bad token is not told as a list of errors
+    error.by_policy = any("error occurred" in text for text in said)  # a bad token is not reported as a list of errors
     return error
 
 

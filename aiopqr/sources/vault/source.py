@@ -129,9 +129,9 @@ class VaultSource:
             async with asyncio.timeout(self._close_timeout):
                 await self._client.run(self._close)
         except TimeoutError:
-            logger.warning("%r does not answer, and is left as it is; leases end by themselves", self)
+            logger.warning("%r does not answer, so it was not closed cleanly; any leases end by themselves", self)
         except VaultError as exc:
-            logger.warning("%r could not be closed in order: %s; leases end by themselves", self, exc)
+            logger.warning("%r could not be closed cleanly (%s); any leases end by themselves", self, exc)
 
     def _read(self) -> CredentialPair:
         pair = self._reader.read(self._client)

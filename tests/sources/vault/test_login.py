@@ -134,7 +134,7 @@ async def test_the_end_of_a_token_that_cannot_be_renewed_is_announced(
     assert caught.value.trouble is Trouble.CREDENTIALS
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1
-    assert "cannot be renewed (it is not renewable); give auth=" in warned[0]
+    assert "cannot be renewed (it is not renewable); pass auth=" in warned[0]
     await source.aclose()
 
 
