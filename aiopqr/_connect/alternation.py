@@ -153,8 +153,10 @@ class Alternator:
 
     def is_refused(self, now: float) -> bool:
         """Whether every account of the pair is refused, or expired at ``now``. A pending password does not count."""
-        accounts = [account for account in (self.pair.odd, self.pair.even) if account]
-        return all(self._is_refused(account) or self.expiry.has_passed(account, now) for account in accounts)
+        return not any(
+            account and not self._is_refused(account) and not self.expiry.has_passed(account, now)
+            for account in (self.pair.odd, self.pair.even)
+        )
 
     def expires_in(self, credential: Credential, now: float) -> float | None:
         """Seconds until a credential expires, below 0 if it has; None if it does not."""
@@ -180,12 +182,11 @@ class Alternator:
     def _steps_aside(self, parity: Parity, now: float) -> bool:
         """Whether the account is about to change or to end, and the other one works."""
         account, other = self.pair[parity], self.pair[parity.other]
-        if other is None or not self._is_usable(other, now):
+        if other is None:
             return False
-        if self.announcement.avoided(now) is parity:
-            return True
         end = self._end(account) if account else math.inf
-        return end < now + ENDING and end < self._end(other)
+        is_ending = end < now + ENDING and end < self._end(other)
+        return (is_ending or self.announcement.avoided(now) is parity) and self._is_usable(other, now)
 
     def _end(self, account: Credential) -> float:
         """When the account's sessions end, in loop time."""

@@ -60,13 +60,10 @@ class Login:
     address: Address | None  # None where the driver finds its way itself
     kind: Kind
     begun: float
+    on_end: Callable[[], object] = lambda: None  # called when it is about to end; perhaps once more when it has ended
     further: list[Address | None] = field(default_factory=list)  # more addresses of the same host
     is_cut: bool = False
     task: asyncio.Task[Outcome] = field(init=False)
-
-    def outcome(self) -> Outcome | None:
-        """What came of it; None if it was cut."""
-        return None if self.task.cancelled() else self.task.result()
 
 
 class Logins:
@@ -89,6 +86,11 @@ class Logins:
         if login.kind is Kind.EXTRA:
             self._last_extra = login.begun
         return login
+
+    def take(self, login: Login) -> Outcome | None:
+        """What came of a login that has ended, for the caller to keep; None if it was cut."""
+        self._in_flight.pop(login.task, None)
+        return None if login.is_cut or login.task.cancelled() else login.task.result()
 
     def next_extra(self, silence: float) -> float:
         """When the next extra login may begin: there is at most one, and no more than three in a second."""
@@ -146,7 +148,10 @@ class Logins:
         return [login for login in self._in_flight.values() if login.kind is not Kind.OWN and not login.is_cut]
 
     def _ended(self, task: asyncio.Task[Outcome]) -> None:
-        login = self._in_flight.pop(task)
+        login = self._in_flight.pop(task, None)
+        if login is None:  # it was taken
+            return
+        login.on_end()  # one that is cut before it begins is not performed
         if login.kind in (Kind.LEFT, Kind.PROBE):
             _discard(task)
 

@@ -33,15 +33,12 @@ class Pace:
 
     def __init__(self) -> None:
         self._latest: deque[float] = deque(maxlen=10)
+        self.slowest = 0.0  # of the last ten successful logins
 
     def record(self, seconds: float) -> None:
         """A login succeeded, and took that long."""
         self._latest.append(seconds)
-
-    @property
-    def slowest(self) -> float:
-        """The slowest of the last ten successful logins; 0 before the first."""
-        return max(self._latest, default=0.0)
+        self.slowest = max(self._latest)
 
     @property
     def patience(self) -> float:
@@ -109,6 +106,8 @@ class Hosts:
         self._silent_until: dict[Address | None, float] = {}
 
     def in_order(self, hosts: Iterable[Address | None], now: float) -> list[Address | None]:
+        if not self._silent_until:
+            return list(hosts)
         return sorted(hosts, key=lambda host: self.is_silent(host, now))
 
     def is_silent(self, host: Address | None, now: float) -> bool:

@@ -16,7 +16,7 @@ import asyncpg
 
 from .._login import Address
 from .._refresh import Attempt
-from ..clock import TICK
+from ..clock import TICK, wait_until
 from ..errors import ConfigurationError
 from ..refusals import Verdict, tries_next_host
 from .arguments import Arguments
@@ -51,6 +51,7 @@ class Race:
         self._loop = asyncio.get_running_loop()
         self._untried = self._all_hosts()
         self._racing: list[Login] = []
+        self._wake = asyncio.Event()  # one of them has ended, or it is time to look again
         self._failures: list[Failed] = []
         self._primaries: set[Address | None] = set()  # where a standby is preferred: those to come back to
         self._is_refused = False
@@ -70,9 +71,8 @@ class Race:
                 look_again = min(self._mind_silence(), self._deadline)
                 if not self._racing:
                     break  # nothing that was silent is worth waiting for
-                tasks = [login.task for login in self._racing]
-                timeout = max(look_again - self._loop.time(), 0.0)
-                await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                await wait_until(look_again, self._wake)
+                self._wake.clear()
                 winner = await self._take_those_done()
                 if winner is None and self._racing and self._deadline - self._loop.time() <= TICK:
                     self._note_silence(at_deadline=True)
@@ -86,7 +86,7 @@ class Race:
     async def _take_those_done(self) -> Connected | None:
         for login in [login for login in self._racing if login.task.done()]:
             self._racing.remove(login)
-            outcome = _unless_lost(login.outcome())
+            outcome = _unless_lost(self._state.logins.take(login))
             self._add_further(login)
             if isinstance(outcome, Connected) and await self._will_do(outcome.con, login.address):
                 self._mark_silent_hosts(login)
@@ -234,7 +234,7 @@ class Race:
         address = self._untried.pop(0)
         self.tries += 1
         remaining = self._deadline - self._loop.time()
-        login = self._state.begin(kind, self._using, address, self._arguments, remaining)
+        login = self._state.begin(kind, self._using, address, self._arguments, remaining, self._wake.set)
         self._racing.append(login)
         return login
 

@@ -68,12 +68,21 @@ class ConnectorState:
         self._warned = False
 
     def begin(
-        self, kind: Kind, attempt: Attempt, address: Address | None, arguments: Arguments, timeout: float
+        self,
+        kind: Kind,
+        attempt: Attempt,
+        address: Address | None,
+        arguments: Arguments,
+        timeout: float,
+        on_end: Callable[[], object] = lambda: None,
     ) -> Login:
-        """Start a login. Its outcome is judged here, even if its caller is gone. ``timeout`` may be infinite."""
+        """Start a login. Its outcome is judged here, even if its caller is gone. ``timeout`` may be infinite.
+
+        ``on_end`` is called when it ends, perhaps twice.
+        """
         now = asyncio.get_running_loop().time()
         # The attempt may have waited out an outage, and is judged by when it was made.
-        started = Login(replace(attempt, begun=now), address, kind, now)
+        started = Login(replace(attempt, begun=now), address, kind, now, on_end)
         limit = None if timeout == math.inf else timeout
         return self.logins.begin(started, self._perform(started, arguments, limit))
 
@@ -102,6 +111,8 @@ class ConnectorState:
             if made.kind in (Kind.LEFT, Kind.PROBE):
                 self.abandoned(attempt, loop.time())
             raise
+        finally:
+            made.on_end()  # from here on, nothing is awaited; a done callback would come a turn of the loop later
         now = loop.time()
         self.counts.accounts[attempt.parity].opened += made.kind in (Kind.OWN, Kind.EXTRA)
         self.counts.connect_time.record(now - made.begun)

@@ -5,7 +5,7 @@ Only digests are kept, made with a key that is drawn for the process and never l
 
 from __future__ import annotations
 
-import hmac
+import hashlib
 import secrets
 from collections import OrderedDict
 
@@ -32,4 +32,4 @@ def is_known(password: Secret) -> bool:
 
 
 def _digest(password: Secret) -> bytes:
-    return hmac.digest(_key, password.reveal().encode("utf-8", "surrogatepass"), "sha256")
+    return hashlib.blake2b(password.reveal().encode("utf-8", "surrogatepass"), key=_key).digest()
