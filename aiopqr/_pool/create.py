@@ -56,48 +56,52 @@ def create_pool(
     """Make a pool whose connections use the two accounts of ``credentials`` in turn.
 
     Open it with ``async with``, or await it and call ``close()`` yourself. It is an ``asyncpg.Pool``: what is not
-    explained here is as in :func:`asyncpg.create_pool`, except that the DSN and the arguments name no user and no
-    password. All times are in seconds, as floats.
+    explained here is as in :func:`asyncpg.create_pool`, except that the DSN and the arguments must not name a user or
+    a password. All times are in seconds, as floats.
 
+    - ``dsn``: Where the database is: ``postgresql://host:port/database``, and libpq's options. None: the arguments,
+      the environment or the secret say where.
     - ``credentials``: A source, an async callable, a :class:`CredentialPair`, or a :class:`Refresher` that is shared.
-    - ``min_size``, ``max_size``: How many connections are kept open, and how many may be. While one is replaced there
-      is one more.
+    - ``min_size``, ``max_size``: How many connections are kept open, and how many there may be. While one is being
+      replaced, there may be one more.
     - ``max_lifetime``: The age at which a connection is replaced; the new one is opened first. 0: never.
     - ``max_lifetime_jitter``: By how much earlier a connection may be replaced, at random. None: a tenth of
       ``max_lifetime``.
-    - ``timeout``: For one connect, including the fallback and waiting for newer credentials or a server that is down.
-    - ``acquire_timeout``: For an ``acquire()`` that is given no timeout. None: wait as long as it takes.
+    - ``timeout``: For one connect, including the fallback, and the wait for newer credentials or a server that is down.
+    - ``acquire_timeout``: For an ``acquire()`` without a timeout of its own. None: wait as long as it takes.
     - ``max_waiting``: How many tasks may wait for a connection; the next gets :class:`TooManyWaiting`. None: no limit.
-    - ``check_after``: A connection that was idle for longer is checked before it is handed out. 0: never.
-    - ``session_reset``: ``"full"``, what asyncpg resets; ``"transaction"``, only an open transaction; ``"deferred"``,
-      what ``"full"`` does, but ``release()`` waits only to roll back an open transaction. Nobody gets the connection
-      before the reset is confirmed; until then its advisory locks, LISTEN, SET and cursors live on for a moment.
+    - ``check_after``: Check a connection that was idle for longer before it is handed out. 0: never.
+    - ``session_reset``: What a release resets: ``"full"``, what asyncpg resets; ``"transaction"``, only an open
+      transaction; ``"deferred"``, the same as ``"full"``, but ``release()`` waits only for the rollback of an open
+      transaction. Nobody gets the connection before the reset is confirmed. Until then, its advisory locks, LISTEN, SET
+      and cursors live on for a moment.
     - ``reset_timeout``: For the reset of a ``release()``. None: wait as long as it takes.
-    - ``leak_detection_threshold``: Report a connection held for longer, with the stack of its ``acquire()``. 0: never.
+    - ``leak_detection_threshold``: Report a connection that is held for longer, with the stack of its ``acquire()``. 0:
+      never.
     - ``refresh_interval``: Between two fetches of the credentials. None: the source's own; 0: only when an account is
       refused.
     - ``fetch_timeout``: For one fetch of the credentials.
-    - ``keep_renamed``: Where a source of one account names another one, keep the one before as a last resort: see
+    - ``keep_renamed``: If a source of one account comes to name another, keep the previous one as a last resort: see
       :class:`Refresher`. False: replace its connections at once.
-    - ``drain_on_rotation``: Replace the connections of a changed password at once, not at the end of their lifetime.
+    - ``drain_on_rotation``: When a password changes, replace its connections at once, not at the end of their lifetime.
     - ``scram_cache``: Derive the SCRAM keys once for each password, instead of once for each connect.
     - ``require_auth``, ``channel_binding``: What the server may ask for, as in libpq; also in the DSN. None: no
-      password as plain text without TLS, and SCRAM bound to the server's certificate where the server can. A server
-      that asks for more gets nothing.
+      password as plain text without TLS, and SCRAM bound to the server's certificate if the server supports it. A
+      server that asks for more gets nothing.
     - ``writer_guard``: With ``target_session_attrs`` ``"read-write"`` or ``"primary"``, close a connection whose server
-      takes no writes any more, before anybody else gets it.
-    - ``name``, ``listeners``: For logs, tasks, errors and metrics; functions that are called with each
+      no longer accepts writes, before anybody else gets it.
+    - ``name``, ``listeners``: The pool's name in logs, tasks, errors and metrics; functions that are called with each
       :class:`~aiopqr.events.Event`.
-    - ``max_queries``: Close a connection after so many queries, *before* there is another. None: never.
+    - ``max_queries``: Close a connection after this many queries, *before* opening another. None: never.
     - ``max_inactive_connection_lifetime``: Close a connection above ``min_size`` that was idle for longer. 0: never.
-    - ``connect``: Called in place of ``asyncpg.connect``, with ``user=`` and a callable ``password=``.
+    - ``connect``: Called instead of ``asyncpg.connect``, with ``user=`` and a callable ``password=``.
     - ``setup``, ``init``, ``reset``: Called with a connection: for each acquire, once when it is opened, and for each
       release.
     - ``loop``, ``connection_class``, ``record_class``: As in asyncpg.
 
-    Opening the pool raises what the source raised, :class:`CredentialsRefused` if every account is refused for
-    ``timeout`` seconds, :class:`ConnectTimeout` if the server stays down that long, and other errors of the server at
-    once, :class:`UntrustedServer` among them. An option that cannot work raises :class:`ConfigurationError`.
+    Opening the pool raises what the source raised; :class:`CredentialsRefused` if every account is refused for
+    ``timeout`` seconds; :class:`ConnectTimeout` if the server stays down that long; and other errors of the server at
+    once, including :class:`UntrustedServer`. An option that cannot work raises :class:`ConfigurationError`.
     """
     return AlternatingPool(
         dsn,
