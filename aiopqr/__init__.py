@@ -1,6 +1,6 @@
 """aiopqr: change the passwords of your Postgres accounts whenever you like; the services that use them never notice.
 
-:func:`create_pool` makes an :class:`AlternatingPool`, an ``asyncpg.Pool`` whose connections take two accounts in turn.
+:func:`create_pool` makes an :class:`AlternatingPool`, an ``asyncpg.Pool`` whose connections use two accounts in turn.
 """
 
 from typing import TYPE_CHECKING, Any

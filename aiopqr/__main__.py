@@ -1,4 +1,4 @@
-"""``python -m aiopqr`` and the ``aiopqr`` command: the entry alone, so that it can say what to install."""
+"""``python -m aiopqr`` and the ``aiopqr`` command: it imports little, so that it can say what to install."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A stage counts no longer: it was ``closed`` in the store, or was open for too long."""
+    """A stage no longer counts: it was ``closed`` in the store, or open for too long."""
 
     stage: Stage
     closed: bool

@@ -22,7 +22,7 @@ class Expiry:
         self._known: dict[bytes, tuple[datetime, float]] = {}
 
     def hear(self, pair: CredentialPair, now: float, utc: datetime) -> None:
-        """Take note of when the credentials expire that have just been fetched."""
+        """Take note of when the credentials that were just fetched expire."""
         kept = {key: known for key, known in self._known.items() if known[1] + _KEPT > now}
         for credential in pair.credentials():
             key, known = digest(credential), self._known.get(digest(credential))
@@ -43,6 +43,6 @@ class Expiry:
         return now >= self.at(credential)
 
     def remaining(self, pair: CredentialPair, now: float) -> float | None:
-        """Seconds until the first account of the pair expires that has not yet; None if none will."""
+        """Seconds until the next account of the pair expires; None if none will."""
         ends = [self.at(account) for account in (pair.odd, pair.even) if account]
         return min((end - now for end in ends if now < end < math.inf), default=None)

@@ -46,7 +46,7 @@ from .subscribers import Subscriber, Subscribers
 _CLOSE_PATIENCE = 1.0
 _RECOVERY_PAUSE = 1.0
 
-# Those that have fetched, of all threads. No lock, which a forked child might find locked forever.
+# The feeds that have fetched, in all threads. There is no lock, which a forked child might find locked forever.
 _open: weakref.WeakValueDictionary[int, Feed] = weakref.WeakValueDictionary()
 
 
@@ -158,7 +158,7 @@ class Feed:
         state.changed = asyncio.Event()
 
     def revive(self) -> None:
-        """Make anew what belonged to an event loop that is gone, and a task that somebody has cancelled."""
+        """Replace what belonged to an event loop that is gone, and a task that somebody has cancelled."""
         self._here()
 
     def stats(self) -> RefreshStats:
@@ -238,7 +238,7 @@ class Feed:
         return error
 
     def _completed(self, outcome: CredentialPair | BaseException) -> CredentialPair | BaseException:
-        """The pair with what a store that renames its account no longer says."""
+        """The pair, with the account that a store named before, where that is of use."""
         with contextlib.suppress(InvalidSecret):  # a pending password of a third account
             if isinstance(outcome, CredentialPair):
                 return self._renaming.completed(outcome)
@@ -276,7 +276,7 @@ class Feed:
         return [*events, *reports.news(self.name, before, pair, self.expiry.remaining(pair, now))]
 
     def _tell(self, event: Event) -> None:
-        # A source that is polled every second may fail for days: after the first, ever more rarely into the log.
+        # A source that is polled every second may fail for days: after the first failure, ever fewer go to the log.
         if isinstance(event, RefreshFailed) and event.failures & (event.failures - 1):
             self.events.forward(event)
         else:

@@ -45,7 +45,7 @@ async def _ask(source: CredentialSource) -> object:
 
 
 def _consume(flight: asyncio.Task[object]) -> None:
-    """Nobody is interested in its error, which must not be reported as one that nobody retrieved."""
+    """Nobody wants its error. Retrieve it, so that asyncio does not report it."""
     if not flight.cancelled():
         flight.exception()
 

@@ -1,7 +1,7 @@
-"""What of a refresher belongs to one event loop, and has to be made anew when that loop is gone.
+"""The part of a refresher that belongs to one event loop, and is replaced when that loop is gone.
 
 A loop is gone when another one runs in this thread (``asyncio.run()`` a second time), or when the process is a fork of
-the one that the loop ran in. Its tasks will never run again, so they are dropped without a word.
+the one that the loop ran in. Its tasks will never run again, so they are dropped silently.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 * Failures back off with jitter. Only an explicit :meth:`~aiopqr.Refresher.refresh` does not wait for that.
 * A fetch that brought nothing newer for a refused account is repeated soon: the store may lag behind the database, as
   in AWS's own rotation, by up to a minute. The more depends on it, the sooner it is repeated.
-* Credentials that expire are fetched anew when two thirds of their time have passed, and failures are then repeated
+* Credentials that expire are fetched again when two thirds of their time have passed, and failures are then repeated
   often enough for several tries before the end.
 * Jitter spreads what a whole fleet would do at the same moment, except where a connect waits for it.
 """
@@ -106,7 +106,7 @@ class RefreshPlan:
         return True
 
     def failed(self, ticket: int, need: Need, now: float) -> bool:
-        """A fetch failed, or is given up. False if that was known."""
+        """A fetch failed, or was given up. False if that is known already."""
         if not self._land(ticket):
             return False
         self.failures += 1
@@ -122,7 +122,7 @@ class RefreshPlan:
             self._flight, self.due = None, now
 
     def _slowest(self, need: Need, longest: float) -> float:
-        """How long to wait at most. Never longer than where nothing is amiss, and much less while connects wait."""
+        """How long to wait at most. Never longer than when all is well, and much less while connects wait."""
         interval = self._interval or math.inf
         return min(URGENT_MAX, 0.3 * interval) if need is Need.STARVED else min(longest, interval)
 

@@ -145,7 +145,7 @@ def from_aws(module: str, name: str) -> Any:
 
 
 def imported(place: str) -> Any:
-    """What ``module:name`` is, with the current folder importable, as Python itself has it."""
+    """What ``module:name`` is. The current folder is importable, as it is for ``python -m``."""
     module, _, name = place.partition(":")
     if not module or not name:
         raise UsageError("--source must be module:callable")

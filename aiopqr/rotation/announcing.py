@@ -45,7 +45,7 @@ class Announcing:
 
 
 def usual_announcement(rules: Rules) -> float:
-    """How long to announce a change, in seconds, unless told. Pools that do not poll cannot hear of one."""
+    """How long to announce a change by default, in seconds. Pools that do not poll cannot hear of one."""
     return min(rules.refresh_interval + _GRACE, STEP_ASIDE_MAX) if rules.refresh_interval else 0.0
 
 

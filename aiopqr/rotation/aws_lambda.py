@@ -89,7 +89,7 @@ class Settings:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Settings:
-        """Raises :class:`ConfigurationError` for a number that is none."""
+        """Raises :class:`ConfigurationError` for what should be a number and is not."""
 
         def seconds(name: str, default: float) -> float:
             text = environment.get(name, "")
@@ -126,7 +126,7 @@ async def _step(event: Mapping[str, Any], settings: Settings, remaining: float) 
     if name not in _STEPS:
         raise ConfigurationError(f"there is no step {name!r}")
     async with SecretsManagerStore(secret_id) as store:
-        await store.told(_dispatch(_STEPS[name], _Rotation(store, token, settings, remaining), name))
+        await store.reported(_dispatch(_STEPS[name], _Rotation(store, token, settings, remaining), name))
 
 
 async def _dispatch(step: Callable[[_Rotation], Awaitable[str]], rotation: _Rotation, name: str) -> None:

@@ -1,4 +1,4 @@
-"""How a rotator's connections begin, by a DSN, and end: the admin role's, and an account's, as applications connect."""
+"""How a rotator connects by a DSN: as the admin role, and with an account as applications do."""
 
 from __future__ import annotations
 

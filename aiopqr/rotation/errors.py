@@ -1,4 +1,4 @@
-"""What goes wrong in a rotation, told apart by what the operator has to do next."""
+"""What can go wrong in a rotation, by what the operator has to do next."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StoreConflict(StoreError):
 
 
 class StoreNotWritable(StoreError):
-    """The store does not take a new password. Nothing was changed: it comes there before it comes to the database."""
+    """The store does not take a new password. Nothing was changed: the database gets it only after the store."""
 
 
 class PathDown(RotationError):
@@ -31,7 +31,7 @@ class PathDown(RotationError):
 
 
 class RotationRefused(RotationError):
-    """Gates speak against it; nothing was changed. ``objections`` holds each, with its numbers."""
+    """Gates refused it; nothing was changed. ``objections`` holds each reason, with its numbers."""
 
     def __init__(self, objections: Sequence[Objection]) -> None:
         super().__init__("; ".join(f"[{objection.gate}] {objection.text}" for objection in objections))
@@ -39,7 +39,7 @@ class RotationRefused(RotationError):
 
 
 class RotationFailed(RotationError):
-    """It was begun and could not be ended. The text says what stands now; running it again finishes or undoes it."""
+    """It was begun and could not be finished. The text says how things stand. Run it again to finish or undo it."""
 
 
 class RotationUndone(RotationFailed):

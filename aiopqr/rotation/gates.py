@@ -104,7 +104,7 @@ class Facts:
         return end is not None and end <= self.now
 
     def why_not(self, parity: Parity) -> str:
-        """Why an account does not log in, where the catalogue knows; the server tells its log alone."""
+        """Why an account does not log in, where the catalogue shows it; the server says so only in its log."""
         if parity in self.absent:
             return f" (the role {self.username(parity)!r} does not exist)"
         if self.is_expired(parity):

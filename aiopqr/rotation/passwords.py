@@ -1,4 +1,4 @@
-"""New passwords: how they are drawn, and how weak they may not be."""
+"""New passwords: how they are drawn, and how strong they must be."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from .errors import RotationRefused
 from .gates import Facts, Gate, Objection, Rules, objections
 from .words import duration, moment
 
-# How long an account with VALID UNTIL is valid, where nothing tells how long it was before.
+# How long an account with VALID UNTIL is valid, where nothing says how long it was before.
 _USUAL_VALIDITY = timedelta(days=90)
 
 
@@ -31,7 +31,7 @@ class Action(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What would be done, and everything that speaks against it. No secret is in it.
+    """What would be done, and every objection to it. No secret is in it.
 
     ``forced`` names the gates that the operator overrides; ``refusals`` are the objections that remain.
     ``abandons`` names the account whose open stage is given up first. ``valid_until`` is the account's new VALID UNTIL,
@@ -138,7 +138,7 @@ def renewed(end: datetime | None, changed: datetime | None, now: datetime, rules
 
 
 def _changed_first(facts: Facts, rules: Rules) -> Parity:
-    """The account not changed last; the one that is not active, where the times do not tell."""
+    """The account not changed last; the one that is not active, where the times do not decide."""
     inactive = facts.secret.pair.active.other
     times = {parity: rules.changed_at(facts, parity) for parity in Parity}
     return min((inactive, inactive.other), key=times.__getitem__)

@@ -77,7 +77,7 @@ class Remedies:
         )
 
     async def _give_up(self, staged: StoredSecret, problem: Exception) -> None:
-        """Close the stage: nothing was altered. Another rotator may have done it, and goes on with its own."""
+        """Close the stage: nothing was altered. Another rotator may have closed it, and goes on with its own."""
         try:
             await self._store.abandon(staged)
             return

@@ -109,8 +109,8 @@ class Rotator:
         """What would be done now, and every objection. Logs in with both accounts, and changes nothing.
 
         ``account`` chooses the account; without it, the one not changed last is taken. ``force`` names the gates to
-        override. Raises :class:`RotationError` when the facts cannot be had, or when the store can tell that it cannot
-        be written; :class:`PathDown`, which is one, when an account could not be tried on the applications' path.
+        override. Raises :class:`RotationError` when the facts cannot be had, or when the store knows that it cannot be
+        written; :class:`PathDown`, which is one, when an account could not be tried on the applications' path.
         """
         with _reported():
             secret = await self._store.read()
@@ -121,7 +121,7 @@ class Rotator:
         return decide(facts, self._settings.rules, account=account, forced=force)
 
     async def apply(self, plan: Plan) -> Rotation:
-        """Do it. Facts are gathered and judged anew while no other rotator can be at work.
+        """Carry it out. Facts are gathered and judged again while no other rotator can be at work.
 
         Raises :class:`RotationRefused` when a gate objects, the situation is not the plan's any more, or somebody else
         has changed the store meanwhile, and :class:`PathDown` when an account could not be tried on the applications'

@@ -1,4 +1,4 @@
-"""What can go wrong with a request to a secret store, told apart by what there is to do. All stores use these names."""
+"""What can go wrong with a request to a secret store, by what there is to do. All stores use these names."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from ..credentials import Secret
 from . import cluster
 from .errors import NotAvailable, ServerError
 from .postgres import NEED_A_RESTART, PORTS, free_port
-from .server import PostgresServer, beside_the_loop, reload, run_apart
+from .server import PostgresServer, in_a_thread, reload, run_apart
 
 _START_TIMEOUT = 60.0
 _LOG_TIMEOUT = 10.0
@@ -106,20 +106,20 @@ class ContainerPostgres(PostgresServer):
     async def halt(self, mode: str = "fast") -> None:
         if mode not in _SIGNALS:
             raise ValueError(f"mode must be one of {', '.join(_SIGNALS)}, not {mode!r}")
-        await beside_the_loop(functools.partial(self._wrapped.kill, _SIGNALS[mode]))
-        await beside_the_loop(self._wrapped.wait)
+        await in_a_thread(functools.partial(self._wrapped.kill, _SIGNALS[mode]))
+        await in_a_thread(self._wrapped.wait)
 
     async def resume(self) -> None:
-        await beside_the_loop(self._wrapped.start)
+        await in_a_thread(self._wrapped.start)
         await self._answer()
 
     async def cut_off(self) -> None:
         """Take the server off its network, while it runs. Nobody reaches it until :meth:`join`."""
-        await beside_the_loop(lambda: self._on_its_network("disconnect"))
+        await in_a_thread(lambda: self._on_its_network("disconnect"))
 
     async def join(self) -> None:
         """Put the server back on its network, after :meth:`cut_off`."""
-        await beside_the_loop(lambda: self._on_its_network("connect"))
+        await in_a_thread(lambda: self._on_its_network("connect"))
         await self._answer()
 
     def _on_its_network(self, action: str) -> None:
@@ -172,10 +172,10 @@ class ContainerPostgres(PostgresServer):
 
         if self._files is None:
             self._files = tempfile.TemporaryDirectory(prefix="aiopqr-")
-        files = await beside_the_loop(functools.partial(write_certificates, Path(self._files.name)))
+        files = await in_a_thread(functools.partial(write_certificates, Path(self._files.name)))
         data = await self.fetchval("SHOW data_directory")
         for file in (files.cert, files.key):
-            text = await beside_the_loop(Path(file).read_text)
+            text = await in_a_thread(Path(file).read_text)
             await self._write(f"{data}/{Path(file).name}", text)
         await self.configure(ssl=True, ssl_cert_file=Path(files.cert).name, ssl_key_file=Path(files.key).name)
         self.ca_file = files.ca
@@ -184,7 +184,7 @@ class ContainerPostgres(PostgresServer):
     async def _write(self, file: str, text: str) -> None:
         """Write a file in the container, as the user that runs the server."""
         command = ["sh", "-c", 'umask 077; printf %s "$TEXT" >"$FILE"']
-        written = await beside_the_loop(
+        written = await in_a_thread(
             lambda: self._wrapped.exec_run(command, user="postgres", environment={"TEXT": text, "FILE": file})
         )
         if written.exit_code != 0:

@@ -22,7 +22,7 @@ from . import cluster
 from .binaries import Binaries, RunAs
 from .errors import NotAvailable, NotSupported, ServerError
 from .guarded import GuardedDirectory
-from .server import PostgresServer, beside_the_loop, reload
+from .server import PostgresServer, in_a_thread, reload
 
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 20.0
@@ -130,11 +130,11 @@ class EmbeddedPostgres(PostgresServer):
     async def halt(self, mode: str = "fast") -> None:
         if mode not in _SIGNALS:
             raise ValueError(f"mode must be one of {', '.join(_SIGNALS)}, not {mode!r}")
-        await beside_the_loop(functools.partial(self._shut_down, mode))
+        await in_a_thread(functools.partial(self._shut_down, mode))
 
     async def resume(self) -> None:
         if not self.is_running:
-            await beside_the_loop(self._launch)
+            await in_a_thread(self._launch)
 
     # Configuration.
 
@@ -165,7 +165,7 @@ class EmbeddedPostgres(PostgresServer):
             raise NotSupported(f"{self!r} was built without TLS: binaries='system' has it on most systems")
         from .tls import write_certificates
 
-        certificates = await beside_the_loop(functools.partial(write_certificates, self._home / "tls"))
+        certificates = await in_a_thread(functools.partial(write_certificates, self._home / "tls"))
         self.run_as.own(self._home / "tls")
         await self.configure(ssl=True, ssl_cert_file=certificates.cert, ssl_key_file=certificates.key)
         self.ca_file = certificates.ca

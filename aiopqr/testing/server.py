@@ -189,7 +189,7 @@ class PostgresServer(ABC):
 
     async def aclose(self) -> None:
         """:meth:`stop` in a thread. If it is cancelled, it finishes first."""
-        await beside_the_loop(self.stop)
+        await in_a_thread(self.stop)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -199,9 +199,9 @@ class PostgresServer(ABC):
 
     async def __aenter__(self) -> Self:
         try:
-            return await beside_the_loop(self.start)
+            return await in_a_thread(self.start)
         except asyncio.CancelledError:
-            await beside_the_loop(self.stop)
+            await in_a_thread(self.stop)
             raise
 
     async def __aexit__(
@@ -272,7 +272,7 @@ def run_apart(work: Coroutine[Any, Any, _T]) -> _T:
         return thread.submit(asyncio.run, work).result()
 
 
-async def beside_the_loop(work: Callable[[], _T]) -> _T:
+async def in_a_thread(work: Callable[[], _T]) -> _T:
     """Run blocking work in a thread, and wait for it even when cancelled, since a thread cannot be cancelled."""
     future = asyncio.get_running_loop().run_in_executor(None, work)
     try:

@@ -26,7 +26,7 @@ from typing import Any, Self
 from ..credentials import Secret
 from .errors import NotAvailable, ServerError
 from .rotating import RotatingPostgres
-from .server import beside_the_loop
+from .server import in_a_thread
 from .tls import write_certificates
 from .vault_database import VaultDatabase
 
@@ -71,7 +71,7 @@ class Vault:
     # Life and death. These block.
 
     def start(self) -> Self:
-        """Have it initialised, unsealed and ready. Raises :class:`NotAvailable` where it cannot be had."""
+        """Start it, initialised and unsealed. Raises :class:`NotAvailable` where it cannot be had."""
         program = find_program()
         self._home = Path(tempfile.mkdtemp(prefix="aiopqr-vault-"))
         self._guard = subprocess.Popen(["/bin/sh", "-c", _GUARD, "guard", str(self._home)], **_quiet(self._home))
@@ -111,10 +111,10 @@ class Vault:
         self.stop()
 
     async def __aenter__(self) -> Self:
-        return await beside_the_loop(self.start)
+        return await in_a_thread(self.start)
 
     async def __aexit__(self, *exc: object) -> None:
-        await beside_the_loop(self.stop)
+        await in_a_thread(self.stop)
 
     def kill(self) -> None:
         """End the server at once (SIGKILL), and keep its data."""
@@ -169,7 +169,7 @@ class Vault:
 
     async def ask(self, method: str, path: str, *, as_token: str | None = None, **body: Any) -> dict[str, Any]:
         """:meth:`call`, without blocking the event loop."""
-        return await beside_the_loop(lambda: self.call(method, path, as_token=as_token, **body))
+        return await in_a_thread(lambda: self.call(method, path, as_token=as_token, **body))
 
     async def put(self, path: str, values: Mapping[str, Any], *, mount: str = "secret") -> int:
         """Write a secret to a KV engine; the number of its new version."""
@@ -193,7 +193,7 @@ class Vault:
         """Let Vault manage accounts of this database, by a database engine of its own."""
         engine = VaultDatabase(self, postgres)
         await self.ask("POST", f"sys/mounts/{engine.mount}", type="database")
-        await beside_the_loop(lambda: self._wait_for(f"{engine.mount}/config?list=true", missing=True))
+        await in_a_thread(lambda: self._wait_for(f"{engine.mount}/config?list=true", missing=True))
         server = postgres.server
         await self.ask(
             "POST",

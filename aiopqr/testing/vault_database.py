@@ -41,7 +41,8 @@ class VaultDatabase:
     async def rotate(self, role: str) -> None:
         """Let Vault change a static role's password now.
 
-        While a Vault that was just unsealed fills its queue of rotations, it answers 500 (duplicate item): then again.
+        While a Vault that was just unsealed fills its queue of rotations, it answers 500 (duplicate item), and is asked
+        again.
         """
         deadline = time.monotonic() + _PATIENCE
         while True:

@@ -18,7 +18,7 @@ from support.vault import Between, begin, end, run
 from aiopqr.rotation.connects import APPLICATION_NAME
 from aiopqr.rotation.stores.vault import VaultStore
 from aiopqr.testing import RotatingPostgres, Vault, VaultDatabase
-from aiopqr.testing.server import beside_the_loop
+from aiopqr.testing.server import in_a_thread
 
 AT_ONCE = ("--max-lifetime", "0", "--refresh-interval", "0", "--margin", "0")
 
@@ -251,7 +251,7 @@ async def test_a_vault_that_is_sealed_midway_leaves_an_outcome_to_look_at(
     try:
         code, told, err = await roles.rotate(url=between.url)
     finally:
-        await beside_the_loop(vault.unseal)
+        await in_a_thread(vault.unseal)
     assert (code, told.get("outcome")) == (1, "failed"), err
     words = "it is not known whether it did: POST" if fails else "says that it did, but now fails: GET"
     assert words in told["error"]
@@ -262,10 +262,10 @@ async def test_a_vault_that_is_sealed_midway_leaves_an_outcome_to_look_at(
 
 async def test_a_vault_that_is_sealed_from_the_start_changes_nothing(roles: Roles) -> None:
     vault = roles.database.vault
-    await beside_the_loop(vault.seal)
+    await in_a_thread(vault.seal)
     try:
         code, _, err = await roles.rotate()
     finally:
-        await beside_the_loop(vault.unseal)
+        await in_a_thread(vault.unseal)
     assert code == 2
     assert "Vault is sealed" in err

@@ -13,7 +13,7 @@ from typing import Self
 from aiopqr.credentials import Credential
 from aiopqr.testing import NotAvailable, PostgresServer, ServerError
 from aiopqr.testing.binaries import RunAs, workspace
-from aiopqr.testing.server import beside_the_loop
+from aiopqr.testing.server import in_a_thread
 
 # The shell ends PgBouncer and removes its files when its input closes, however the tests ended.
 _GUARDED = '"$1" "$2/pgbouncer.ini" & read -r _; kill -INT $!; wait; rm -rf "$2"'
@@ -74,13 +74,13 @@ class PgBouncer:
 
     async def __aenter__(self) -> Self:
         try:
-            return await beside_the_loop(self.start)
+            return await in_a_thread(self.start)
         except asyncio.CancelledError:
-            await beside_the_loop(self.stop)
+            await in_a_thread(self.stop)
             raise
 
     async def __aexit__(self, *exc: object) -> None:
-        await beside_the_loop(self.stop)
+        await in_a_thread(self.stop)
 
     def dsn_of(self, database: str) -> str:
         """Where ``database`` is by way of PgBouncer, with neither user nor password."""

@@ -7,7 +7,7 @@ import pytest
 
 from aiopqr.testing import NotAvailable, RotatingPostgres, ServerError, Vault, VaultDatabase
 from aiopqr.testing import vault as module
-from aiopqr.testing.server import beside_the_loop
+from aiopqr.testing.server import in_a_thread
 
 
 async def test_it_changes_the_password_of_a_static_role(
@@ -45,14 +45,14 @@ async def test_its_data_survives_a_kill_and_a_seal_and_nothing_survives_its_end(
     async with Vault(tls=True) as own:
         assert own.url.startswith("https:")
         assert await own.put("orders", {"a": "1"}) == 1
-        await beside_the_loop(own.seal)
+        await in_a_thread(own.seal)
         with pytest.raises(ServerError, match="503"):
             await own.ask("GET", "secret/data/orders")
-        await beside_the_loop(own.unseal)
-        await beside_the_loop(own.kill)
+        await in_a_thread(own.unseal)
+        await in_a_thread(own.kill)
         with pytest.raises(OSError):
             await own.ask("GET", "secret/data/orders")
-        await beside_the_loop(own.resume)
+        await in_a_thread(own.resume)
         assert (await own.ask("GET", "secret/data/orders"))["data"]["data"] == {"a": "1"}
         home = own._home
         assert home is not None

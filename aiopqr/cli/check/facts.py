@@ -35,7 +35,7 @@ WITH RECURSIVE roles (oid) AS (
 SELECT rolname FROM pg_roles JOIN roles USING (oid)
 """
 
-# What it may do is what any of its roles may, the owner that it acts as included.
+# It may do what any of its roles may, including the owner that it acts as.
 _POWERS = """
 WITH RECURSIVE roles (oid) AS (
     SELECT m.roleid FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member WHERE r.rolname = session_user
@@ -45,7 +45,7 @@ SELECT rolname, rolsuper AS superuser, rolbypassrls AS bypassrls, rolcreaterole 
 FROM pg_roles JOIN roles USING (oid) WHERE rolsuper OR rolbypassrls OR rolcreaterole OR rolreplication
 """
 
-# Of the other account, which may not log in to be asked itself.
+# About the other account, which may be unable to log in.
 _OTHER = """
 SELECT rolcanlogin AS can_login, now() AS now,
        CASE WHEN rolvaliduntil < 'infinity' THEN rolvaliduntil END AS valid_until

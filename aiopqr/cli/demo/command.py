@@ -61,11 +61,11 @@ def demo(
 
     Exit codes: 0 no operation failed; 1 some did; 2 the demo could not run; 130 interrupted.
     """
-    told = Console(stderr=as_json)
+    console = Console(stderr=as_json)
     try:
         options = _checked(seconds, every, lifetime, workers, connections, dsn, compare, picture)
         options = dataclasses.replace(options, single=single)
-        verdict = asyncio.run(run_demo(options, told, picture, plain=plain))
+        verdict = asyncio.run(run_demo(options, console, picture, plain=plain))
     except (AiopqrError, asyncpg.PostgresError, OSError) as exc:
         if isinstance(exc, BrokenPipeError):
             raise

@@ -110,7 +110,7 @@ class Tally:
 
 
 async def work(pool: asyncpg.Pool[asyncpg.Record], tally: Tally, until: asyncio.Event, seed: int) -> None:
-    """One worker: small queries, some of them transactions, until told to stop."""
+    """One worker: small queries, and some transactions, until ``until`` is set."""
     chance = random.Random(seed)
     while not until.is_set():
         giver, taker = chance.sample(range(1, WALLETS + 1), 2)

@@ -24,7 +24,7 @@ class NoPicture(Exception):
 
 def draw(run: Run, path: Path) -> None:
     """Write the picture, in the format of the path's suffix. Raises :class:`NoPicture`."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports on its font cache
     try:
         import matplotlib
         from matplotlib.figure import Figure

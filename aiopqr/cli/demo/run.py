@@ -30,7 +30,7 @@ class Screen(Protocol):
         ...
 
     async def draw(self, run: Run) -> None:
-        """Called some times a second."""
+        """Called a few times a second."""
         ...
 
 
@@ -171,7 +171,7 @@ class Run:
 
 
 async def perform(options: Options, screen: Screen, stop: asyncio.Event) -> tuple[Run | None, Verdict | None]:
-    """Set the stage, play, clear it. Ended early by ``stop``, before there was anything to judge: no verdict."""
+    """Set the stage, play, and clear it. There is no verdict if ``stop`` comes before there is anything to judge."""
     async with open_stage(options.dsn, 1 + options.compare, single=options.single) as stage:
         if stop.is_set():
             return None, None

@@ -178,7 +178,7 @@ def write_pair(file: Path, pair: CredentialPair) -> None:
 
 
 async def _to_its_end(clear: object) -> None:
-    """Clear the stage even when interrupted meanwhile."""
+    """Clear the stage, even if interrupted meanwhile."""
     assert callable(clear)
     task = asyncio.ensure_future(clear())
     try:

@@ -41,9 +41,9 @@ class _Line:
 
 
 class LiveScreen:
-    """A frame that is drawn anew some times a second, never taller than the terminal.
+    """A frame that is redrawn a few times a second, never taller than the terminal.
 
-    Drawing takes milliseconds, which the load would wait for: so it is done in a thread, which gives way often.
+    Drawing takes milliseconds, for which the load would wait. So a thread does it, and gives way often.
     """
 
     def __init__(self, console: Console) -> None:

@@ -62,34 +62,34 @@ class SecretsManagerStore:
 
     async def read(self) -> StoredSecret:
         """See :meth:`SecretStore.read`."""
-        return await self.told(self._read())
+        return await self.reported(self._read())
 
     async def check_writable(self) -> None:
         """Raise :class:`StoreError` if the secret is a replica, which nobody can write. Changes nothing.
 
-        Whether this role may write it, AWS tells only who tries: a rotation that may not ends at its first step, when
-        it stages a password, and has changed none.
+        AWS does not say in advance whether this role may write it. A rotation that may not write ends at its first
+        step, staging, before any password has changed.
         """
-        await self.told(self._check_writable())
+        await self.reported(self._check_writable())
 
     async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
         """See :meth:`SecretStore.stage`."""
-        return await self.told(self._stage(secret, credential))
+        return await self.reported(self._stage(secret, credential))
 
     async def promote(self, secret: StoredSecret, *, changed_at: datetime) -> StoredSecret:
         """See :meth:`SecretStore.promote`."""
-        return await self.told(self._promote(secret, changed_at))
+        return await self.reported(self._promote(secret, changed_at))
 
     async def abandon(self, secret: StoredSecret) -> StoredSecret:
         """See :meth:`SecretStore.abandon`."""
-        return await self.told(self._abandon(secret))
+        return await self.reported(self._abandon(secret))
 
     async def create(self, pair: CredentialPair, *, changed_at: datetime) -> StoredSecret:
         """Make the secret, of accounts that were both given their passwords at ``changed_at``.
 
         Raises :class:`StoreConflict` if there is one of that name.
         """
-        return await self.told(self._create(pair, changed_at))
+        return await self.reported(self._create(pair, changed_at))
 
     async def aclose(self) -> None:
         """Close the client."""
@@ -101,9 +101,9 @@ class SecretsManagerStore:
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
-    # What the Lambda uses, too. These hold raw values: call them through `told`.
+    # What the Lambda uses, too. These hold raw values: call them through `reported`.
 
-    async def told(self, step: Awaitable[_T]) -> _T:
+    async def reported(self, step: Awaitable[_T]) -> _T:
         """What a step returns; what goes wrong with the store or its values, as a :class:`StoreError`."""
         try:
             return await step

@@ -18,7 +18,7 @@ _PENDING_KEYS = ("pending_username", "pending_password", "pending_staged_at")
 
 
 def read_document(entries: Mapping[str, Any], revision: str, *, unknown: datetime | None = None) -> StoredSecret:
-    """The secret that ``entries`` hold. ``unknown`` is the change time of both accounts where no key tells either's.
+    """The secret that ``entries`` hold. ``unknown`` is the change time of both accounts where no key gives either.
 
     Raises :class:`InvalidSecret`.
     """

@@ -142,7 +142,7 @@ def _parse(content: bytes) -> StoredSecret:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """The folder's lock. Waited for without blocking for ever on a writer that was stopped while it held it."""
+    """Hold the folder's lock. Raises :class:`StoreError` if another writer keeps it for too long."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + _LOCK_TIMEOUT

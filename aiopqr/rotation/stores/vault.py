@@ -116,5 +116,5 @@ class VaultStore(WholeStore):
 
 
 def _revision(metadata: Mapping[str, Any]) -> str:
-    """The version's number does not do: a secret that was removed and written anew begins at 1 again."""
+    """The version's number alone is not enough: a secret that was deleted and written again starts at 1."""
     return f"{metadata['version']} {metadata['created_time']}"

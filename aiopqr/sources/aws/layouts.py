@@ -104,7 +104,7 @@ def from_alternating(stages: Stages) -> CredentialPair:
 
 
 def from_two(odd: Stages | None, even: Stages | None) -> CredentialPair:
-    """The pair of two secrets, one for each account; a secret that cannot be had makes a degraded pair."""
+    """The pair of two secrets, one for each account. Without one of them, the pair is degraded."""
     accounts = {"odd": odd, "even": even}
     for key, stages in accounts.items():
         if stages and not isinstance(stages.current, Account):

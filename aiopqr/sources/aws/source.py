@@ -1,6 +1,6 @@
 """The two accounts, from AWS Secrets Manager. :mod:`.layouts` has the ways in which they can lie there.
 
-One read is consistent: DescribeSecret tells which version is in which stage, and values are then fetched by version,
+One read is consistent: DescribeSecret says which version is in which stage, and values are then fetched by version,
 never by stage. A version's value never changes, so a poll costs one DescribeSecret and fetches what is new.
 
 The application's role needs ``secretsmanager:DescribeSecret`` and ``secretsmanager:GetSecretValue`` on the secret, and

@@ -1,5 +1,4 @@
-"""One connection to Vault or OpenBao, by hvac: opened by the first request, its login kept alive, its errors told
-apart.
+"""One connection to Vault or OpenBao, by hvac. It is opened by the first request, and keeps its login alive.
 
 hvac blocks, so everything here is plain blocking code that runs in one thread of its own (:meth:`VaultClient.run`). It
 is called by nobody else, so it needs no locks; and a request that was given up still ends in order, in that thread.
@@ -92,7 +91,7 @@ class VaultClient:
 
     @property
     def due_in(self) -> float:
-        """Seconds until the login wants attention again, which the next fetch gives it."""
+        """Seconds until the token should be renewed, which the next fetch does."""
         due = self._life.renew_at if self._life is not None else self._look_up_at
         return max(due - time.monotonic(), 0.0)
 
@@ -110,7 +109,7 @@ class VaultClient:
         raise error
 
     async def serve(self, work: Callable[[], _T]) -> _T:
-        """As :meth:`run`, once the login is as it should be: made, renewed, or made anew, as far as that is due."""
+        """As :meth:`run`, after the token was renewed, or a new login was made, if that is due."""
 
         def attended() -> _T:
             self._attend()

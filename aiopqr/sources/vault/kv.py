@@ -60,5 +60,5 @@ class KvReader:
 
 
 def _version(metadata: dict[str, object]) -> object:
-    """What tells two versions apart; the number alone does not, where a secret was removed and written anew."""
+    """What distinguishes two versions. The number alone does not, if a secret was deleted and written again."""
     return metadata["version"], metadata["created_time"]

@@ -1,8 +1,8 @@
 """Dynamic roles: accounts that Vault makes for us, each under a lease. Two leases that overlap are the pair.
 
-A lease is renewed when about half of it has passed. Its maximum TTL cuts a renewal short at last; then the account is
-replaced by a new one, while about half a lease remains, in which pools move to the new one. The two accounts are never
-replaced in the same fetch. What was replaced is left to its end: pools may still be leaving it.
+A lease is renewed when about half of it has passed. In the end its maximum TTL cuts a renewal short; then the account
+is replaced by a new one, while about half a lease remains, in which pools move to the new one. The two accounts are
+never replaced in the same fetch. What was replaced is left to its end: pools may still be leaving it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SOONEST = 0.1
 
 @dataclass(slots=True)
 class _Lease:
-    """One account. Times are of the monotonic clock, except that its credential tells pools when it ends."""
+    """One account. Times are of the monotonic clock, except for the expiry of its credential, which is for pools."""
 
     id: str
     credential: Credential
@@ -57,7 +57,8 @@ class LeaseReader:
         if self._pid != os.getpid():  # the leases belong to the process that this one was forked from
             self._leases, self._old, self._pid = {}, [], os.getpid()
         now = time.monotonic()
-        # Somebody asks before it was due: perhaps since an account is refused. A renewal tells whether a lease is good.
+        # Somebody asks before it was due: perhaps because an account is refused. A renewal shows whether a lease is
+        # good.
         is_asked = now < self._due
         is_replaced = False
         for parity, lease in sorted(self._leases.items(), key=lambda item: item[1].ends_at):

@@ -35,9 +35,9 @@ class VaultSource:
 
     * ``url`` (default: ``VAULT_ADDR``), ``namespace`` (``VAULT_NAMESPACE``), ``timeout`` (seconds for each step of one
       request; default 5).
-    * ``token`` (default: ``VAULT_TOKEN``, or ``~/.vault-token``); or ``auth``, one of
-      :mod:`aiopqr.sources.vault.auth`: ``AppRole``, ``Kubernetes``, ``JWT``, ``TokenFile``, or any function that logs
-      an ``hvac.Client`` in and returns Vault's answer. The token is renewed; where it cannot be, ``auth`` logs in anew.
+    * ``token`` (default: ``VAULT_TOKEN``, or ``~/.vault-token``); or ``auth``, one of :mod:`aiopqr.sources.vault.auth`:
+      ``AppRole``, ``Kubernetes``, ``JWT``, ``TokenFile``, or any function that logs an ``hvac.Client`` in and returns
+      Vault's answer. The token is renewed; where it cannot be, ``auth`` logs in again.
     * ``verify`` (a CA bundle's path, or False; default: ``VAULT_CACERT``, ``VAULT_CAPATH``), ``cert`` (the paths of a
       client certificate and its key; default: ``VAULT_CLIENT_CERT`` and ``VAULT_CLIENT_KEY``).
     * ``client``: an ``hvac.Client`` of your own, used as it is instead of the above, and never closed. Nothing else

@@ -19,7 +19,7 @@ from aiopqr.sources import VaultSource
 from aiopqr.sources.trouble import Trouble
 from aiopqr.sources.vault import TokenFile, VaultError
 from aiopqr.testing import Vault
-from aiopqr.testing.server import beside_the_loop
+from aiopqr.testing.server import in_a_thread
 
 
 class Stub(BaseHTTPRequestHandler):
@@ -114,15 +114,15 @@ async def test_a_sealed_vault_is_told_so_and_serves_again_when_it_is_unsealed() 
     async with Vault() as vault:
         await vault.put("orders", PAIR)
         source = VaultSource.kv("orders", start_spread=0, **vault.options)
-        await beside_the_loop(vault.seal)
+        await in_a_thread(vault.seal)
         assert (await failure(**vault.options)).trouble is Trouble.SEALED
-        await beside_the_loop(vault.unseal)
+        await in_a_thread(vault.unseal)
         assert (await source.fetch()).even is not None
-        await beside_the_loop(vault.kill)
+        await in_a_thread(vault.kill)
         with pytest.raises(VaultError, match="no answer") as caught:
             await source.fetch()
         assert caught.value.trouble is Trouble.NETWORK
-        await beside_the_loop(vault.resume)
+        await in_a_thread(vault.resume)
         assert (await source.fetch()).even is not None
         await source.aclose()
 

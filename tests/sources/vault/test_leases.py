@@ -17,7 +17,7 @@ from aiopqr import events
 from aiopqr.errors import CredentialsRefused
 from aiopqr.sources import VaultSource
 from aiopqr.testing import RotatingPostgres, VaultDatabase
-from aiopqr.testing.server import beside_the_loop
+from aiopqr.testing.server import in_a_thread
 
 SECONDS = 120.0 if os.environ.get("AIOPQR_PROOF") == "1" else 12.0
 MARGIN = 2.0
@@ -169,14 +169,14 @@ async def test_where_vault_stays_away_longer_than_a_lease_the_error_says_so_and_
         listeners=[heard.append],
     ) as pool:
         assert await pool.fetchval("SELECT 1") == 1
-        await beside_the_loop(vault_database.vault.kill)
+        await in_a_thread(vault_database.vault.kill)
         try:
             await asyncio.sleep(5.0)
             with pytest.raises(CredentialsRefused, match="expired"):
                 await pool.fetchval("SELECT 1")
             assert any(isinstance(event, events.RefreshFailed) for event in heard)
         finally:
-            await beside_the_loop(vault_database.vault.resume)
+            await in_a_thread(vault_database.vault.resume)
         async with asyncio.timeout(60.0):
             while True:
                 try:

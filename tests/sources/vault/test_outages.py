@@ -22,7 +22,7 @@ from aiopqr import events
 from aiopqr.sources import VaultSource
 from aiopqr.sources.vault import AppRole, client
 from aiopqr.testing import RotatingPostgres, VaultDatabase
-from aiopqr.testing.server import beside_the_loop
+from aiopqr.testing.server import in_a_thread
 
 PROOF = os.environ.get("AIOPQR_PROOF") == "1"
 SECONDS = 10.0 if PROOF else 2.0
@@ -88,12 +88,12 @@ async def test_while_vault_is_away_a_changed_password_costs_nothing(rig: Rig, wa
     vault = rig.database.vault
     async with rig.working() as pool:
         await rig.rotate_both(pool)
-        await beside_the_loop(vault.kill if way == "killed" else vault.seal)
+        await in_a_thread(vault.kill if way == "killed" else vault.seal)
         await rig.says(events.RefreshFailed, "no answer" if way == "killed" else "sealed")
         # Nobody can publish this one; the other account serves.
         await rig.postgres.server.set_password(rig.postgres.usernames[0], secrets.token_hex(8))
         await asyncio.sleep(SECONDS)
-        await beside_the_loop(vault.resume if way == "killed" else vault.unseal)
+        await in_a_thread(vault.resume if way == "killed" else vault.unseal)
         await rig.says(events.RefreshRecovered)
         await rig.rotate_both(pool)
         await asyncio.sleep(0.5)
