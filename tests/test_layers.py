@@ -81,6 +81,7 @@ LAYERS: list[str] = [
     "_pool.timers",
     "_pool.retirement",
     "_pool.replacement",
+    "_pool.checks",
     "_pool.supply",
     "_pool.checkout",
     "_pool.generic",

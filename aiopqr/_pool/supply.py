@@ -1,4 +1,4 @@
-"""Brings connections to those who wait for one: opens new ones, and checks those that were idle.
+"""Brings connections to those who wait for one: opens new ones, and has those that were idle checked.
 
 Each of these is a *job*: a task of the pool's own that has taken one place out of asyncpg's queue, and returns it with
 or without a connection. A job belongs to the pool, not to whoever caused it. An acquirer that gives up leaves the job
@@ -18,17 +18,14 @@ from typing import Any
 
 import asyncpg
 
-from .._connect import NO_WRITER
 from ..clock import cancel, clock_of, wait_until
 from ._asyncpg import connection_of, next_place, put_back, restore_floor, restores_floor, vacate
+from .checks import SILENCE, Checks
 from .connection import PooledConnection
 from .connections import Connections
 from .policy import Policy
 from .replacement import Replacement
-from .writers import WriterWatch
 
-CHECK_TIMEOUT = 5.0
-SILENCE = 0.5  # how long a check may be silent before another connection is opened meanwhile
 OWN_FIRST = 0.25  # how long an acquirer waits for the connection that it has caused, rather than for any
 SHORT_LIFE = 5.0  # a connection that ends earlier was no success
 BACKOFF_FIRST = 0.5
@@ -54,6 +51,7 @@ class Supply:
         self._now = clock_of(loop)
         self._name = connections.maker.name
         self._check_after = policy.check_after
+        self._checks = Checks(connections, replacement, loop, on_read_only=self.check_doubted)
         self.waiting: dict[asyncio.Future[Any], None] = {}  # for a place with a connection, in the order they came
         self._jobs: dict[asyncio.Task[None], asyncio.Future[Any] | None] = {}  # with whoever caused them
         self._hopeful: dict[asyncio.Future[Any], asyncio.TimerHandle] = {}  # whose own job is young; ends that
@@ -182,20 +180,13 @@ class Supply:
         spare = self._replacement.take_spare()
         pooled: Any = spare or await self._open_for_place(args, kwargs)
         is_stale = spare is not None and self._now() - spare.born > self._check_after
-        if (is_stale or _is_doubted(pooled)) and not await self._is_alive_at_rest(pooled):
+        if (is_stale or _is_doubted(pooled)) and not await self._checks.is_alive_at_rest(pooled):
             pooled = await self._open_for_place(args, kwargs)
         if not isinstance(pooled, PooledConnection):
             return pooled
         pooled.idle_since = now = self._now()
         pooled.trusted_until = now + self._check_after
         return self._connections.adopt(pooled)
-
-    async def _is_alive_at_rest(self, pooled: PooledConnection) -> bool:
-        pooled.lend()
-        if not await self._is_alive(pooled):
-            return False
-        pooled.rest(pooled.is_busy())
-        return not pooled.con.is_closed()
 
     async def _open_for_place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         task = asyncio.current_task()
@@ -226,7 +217,7 @@ class Supply:
             else:
                 pooled.lend()
                 begun = self._now()
-                if await self._is_alive(pooled):
+                if await self._checks.is_alive(pooled):
                     pooled.idle_since = now = self._now()
                     pooled.trusted_until = now + self._check_after
                     pooled.listen(pooled.is_busy())
@@ -289,72 +280,6 @@ class Supply:
         if pooled is not None:
             pooled.reserve()
         waiter.set_result(place)
-
-    # Checks.
-
-    async def _is_alive(self, pooled: PooledConnection) -> bool:
-        """Whether a connection answers. One that does not is terminated.
-
-        If a firewall dropped its flow without a word, no answer will ever come. So if it is silent for a while, a spare
-        is opened, and when that or any other login succeeds while it is still silent, the connection counts as dead.
-        """
-        begun = self._now()
-        check = self._loop.create_task(self._answers(pooled), name=f"aiopqr-{self._name}-check")
-        try:
-            await asyncio.wait({check}, timeout=SILENCE)
-            if not check.done():
-                with self._replacement.spare_wanted():
-                    while (
-                        not check.done() and self._replacement.spare is None and self._connections.last_opened < begun
-                    ):
-                        either: set[asyncio.Future[Any]] = {check, self._connections.next_opened()}
-                        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                if not check.done():
-                    pooled.con.terminate()
-            return await check
-        finally:
-            if not check.done():
-                check.cancel()
-                await asyncio.wait({check})
-
-    async def _answers(self, pooled: PooledConnection) -> bool:
-        """Ask the server; a connection that does not answer is terminated, and those idle beside it are suspect.
-
-        One whose server takes no writes any more, where it has to, is closed.
-        """
-        try:
-            async with asyncio.timeout(CHECK_TIMEOUT):
-                if pooled.watch is None:
-                    await pooled.con.execute("select 1")  # asyncpg fails on an empty query
-                    return True
-                is_writer = await self._takes_writes(pooled, pooled.watch)
-        except Exception as exc:
-            pooled.con.terminate()
-            self._connections.distrust()
-            self._connections.report_lost("idle", exc)
-            return False
-        except BaseException:
-            pooled.con.terminate()
-            raise
-        if not is_writer:
-            self.check_doubted()
-        return is_writer
-
-    async def _takes_writes(self, pooled: PooledConnection, watch: WriterWatch) -> bool:
-        """Ask the server, and again if the doubt is younger than the question."""
-        is_unsure = True
-        while is_unsure:
-            asked_at = self._now()
-            try:
-                if await pooled.con.execute(watch.query) == NO_WRITER:
-                    self._connections.retire_read_only(pooled, watch, asked_at)
-                    return False
-            except asyncpg.SyntaxOrAccessError:  # a server that cannot be asked is alive, and left alone from now on
-                pooled.watch = None
-                return True
-            watch.asked_at = asked_at
-            is_unsure = watch.is_doubted
-        return True
 
     def _back_off(self, now: float) -> None:
         pause = random.uniform(0.5, 1.0) * min(BACKOFF_FIRST * 2 ** min(self._short_lives, 10), BACKOFF_MAX)

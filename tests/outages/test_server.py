@@ -203,7 +203,7 @@ class ForgetfulProxy(Proxy):
 async def test_a_pool_of_silently_dead_connections_serves_within_the_time_of_a_few_checks(
     make_pool: MakePool, postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiopqr._pool.supply.CHECK_TIMEOUT", 1.0)
+    monkeypatch.setattr("aiopqr._pool.checks.CHECK_TIMEOUT", 1.0)
     async with ForgetfulProxy(postgres.server.host, postgres.server.port) as proxy:
         pool = await make_pool(proxy, min_size=10, max_size=10, check_after=1e-9)
         proxy.generation += 1
