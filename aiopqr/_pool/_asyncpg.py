@@ -126,12 +126,17 @@ def put_back(place: Any) -> None:
     place._pool._queue.put_nowait(place)
 
 
-def renew(place: Any) -> None:
-    """Let asyncpg count the connection of a place as opened after the last ``expire_connections()``.
+def hand_out(place: Any) -> Any:
+    """Do what ``acquire()`` of a place does where its connection is open, and has no setup and no timer.
 
-    Otherwise it would close it in a task that nobody waits for, and connect within the acquire.
+    The place counts as of the pool's current generation. Otherwise asyncpg would close the connection when it is
+    released after an ``expire_connections()`` that came before its acquire.
     """
-    place._generation = place._pool._generation
+    pool = place._pool
+    place._generation = pool._generation
+    place._proxy = proxy = PoolConnectionProxy(place, place._con)
+    place._in_use = pool._loop.create_future()
+    return proxy
 
 
 def vacate(place: Any) -> None:
@@ -176,6 +181,7 @@ def let_go(connection: Any) -> Any:
     else:
         con._pool_release_ctr += 1  # all that asyncpg would do; to have it look for listeners costs a microsecond
     connection._detach()
+    place._proxy = None
     return place
 
 

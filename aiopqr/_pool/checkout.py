@@ -28,13 +28,12 @@ from ._asyncpg import (
     give,
     give_at_once,
     give_place,
+    hand_out,
     has_transaction,
     let_go,
-    put_back,
     queries_run,
     raw_connection,
     reattach,
-    renew,
 )
 from .connection import Checkout, PooledConnection
 from .connections import CLOSE_TIMEOUT, Connections
@@ -83,7 +82,8 @@ class Checkouts:
         self._now = clock_of(loop)
         self._loop = loop
         self._release_watch = ReleaseTimer(policy.reset_timeout, connections, loop)
-        self._idle_watch = IdleTimer(policy.idle_limit, policy.floor, connections, loop)
+        idle_limit = policy.idle_limit if policy.floor < waiters.permits else math.inf
+        self._idle_watch = IdleTimer(idle_limit, policy.floor, connections, loop)
         self.acquired = 0
         self.timeouts = 0
         self.failed = 0  # of the timeouts, those for which connecting failed
@@ -112,17 +112,14 @@ class Checkouts:
                 place = None if supply.waiting else supply.take_ready(now)
                 if place is None:
                     place = await supply.wait(deadline)
+                    now = self._now()
                 pooled = self._open[connection_of(place)]
                 pooled.lend()
-                renew(place)  # the supply has made sure that it has not expired
-                try:
-                    connection = await place.acquire()
-                except BaseException:
-                    put_back(place)
-                    raise
+                connection = hand_out(place)
                 queries = queries_run(pooled.con) if policy.counts_queries else None
                 if policy.setup is not None:  # what it changes is to be reset, too
                     await self._set_up(policy.setup, connection, pooled, deadline)
+                    now = self._now()
             except BaseException:
                 waiters.leave()
                 raise
@@ -131,7 +128,6 @@ class Checkouts:
                 raise
             failure = self._connections.maker.last_failure
             raise self._too_late(started, failure) from (failure or exc.__cause__)
-        now = self._now()
         pooled.checkout = checkout = Checkout(now, queries, None if timeout is UNSET else timeout)
         if policy.leak_threshold:
             self._watch_for_leak(pooled, checkout)
@@ -203,8 +199,12 @@ class Checkouts:
             give_place(connection)
             self._wake_waiting()
             return
-        has_run = not policy.counts_queries or queries_run(con) != checkout.queries
-        busy = pooled.is_busy(has_run) is not False
+        has_run, may_run = True, True
+        if policy.counts_queries:
+            runs = queries_run(con)
+            has_run = runs != checkout.queries
+            may_run = has_run and not pooled.has_answered(runs, checkout.queries)
+        busy = pooled.is_busy(may_run) is not False
         checkout.needs_reset = policy.full_reset and (has_run or busy)
         if timeout is None and not policy.defers_reset:
             timeout = checkout.release_timeout

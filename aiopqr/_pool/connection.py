@@ -98,6 +98,15 @@ class PooledConnection:
             if self.watch.is_doubted:
                 self.trusted_until = -math.inf
 
+    def has_answered(self, runs: Any, runs_before: Any) -> bool:
+        """Whether nothing is under way of what has run between two `queries_run`. False if only asyncpg knows.
+
+        It counts no query before it is sent, so none has been sent after the last answer if the number is still what
+        it was then. What it does not count itself may have an answer that does not end it.
+        """
+        (queries, others), stand_in = runs, self.stand_in
+        return stand_in is not None and others == runs_before[1] and queries == stand_in.answered
+
     def lend(self) -> None:
         """It is in use from now on."""
         self.is_idle = False

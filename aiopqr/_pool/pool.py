@@ -446,14 +446,14 @@ class AcquireContext(BaseAcquireContext[RecordT, ConnectionT]):
         self.connection = con = await self.pool._checkouts.acquire(self.timeout)
         return con  # type: ignore[no-any-return]  # a proxy that has all the methods of the connection
 
-    async def __aexit__(  # type: ignore[override]
+    def __aexit__(  # type: ignore[override]
         self, kind: object = None, exc: BaseException | None = None, trace: object = None
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         self.done = True
         connection, self.connection = self.connection, None
         if exc is not None:
             self.pool._checkouts.failed_with(connection, exc)
-        await self.pool.release(connection)
+        return self.pool.release(connection)
 
     def __await__(self) -> Generator[Any, None, ConnectionT]:  # type: ignore[override]
         self.done = True

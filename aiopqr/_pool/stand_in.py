@@ -45,6 +45,7 @@ _AT_ANY_TIME = b"SAN"  # ParameterStatus, NotificationResponse, NoticeResponse
 _OF_AN_IDLE_SERVER = _AT_ANY_TIME + b"E"  # ErrorResponse
 _OF_AN_ANSWER = b"TDCIZ"  # RowDescription, DataRow, CommandComplete, EmptyQueryResponse, ReadyForQuery
 _COMPLETE = b"CI"
+_READY = b"Z\0\0\0\x05"  # and whether a transaction is open
 _FATAL = b"\0VFATAL\0"
 _GOODBYE = re.compile(rb"E....S[^\0]+\0VFATAL\0", re.DOTALL)
 
@@ -197,6 +198,7 @@ class StandIn(asyncio.Protocol):
 
     __slots__ = (
         "_con", "_done", "_forward", "_goodbye", "_is_lent", "_listener", "_on_goodbye", "_protocol", "_transport",
+        "answered",
     )  # fmt: skip
 
     def __init__(
@@ -211,6 +213,10 @@ class StandIn(asyncio.Protocol):
         self._done: Done | None = None
         self._is_lent = True
         self._goodbye: BaseException | None = None
+        # Of the queries that asyncpg counts as begun, those that were answered when the server was last ready for more.
+        # (Its message may also be the end of a piece of a longer one. That is no harm: then the query still runs, and
+        # whoever releases a connection meanwhile is found out by what comes next, only later.)
+        self.answered = -1
 
     # What the pool calls.
 
@@ -256,7 +262,9 @@ class StandIn(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_lent:
             self._forward(data)
-            if data[:1] == b"E" or _FATAL in data:
+            if data[-6:-1] == _READY:
+                self.answered = self._protocol.queries_count
+            elif data[:1] == b"E" or _FATAL in data:
                 self._goodbye = _goodbye(data)
         else:
             self._hear(data)
@@ -279,6 +287,8 @@ class StandIn(asyncio.Protocol):
 
     def _hear(self, data: bytes) -> None:
         heard = self._listener.hear(data)
+        if heard is _CLEAN:
+            return self._finish(None)
         if heard.forward:
             self._forward(heard.forward)
         if heard.verdict is Verdict.READY:
@@ -287,6 +297,7 @@ class StandIn(asyncio.Protocol):
                 self._hear(b"")
         elif heard.verdict is not None:
             self._end(_error(heard))
+        return None
 
     def _end(self, error: BaseException) -> None:
         """Whatever comes now, nobody must get this connection."""

@@ -16,7 +16,16 @@ import pytest
 from asyncpg.pool import PoolConnectionProxy
 
 import aiopqr
-from aiopqr._pool._asyncpg import busy_check, counting_class, give_at_once, queries_run, raw_connection
+from aiopqr._pool._asyncpg import (
+    busy_check,
+    counting_class,
+    give_at_once,
+    hand_out,
+    next_place,
+    put_back,
+    queries_run,
+    raw_connection,
+)
 from aiopqr.testing import RotatingPostgres
 
 from .conftest import MakePool, eventually
@@ -276,6 +285,54 @@ async def test_a_place_given_at_once_is_as_asyncpg_leaves_it(postgres: RotatingP
             }
 
         assert await after(give) == await after(pool.release)
+
+
+async def test_a_place_handed_out_is_as_asyncpg_leaves_it(postgres: RotatingPostgres) -> None:
+    account = postgres.pair.odd
+    assert account is not None
+    login = {"user": account.username, "password": account.password.reveal()}
+    limits: dict[str, Any] = {"min_size": 1, "max_size": 1, "max_inactive_connection_lifetime": 0}
+    async with asyncpg.create_pool(postgres.dsn, **login, **limits) as pool:
+
+        async def state(acquire: Callable[[Any], Awaitable[Any]]) -> dict[str, object]:
+            place = next_place(pool)
+            proxy = await acquire(place)
+            assert place._proxy is proxy
+            assert raw_connection(proxy)._proxy is proxy
+            assert not place._in_use.done()
+            slots = {name: getattr(place, name) for name in type(place).__slots__ if hasattr(place, name)}
+            await pool.release(proxy)
+            return {name: value for name, value in slots.items() if name not in ("_proxy", "_in_use")}
+
+        async def ours(place: Any) -> Any:
+            return hand_out(place)
+
+        assert await state(ours) == await state(lambda place: place.acquire())
+        place = next_place(pool)  # released, it is free for good
+        assert place._in_use is place._proxy is None
+        put_back(place)
+
+
+async def test_a_query_counts_as_answered_once_the_server_is_ready_for_the_next(make_pool: MakePool) -> None:
+    async with make_pool(max_size=1) as pool, pool.acquire() as proxy:
+        con = raw_connection(proxy)
+        pooled = pool._connections.by_connection[con]
+        before = queries_run(con)
+
+        def is_answered() -> bool:
+            return pooled.has_answered(queries_run(con), before)
+
+        for run in (proxy.execute, proxy.fetchval, proxy.fetch):
+            running = asyncio.ensure_future(run("select pg_sleep(0.02), 'a' from generate_series(1, 2)"))
+            await asyncio.sleep(0)
+            assert not is_answered() or con._stmt_exclusive_section._acquired  # it may still be preparing
+            await running
+            assert is_answered()
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await proxy.execute("select 1 / 0")
+        assert is_answered()
+        await proxy.prepare("select 1")  # what may follow, asyncpg does not count
+        assert not is_answered()
 
 
 async def test_a_busy_check_asks_the_server_nothing(make_pool: MakePool) -> None:
