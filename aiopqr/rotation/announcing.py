@@ -1,4 +1,4 @@
-"""Between the staging of a password and its change: how long pools have to step aside, and who has not heard."""
+"""Between the staging of a password and its change: how long pools get to step aside, and who has not done so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .words import counted, text_of
 
 logger = logging.getLogger("aiopqr")
 
-# What an announcement takes beyond the pools' refresh interval: their fetch, and connects that were under way.
+# How long an announcement takes beyond the pools' refresh interval: for their fetch, and for connects under way.
 _GRACE = 10.0
 
 
@@ -26,8 +26,8 @@ _GRACE = 10.0
 class Announcing:
     """The rotator waits ``seconds`` for pools to step aside.
 
-    ``unheard`` names those that have not: who has opened how many sessions of the account although the announcement was
-    due. It is empty the first time.
+    ``unheard`` names those that have not: who has opened how many sessions of the account although every pool should
+    have seen the announcement. It is empty the first time.
     """
 
     seconds: float
@@ -45,7 +45,7 @@ class Announcing:
 
 
 def usual_announcement(rules: Rules) -> float:
-    """How long to announce a change by default, in seconds. Pools that do not poll cannot hear of one."""
+    """The default time to announce a change, in seconds. It is 0 for pools that do not poll, which cannot see it."""
     return min(rules.refresh_interval + _GRACE, STEP_ASIDE_MAX) if rules.refresh_interval else 0.0
 
 
@@ -55,14 +55,14 @@ def announcement_left(staged: StoredSecret, announce: float) -> float:
 
 
 def announced_longer(staged: StoredSecret, announce: float) -> float:
-    """Seconds for which pools that have not heard are waited for, while those that have still step aside."""
+    """How many seconds to wait for pools that have not seen it, while those that have still step aside."""
     return min(announce, max(STEP_ASIDE_MAX - _age(staged), 0.0))
 
 
 async def unheard(
     database: Database, staged: StoredSecret, announce: float, rules: Rules
 ) -> tuple[tuple[str, int], ...]:
-    """Who has opened sessions of the staged account since the announcement was due, and how many."""
+    """Who has opened sessions of the staged account although every pool should have seen it, and how many."""
     pending, parity = staged.pair.pending, staged.pair.pending_parity
     assert pending is not None
     assert parity is not None

@@ -61,7 +61,7 @@ from .stores.aws_versions import Snapshot, staged_entries, stored
 
 logger = logging.getLogger("aiopqr")
 
-_VERIFY_TIMEOUT = 10.0  # a proxy may take a moment to hear of a new password
+_VERIFY_TIMEOUT = 10.0  # a proxy may take a moment to notice a new password
 _RESERVE = 25.0  # what setSecret keeps of the function's time for the change itself
 
 
@@ -121,7 +121,7 @@ async def _step(event: Mapping[str, Any], settings: Settings, remaining: float) 
         secret_id, token, name = (event[key] for key in ("SecretId", "ClientRequestToken", "Step"))
     except (KeyError, TypeError):
         raise ConfigurationError(
-            "the event has no SecretId, ClientRequestToken and Step: call it as a rotation function"
+            "the event has no SecretId, ClientRequestToken and Step: let Secrets Manager call this function"
         ) from None
     if name not in _STEPS:
         raise ConfigurationError(f"there is no step {name!r}")
@@ -131,7 +131,7 @@ async def _step(event: Mapping[str, Any], settings: Settings, remaining: float) 
 
 async def _dispatch(step: Callable[[_Rotation], Awaitable[str]], rotation: _Rotation, name: str) -> None:
     if await rotation.is_finished():
-        logger.info("%s of %r: %s is current already", name, rotation.store.secret_id, rotation.token)
+        logger.info("%s of %r: version %s is already current", name, rotation.store.secret_id, rotation.token)
         return
     logger.info("%s of %r: %s", name, rotation.store.secret_id, await step(rotation))
 
@@ -152,7 +152,7 @@ class _Rotation:
     async def create(self) -> str:
         snapshot = await self._snapshot()
         if snapshot.pending is not None:
-            return "a new password is staged already"
+            return "a new password is already staged"
         secret = stored(snapshot, self.store.secret_id)
         database = await self._database(snapshot)
         async with database.exclusively(secret.pair):
@@ -178,7 +178,7 @@ class _Rotation:
             logger.info("%s: waiting %.0f s for pools to step aside from %r", self.store, wait, pending.username)
             await asyncio.sleep(wait)
         async with database.altering(secret.pair) as admin:
-            # Whoever slept until the next rotation had begun must alter nothing.
+            # A run that was suspended until the next rotation had begun must alter nothing.
             if (await self._snapshot()).revision != snapshot.revision:
                 raise RotationError(f"secret {self.store.secret_id!r} has changed in between")
             end = (await database.ends(admin, [pending.username])).get(pending.username)
@@ -195,7 +195,7 @@ class _Rotation:
             return await self._rehearse(database, snapshot)
         login = await database.login_patiently(pending, _VERIFY_TIMEOUT)
         if not login.accepted:
-            raise RotationError(f"{pending.username!r} does not log in with its new password: {login.text}")
+            raise RotationError(f"{pending.username!r} cannot log in with its new password: {login.text}")
         return f"{pending.username!r} logs in with its new password"
 
     async def finish(self) -> str:
@@ -205,7 +205,9 @@ class _Rotation:
         database = await self._database(snapshot)
         login = await database.login_patiently(pending, _VERIFY_TIMEOUT)
         if not login.accepted:
-            raise RotationError(f"{pending.username!r} does not log in with what would become current: {login.text}")
+            raise RotationError(
+                f"{pending.username!r} cannot log in with the password that would become current: {login.text}"
+            )
         await self.store.move(CURRENT, to=self.token, away=snapshot.current.id)
         return f"the new password of {pending.username!r} is current"
 
@@ -215,16 +217,14 @@ class _Rotation:
             facts = await database.gather(admin, stored(snapshot, self.store.secret_id))
         for parity, login in facts.logins.items():
             if not login.accepted:
-                raise RotationError(f"{facts.username(parity)!r} does not log in: {login.text}")
+                raise RotationError(f"{facts.username(parity)!r} cannot log in: {login.text}")
         refusals = "; ".join(str(objection) for objection in decide(facts, self.settings.rules).refusals)
         return f"both accounts log in, and a rotation would be refused now: {refusals}" if refusals else "all is well"
 
     async def _snapshot(self) -> Snapshot:
         snapshot = await self.store.snapshot()
         if self.token not in (snapshot.current.id, snapshot.pending_id):
-            raise RotationError(
-                f"version {self.token} of secret {self.store.secret_id!r} is not in AWSPENDING any more"
-            )
+            raise RotationError(f"version {self.token} of secret {self.store.secret_id!r} is no longer in AWSPENDING")
         return snapshot
 
     def _pending(self, snapshot: Snapshot) -> Credential | None:
@@ -235,7 +235,7 @@ class _Rotation:
         admin = await _admin(settings.admin_secret or snapshot.current.entries.get("masterarn"))
 
         async def connect_admin() -> Any:
-            # Advisory locks are per database, and rotators must meet.
+            # Advisory locks belong to a database, and all rotators must use the same one.
             return await _connect(settings.admin_dsn, endpoint, admin, database="postgres")
 
         async def connect_account(credential: Credential) -> Any:
@@ -254,7 +254,7 @@ _STEPS: dict[str, Callable[[_Rotation], Awaitable[str]]] = {
 
 async def _admin(secret_id: object) -> Credential:
     if not isinstance(secret_id, str) or not secret_id:
-        raise ConfigurationError("no admin secret: set AIOPQR_ADMIN_SECRET, or masterarn in the secret")
+        raise ConfigurationError("there is no admin secret: set AIOPQR_ADMIN_SECRET, or masterarn in the secret")
     source = SecretsManagerSource(secret_id, layout="alternating", start_spread=0.0)
     try:
         pair = await source.fetch()
@@ -268,7 +268,7 @@ async def _admin(secret_id: object) -> Credential:
 async def _connect(dsn: str | None, endpoint: Endpoint | None, credential: Credential, **options: Any) -> Any:
     if dsn is None:
         if endpoint is None or endpoint.host is None:
-            raise ConfigurationError("where is the database? Set AIOPQR_DSN, or host in the secret")
+            raise ConfigurationError("nothing says where the database is: set AIOPQR_DSN, or host in the secret")
         place = {"host": endpoint.host, "port": endpoint.port, "database": endpoint.database, "ssl": "require"}
         options = {**{key: value for key, value in place.items() if value is not None}, **options}
     user, password = credential.username, credential.password

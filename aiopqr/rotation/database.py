@@ -1,4 +1,4 @@
-"""The database as a rotator sees it: asked on the administrator's connection, logged in to on the applications' path.
+"""The database as a rotator sees it: it asks on the admin's connection, and logs in on the applications' path.
 
 All the SQL of a rotation is here. No password is ever sent: the server gets SCRAM verifiers, and proofs at a login.
 """
@@ -59,10 +59,10 @@ WHERE usename = $1 AND backend_start < $2 AND backend_type = 'client backend' AN
 class Database:
     """What a rotation asks of Postgres, and the one thing that it changes there.
 
-    ``admin`` and ``verify`` are DSNs, or async callables that return a new connection: ``admin()`` as a role that may
-    alter the accounts, ``verify(credential)`` as an application would connect with that account, through the same
-    proxies. An ``admin`` DSN is connected to its server's ``postgres`` database where there is one: advisory locks are
-    per database, and rotators must meet. ``timeout`` (seconds) bounds each connect.
+    ``admin`` and ``verify`` are DSNs, or async callables that return a new connection. ``admin()`` connects as a role
+    that may alter the accounts. ``verify(credential)`` connects as an application would with that account, through the
+    same proxies. With an ``admin`` DSN, the server's ``postgres`` database is used if there is one: advisory locks
+    belong to a database, and all rotators must use the same one. ``timeout`` (seconds) bounds each connect.
     """
 
     def __init__(self, admin: str | AdminConnect, verify: str | AccountConnect, *, timeout: float = 10.0) -> None:
@@ -72,7 +72,7 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[Any]:
-        """A connection of the admin role. Raises :class:`RotationError` when there is none to be had."""
+        """A connection of the admin role. Raises :class:`RotationError` if it cannot connect."""
         con, problem = None, ""
         try:
             with no_frames():
@@ -92,8 +92,8 @@ class Database:
     async def exclusively(self, pair: CredentialPair) -> AsyncIterator[Any]:
         """Keep other rotators of this pair out until the block ends; yields the connection that does so.
 
-        Raises :class:`RotationRefused` while there is another one. A connection that is lost meanwhile raises nothing:
-        what keeps two rotators from harm is the store's compare-and-set and :meth:`altering`.
+        Raises :class:`RotationRefused` if there is another one. If the connection is lost meanwhile, nothing is raised:
+        the store's compare-and-set and :meth:`altering` keep two rotators from doing harm.
         """
         async with self._transaction() as con:
             if not await con.fetchval("SELECT pg_try_advisory_xact_lock($1)", _lock_key("rotation", pair)):
@@ -105,8 +105,8 @@ class Database:
     async def altering(self, pair: CredentialPair) -> AsyncIterator[Any]:
         """A transaction in which no other rotator alters this pair; waits for an alteration that is just ending.
 
-        What is altered in it takes effect by :meth:`commit`, and only if the lock was held all the time: a rotator
-        that slept through the end of its session alters nothing when it wakes up.
+        What is altered in it takes effect with :meth:`commit`, and only if the lock was held all the time. So a rotator
+        that was suspended until after the end of its session alters nothing when it resumes.
         """
         async with self._transaction() as con:
             await con.fetchval("SELECT pg_advisory_xact_lock($1)", _lock_key("alteration", pair))
@@ -114,7 +114,7 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Any]:
-        """A transaction that is rolled back unless it was committed. How it ends raises nothing: the block did."""
+        """A transaction that is rolled back unless it was committed. An error in ending it is dropped."""
         async with self.connected() as con:
             await con.execute("BEGIN")
             try:
@@ -126,9 +126,9 @@ class Database:
                         await con.execute("ROLLBACK")
 
     async def gather(self, con: Any, secret: StoredSecret) -> Facts:
-        """All facts that a rotation is decided from. It logs in with each account, and changes nothing.
+        """All the facts on which a rotation is decided. Logs in with each account, and changes nothing.
 
-        Raises :class:`PathDown` when a login failed without the account being refused.
+        Raises :class:`PathDown` if a login failed for a reason other than a refusal of the account.
         """
         pair = secret.pair
         if pair.odd is None or pair.even is None:
@@ -141,7 +141,7 @@ class Database:
         staged, pending = pair.pending_parity, None
         if staged is not None and pair.pending is not None and not logins[staged].accepted:
             pending = await self.login(pair.pending)
-        # A staged password that works is to be stored as the account's own, however the other account fares.
+        # A staged password that works has to become the account's current one, whatever the other account's state.
         if pending is None or not pending.accepted:
             self._raise_if_untried(pair, logins, pending)
         return Facts(
@@ -202,7 +202,7 @@ class Database:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def time(self, con: Any) -> datetime:
-        """The server's clock, by which sessions are dated, too. If ``con`` is lost, a new connection is asked."""
+        """The server's clock, which also dates the sessions. If ``con`` is lost, a new connection is asked."""
         with contextlib.suppress(*DRIVER_ERRORS):
             return await _time(con)
         async with self.connected() as fresh:
@@ -211,8 +211,8 @@ class Database:
     async def alter(self, con: Any, credential: Credential, valid_until: datetime | None = None) -> None:
         """Give the account its password, as a SCRAM-SHA-256 verifier, and a new VALID UNTIL if one is given.
 
-        It takes effect by :meth:`commit`. Raises :class:`RotationError` when the server refuses. The driver's error
-        holds the statement and is not kept.
+        It takes effect with :meth:`commit`. Raises :class:`RotationError` if the server refuses. The driver's error is
+        dropped, since it holds the statement.
         """
         role = f"ALTER ROLE {identifier(credential.username)}"
         until = f" VALID UNTIL {literal(valid_until.isoformat())}" if valid_until else ""
@@ -225,13 +225,13 @@ class Database:
         raise RotationError(problem)
 
     async def commit(self, con: Any) -> None:
-        """Put what was altered on ``con`` into force."""
+        """Make what was altered on ``con`` take effect."""
         await con.execute("COMMIT")
 
     async def terminate(
         self, con: Any, username: str, before: datetime, exempt: Sequence[str] = ()
     ) -> tuple[int, str | None]:
-        """End the account's sessions that began before a moment: how many were, and what went wrong."""
+        """End the account's sessions that began before a moment. Returns how many, and what went wrong."""
         try:
             rows = await con.fetch(_TERMINATE, username, before, list(exempt))
         except asyncpg.PostgresError as exc:
@@ -239,7 +239,7 @@ class Database:
         return sum(row["ended"] for row in rows), None
 
     def _failed(self, exc: BaseException) -> Login:
-        # A path that is down says nothing of the password, and an account at its connection limit has had it accepted.
+        # A path that is down says nothing about the password. At a connection limit, the password has been accepted.
         text = f"{describe(exc)} (at {self._path})" if self._path else describe(exc)
         verdict = classify(exc)
         unreachable = verdict is Verdict.OUTAGE and not answered(exc)
@@ -264,6 +264,6 @@ async def _time(con: Any) -> datetime:
 
 
 def _lock_key(purpose: str, pair: CredentialPair) -> int:
-    """The same number for the same two accounts, in a range of our own."""
+    """The same number for the same two accounts, unlikely to be anybody else's."""
     names = "\0".join(sorted(credential.username for credential in (pair.odd, pair.even) if credential))
     return int.from_bytes(hashlib.sha256(f"aiopqr-{purpose}\0{names}".encode()).digest()[:8], "big", signed=True)

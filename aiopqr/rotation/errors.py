@@ -16,22 +16,22 @@ class StoreError(RotationError):
 
 
 class StoreConflict(StoreError):
-    """The stored secret is not the one that was read: another rotator, or a person, has changed it in between."""
+    """The stored secret is no longer the one that was read: another rotator or a person has changed it."""
 
 
 class StoreNotWritable(StoreError):
-    """The store does not take a new password. Nothing was changed: the database gets it only after the store."""
+    """The store does not accept a new password. Nothing was changed, since the store comes before the database."""
 
 
 class PathDown(RotationError):
-    """An account could not be tried on the applications' path, so nothing is known of its password.
+    """An account could not be tried on the applications' path, so nothing is known about its password.
 
-    Nothing was changed, and no gate can be overridden for it: a change could not be verified either.
+    Nothing was changed. No flag overrides this, because a change could not be verified either.
     """
 
 
 class RotationRefused(RotationError):
-    """Gates refused it; nothing was changed. ``objections`` holds each reason, with its numbers."""
+    """One or more gates object; nothing was changed. ``objections`` has each of them, with its numbers."""
 
     def __init__(self, objections: Sequence[Objection]) -> None:
         super().__init__("; ".join(f"[{objection.gate}] {objection.text}" for objection in objections))
@@ -39,8 +39,8 @@ class RotationRefused(RotationError):
 
 
 class RotationFailed(RotationError):
-    """It was begun and could not be finished. The text says how things stand. Run it again to finish or undo it."""
+    """It failed midway. The text says how far it got; running it again finishes or undoes it."""
 
 
 class RotationUndone(RotationFailed):
-    """It failed and was undone: the store and the database are as they were before."""
+    """It failed and was undone: the store and the database are as before."""

@@ -1,7 +1,7 @@
 """The gates: why a rotation can be refused. Each has a name, a flag that overrides it, and numbers. Pure.
 
-What they guard: a pool may hold a pair that is one refresh interval old, and a session that is one lifetime old. So
-before an account is changed, every pool must know the present password of the *other* account, and it must work.
+A pool may hold a pair that is one refresh interval old, and a session that is one lifetime old. So before an account is
+changed, every pool must know the current password of the *other* account, and that password must work.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Gate(enum.StrEnum):
     UNSEEN_SESSIONS = "unseen-sessions"  # whether one has cannot be seen
     MISMATCH = "mismatch"  # the store's password is not the database's
     OPEN_STAGE = "open-stage"  # another rotation is not finished
-    IN_PROGRESS = "in-progress"  # another rotation runs right now: nothing overrides that
+    IN_PROGRESS = "in-progress"  # another rotation is running right now: nothing overrides that
 
     @property
     def flag(self) -> str | None:
@@ -53,7 +53,7 @@ class Objection:
 class Login:
     """The outcome of one login on the applications' path.
 
-    ``refused`` says that the account is to blame, and ``unreachable`` that nothing answered at all.
+    ``refused`` means that the account is to blame, and ``unreachable`` that nothing answered at all.
     """
 
     accepted: bool
@@ -66,7 +66,7 @@ class Login:
 class Session:
     """A session of one of the accounts.
 
-    ``started`` is None when the admin role may not see it, and ``address`` is None for a Unix socket as well.
+    ``started`` is None if the admin role may not see it, and so is ``address``, which is also None for a Unix socket.
     """
 
     parity: Parity
@@ -83,11 +83,12 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything that a decision is made from: the store's secret, and what was found out about it at ``now``.
+    """Everything on which a decision is based: the store's secret, and what was found out about it at ``now``.
 
-    ``now`` is the database's clock, as the sessions' times are. ``pending`` is the staged password's login; None when
-    nothing is staged, or when the account's stored password was accepted, which says all there is to know.
-    ``valid_until`` has the ends of the accounts that have one, and ``absent`` those that are no roles of the server.
+    ``now`` is the database's clock, as the sessions' times are. ``pending`` is the outcome of a login with the staged
+    password. It is None if nothing is staged, or if the account's stored password was accepted, which settles the
+    question. ``valid_until`` has the accounts' VALID UNTIL, where there is one, and ``absent`` the accounts that are no
+    roles of the server.
     """
 
     now: datetime
@@ -104,7 +105,7 @@ class Facts:
         return end is not None and end <= self.now
 
     def why_not(self, parity: Parity) -> str:
-        """Why an account does not log in, where the catalogue shows it; the server says so only in its log."""
+        """Why an account cannot log in, if the catalogue shows it. The server itself only writes it to its log."""
         if parity in self.absent:
             return f" (the role {self.username(parity)!r} does not exist)"
         if self.is_expired(parity):
@@ -119,15 +120,17 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How much caution the pools in use call for; times in seconds.
+    """How much caution the pools in use need. All times are in seconds.
 
-    ``max_lifetime`` and ``refresh_interval`` are the longest of all pools that use the pair, and ``margin`` covers
-    clocks, stores that lag (Kubernetes takes up to 90 s to update a mounted secret) and slow fetches.
-    ``exempt_applications`` are ``application_name``s whose old sessions do not count. ``assume_changed_before`` is an
-    operator's word for change times that the store does not know; otherwise "not known" counts as "just now".
-    ``valid_for`` is how long an account with VALID UNTIL is valid after its rotation (default: as long as it had).
+    - ``max_lifetime`` and ``refresh_interval`` are the longest of all pools that use the pair.
+    - ``margin`` allows for clocks that differ, stores that lag (Kubernetes takes up to 90 s to update a mounted Secret)
+      and slow fetches.
+    - ``exempt_applications`` are the ``application_name``s whose old sessions do not count.
+    - ``assume_changed_before`` is the operator's word for when passwords were changed, if the store does not know it.
+      Otherwise "unknown" counts as "just now".
+    - ``valid_for`` is how long an account with VALID UNTIL is valid after its rotation (default: as long as before).
 
-    Raises :class:`ConfigurationError` for a time that cannot be.
+    Raises :class:`ConfigurationError` for an invalid time.
     """
 
     max_lifetime: float = 1800.0
@@ -151,7 +154,7 @@ class Rules:
         return self.max_lifetime + self.refresh_interval + self.margin
 
     def changed_at(self, facts: Facts, parity: Parity) -> datetime:
-        """When an account was changed, for a decision that must not be wrong."""
+        """When an account was changed, or the latest time at which it may have been."""
         return facts.secret.changed_at(parity) or self.assume_changed_before or facts.now
 
 
@@ -238,7 +241,7 @@ def _old_sessions(facts: Facts, other: Parity, rules: Rules) -> Iterator[Objecti
 
 
 def _about_a_pooler(old: list[Session]) -> str:
-    """PgBouncer's own connections to the server come from one address and bear no application name."""
+    """PgBouncer's own connections to the server come from one address and have no application name."""
     nameless = [session.address for session in old if not session.application_name]
     if not nameless or len(set(nameless)) > 1:
         return ""

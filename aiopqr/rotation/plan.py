@@ -17,7 +17,7 @@ from .errors import RotationRefused
 from .gates import Facts, Gate, Objection, Rules, objections
 from .words import duration, moment
 
-# How long an account with VALID UNTIL is valid, where nothing says how long it was before.
+# How long an account with VALID UNTIL is valid, if nothing shows how long it was valid before.
 _USUAL_VALIDITY = timedelta(days=90)
 
 
@@ -33,9 +33,9 @@ class Action(enum.StrEnum):
 class Plan:
     """What would be done, and every objection to it. No secret is in it.
 
-    ``forced`` names the gates that the operator overrides; ``refusals`` are the objections that remain.
-    ``abandons`` names the account whose open stage is given up first. ``valid_until`` is the account's new VALID UNTIL,
-    or None for one that has none, and ``valid_before`` the one it has now.
+    ``forced`` names the gates that the operator overrides, and ``refusals`` has the objections that remain.
+    ``abandons`` names the account whose unfinished rotation is given up first. ``valid_until`` is the account's new
+    VALID UNTIL (None if it has none), and ``valid_before`` its current one.
     """
 
     action: Action
@@ -50,11 +50,11 @@ class Plan:
 
     @property
     def refusals(self) -> tuple[Objection, ...]:
-        """The objections that nobody has overridden. The plan can be applied when there are none."""
+        """The objections that are not overridden. The plan can be applied if there are none."""
         return tuple(objection for objection in self.objections if objection.gate not in self.forced)
 
     def raise_for_refusals(self) -> None:
-        """Raise :class:`RotationRefused` when an objection stands."""
+        """Raise :class:`RotationRefused` if an objection remains."""
         if self.refusals:
             raise RotationRefused(self.refusals)
 
@@ -82,8 +82,8 @@ class Plan:
 def decide(facts: Facts, rules: Rules, *, account: Parity | None = None, forced: Iterable[Gate] = ()) -> Plan:
     """The plan for ``facts``.
 
-    ``account`` is the operator's choice. Without it, an account whose VALID UNTIL has passed is taken, or else the one
-    that was not changed last. A forced ``mismatch`` changes the account all the same, which repairs it.
+    ``account`` is the operator's choice. Without it, an account whose VALID UNTIL has passed is chosen, or else the one
+    that was not changed last. If ``mismatch`` is forced, changing the account repairs it.
     """
     forced = frozenset(forced) - {Gate.IN_PROGRESS}
     staged = facts.secret.pair.pending_parity
@@ -126,7 +126,7 @@ def _expired(facts: Facts) -> Parity | None:
 
 
 def renewed(end: datetime | None, changed: datetime | None, now: datetime, rules: Rules) -> datetime | None:
-    """The new VALID UNTIL of an account that has one: as long a time from now as it had, unless the rules say it."""
+    """The new VALID UNTIL of an account that has one: as long as it was valid before, unless the rules say how long."""
     if end is None:
         return None
     if rules.valid_for is not None:
@@ -138,7 +138,7 @@ def renewed(end: datetime | None, changed: datetime | None, now: datetime, rules
 
 
 def _changed_first(facts: Facts, rules: Rules) -> Parity:
-    """The account not changed last; the one that is not active, where the times do not decide."""
+    """The account that was not changed last or, if the times do not show it, the one that is not active."""
     inactive = facts.secret.pair.active.other
     times = {parity: rules.changed_at(facts, parity) for parity in Parity}
     return min((inactive, inactive.other), key=times.__getitem__)

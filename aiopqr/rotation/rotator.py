@@ -56,14 +56,19 @@ class Rotation:
 class Rotator:
     """Changes the password of one account of a pair at a time, so that no pool is ever without a working one.
 
-    ``admin`` and ``verify`` are as for :class:`Database`. ``rules`` describes the pools that are in use; the gates
-    follow from it. ``announce`` (seconds; default: the rules' refresh interval and 10 s more, or 0 where that interval
-    is 0 and so nobody polls) is the time between staging a password and changing it, in which pools step aside; 0 means
-    none. Add the store's own delay to it: a Secret that Kubernetes mounts is up to 90 s late. More than 900 raises
-    :class:`ConfigurationError`: pools step aside for no longer. ``end_sessions_after`` (seconds) ends the rotated
-    account's old sessions that long after the rotation; None leaves them to the pools' lifetime. ``verify_timeout``
-    (seconds) bounds the wait for the applications' path to take the new password. ``listener`` is called
-    with each :class:`Step` when it is done, and ``on_announcing`` before each wait for pools.
+    ``admin`` and ``verify`` are as for :class:`Database`. ``rules`` describes the pools in use, and the gates follow
+    from it. All times are in seconds:
+
+    - ``announce`` is the time between staging a password and changing it, in which pools step aside; 0 means none. The
+      default is the rules' refresh interval plus 10, or 0 if that interval is 0, since then nobody polls. Add the
+      store's own delay: a Secret that Kubernetes mounts is up to 90 s late. Pools step aside for at most 900 s, so more
+      raises :class:`ConfigurationError`.
+    - ``end_sessions_after`` ends the rotated account's old sessions that long after the rotation. None leaves them to
+      the pools' lifetime.
+    - ``connect_timeout`` bounds each connect, and ``verify_timeout`` the wait until the applications' path accepts the
+      new password.
+
+    ``listener`` is called with each :class:`Step` when it is done, and ``on_announcing`` before each wait for pools.
     """
 
     def __init__(
@@ -106,11 +111,12 @@ class Rotator:
         return self._settings.announce
 
     async def plan(self, *, account: Parity | None = None, force: Iterable[Gate] = ()) -> Plan:
-        """What would be done now, and every objection. Logs in with both accounts, and changes nothing.
+        """Return what would be done now, and every objection. Logs in with both accounts, and changes nothing.
 
-        ``account`` chooses the account; without it, the one not changed last is taken. ``force`` names the gates to
-        override. Raises :class:`RotationError` when the facts cannot be had, or when the store knows that it cannot be
-        written; :class:`PathDown`, which is one, when an account could not be tried on the applications' path.
+        ``account`` chooses the account; by default it is the one that was not changed last. ``force`` names the gates
+        to override. Raises :class:`RotationError` if the facts cannot be gathered, or if the store reports that it
+        cannot be written; and its subclass :class:`PathDown` if an account could not be tried on the applications'
+        path.
         """
         with _reported():
             secret = await self._store.read()
@@ -121,14 +127,15 @@ class Rotator:
         return decide(facts, self._settings.rules, account=account, forced=force)
 
     async def apply(self, plan: Plan) -> Rotation:
-        """Carry it out. Facts are gathered and judged again while no other rotator can be at work.
+        """Carry out the plan. The facts are gathered and judged again first, while no other rotator can be at work.
 
-        Raises :class:`RotationRefused` when a gate objects, the situation is not the plan's any more, or somebody else
-        has changed the store meanwhile, and :class:`PathDown` when an account could not be tried on the applications'
-        path: nothing was changed, as when the store takes no new password (:class:`StoreNotWritable`).
-        :class:`RotationUndone` when it failed and all is as it was before.
-        :class:`RotationFailed`, or another :class:`RotationError`, when it could not be finished: running it again
-        finishes or undoes it, and does so after a cancellation or a crash at any point, too.
+        Raises :class:`RotationRefused` if a gate objects, the situation has changed since the plan was made, or
+        somebody else has changed the store; :class:`PathDown` if an account could not be tried on the applications'
+        path; and :class:`StoreNotWritable` if the store does not accept a new password. In all three cases nothing was
+        changed.
+        Raises :class:`RotationUndone` if it failed and everything is as it was before.
+        Raises :class:`RotationFailed`, or another :class:`RotationError`, if it could not be finished: running it again
+        finishes or undoes it. That is also true after a cancellation or a crash at any point.
         """
         plan.raise_for_refusals()
         with _reported():
@@ -145,7 +152,7 @@ class Rotator:
         return await Run(plan, self._database, self._store, self._settings).rotate()
 
     async def _end_sessions(self, plan: Plan, before: datetime) -> tuple[int | None, str | None]:
-        """End the account's old sessions after the grace period; how many, and what went wrong. Never raises."""
+        """End the account's old sessions after the grace period. Return how many, and what went wrong; never raise."""
         if self._end_sessions_after is None:
             return None, None
         await asyncio.sleep(self._end_sessions_after)
@@ -161,7 +168,7 @@ class Rotator:
 
 
 class _reported:  # noqa: N801 - it reads as contextlib's own do, one of which would put the frames back
-    """Let every error leave without frames, whose locals hold secrets and statements; a driver's as one of ours."""
+    """Drop the frames of every error that leaves, since their locals hold secrets; turn a driver's error into ours."""
 
     def __enter__(self) -> None:
         pass

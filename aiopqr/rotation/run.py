@@ -60,9 +60,9 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class _Alteration:
-    """The outcome of altering the account. Without a ``problem`` the database has the new password.
+    """The outcome of altering the account. Without a ``problem``, the database has the new password.
 
-    With one, and ``tried``, it may have it.
+    If there is a problem and ``tried``, it may have it.
     """
 
     tried: bool
@@ -121,7 +121,7 @@ class Run:
         return secret
 
     async def _open_stage(self, secret: StoredSecret) -> StoredSecret:
-        """The secret with a new password staged. Raises :class:`StoreNotWritable` when the store still is as it was."""
+        """Stage a new password. Raises :class:`StoreNotWritable` if that failed and the store is still as it was."""
         try:
             return await self._store.stage(secret, Credential(self._name, self._settings.passwords.generate()))
         except StoreConflict:
@@ -142,14 +142,14 @@ class Run:
         return now
 
     async def _announce(self, staged: StoredSecret) -> bool:
-        """Give pools the time to see the stage and to step aside. Whether there was anything to wait for."""
+        """Give pools time to see the stage and to step aside. Returns whether there was anything to wait for."""
         left = announcement_left(staged, self._settings.announce)
         if left <= 0:
             return False
         self._settings.on_announcing(Announcing(left, self._name))
         await asyncio.sleep(left)
         if late := await unheard(self._database, staged, self._settings.announce, self._settings.rules):
-            # A courtesy, not a gate: a pool that does not hear loses no more than a failed login.
+            # A courtesy, not a gate: a pool that does not see it has at most one failed login.
             again = Announcing(announced_longer(staged, self._settings.announce), self._name, late)
             logger.warning("rotation: %s", again)
             self._settings.on_announcing(again)
@@ -158,10 +158,10 @@ class Run:
         return True
 
     async def _alter(self, staged: StoredSecret, *, judge: bool) -> _Alteration:
-        """Give the account its staged password. With ``judge``, judge again first whether it may be changed."""
+        """Give the account its staged password. With ``judge``, first check again that it may be changed."""
         plan, tried = self._plan, False
         try:
-            # One transaction from the judgement to the alteration: whoever lost the lock in between alters nothing.
+            # One transaction from the check to the alteration: a rotator that loses the lock in between alters nothing.
             async with self._database.altering(staged.pair) as admin:
                 if (await self._store.read()).revision != staged.revision:
                     raise StoreConflict("the stored secret has changed since the new password was staged")
@@ -186,7 +186,7 @@ class Run:
             )
 
     async def _time(self, guard: Any) -> datetime:
-        """The time of the change. The store must have the password even if the database cannot be asked any more."""
+        """The time of the change. If the database can no longer be asked, the store must get the password anyway."""
         try:
             return await self._database.time(guard)
         except (RotationError, *DRIVER_ERRORS) as exc:
@@ -197,7 +197,7 @@ class Run:
             return datetime.now(UTC)
 
     async def _promote(self, staged: StoredSecret, changed_at: datetime) -> None:
-        """Make the staged password the account's own. A store that fails is tried again: the database has it."""
+        """Make the staged password the current one. A store that fails is tried again, since the database has it."""
         pending, parity = pending_of(staged), self._plan.parity
         for pause in (*_PROMOTE_PAUSES, None):
             try:

@@ -45,7 +45,7 @@ def staged(entries: Mapping[str, Any], secret: StoredSecret, credential: Credent
 
 
 def promoted(entries: Mapping[str, Any], secret: StoredSecret, changed_at: datetime) -> dict[str, Any]:
-    """``entries`` with the staged password as the account's own, and the account active."""
+    """``entries`` with the staged password as the account's current one, and the account active."""
     pending, parity = secret.pair.pending, secret.pair.pending_parity
     if pending is None or parity is None:
         raise StoreConflict("no new password is staged")

@@ -2,7 +2,7 @@
 
 A stored secret is a pair and, while a rotation is under way, one *staged* password: the newer password of one of the
 two accounts, which the database may or may not accept yet. The staged password is recorded before the database is
-touched, so that whoever comes after a crash finds every password that can be in force.
+touched, so that after a crash every password that the database may accept can be found.
 
 Exclusion between rotators belongs to the store: each change names the revision that it was decided on, and a store
 refuses it when that is no longer what it holds.
@@ -64,7 +64,7 @@ class StoredSecret:
 class SecretStore(Protocol):
     """Where the pair is kept, and changed in steps that survive a crash.
 
-    Every method raises :class:`StoreError`, with a text that shows no secret, when the store cannot do it. The three
+    Every method raises :class:`StoreError`, with a text that shows no secret, if the store cannot do it. The three
     that change something take the :class:`StoredSecret` they were decided on and return the secret as it is afterwards,
     with its new revision. They raise :class:`StoreConflict`, and change nothing, when the store no longer holds
     ``secret.revision``. Of two rotators that were given the same revision, at most one succeeds. Where a service has no
@@ -100,7 +100,7 @@ class SecretStore(Protocol):
         ...
 
     async def promote(self, secret: StoredSecret, *, changed_at: datetime) -> StoredSecret:
-        """Make the staged password the account's own: the database accepts it, and it was logged in with.
+        """Make the staged password the account's current one. The database accepts it, and a login has tested it.
 
         Afterwards nothing is staged, the account's change time is ``changed_at`` (aware), the other account's is as it
         was, and the account is ``active``: its password is the one that stays longest, because the other account's is
