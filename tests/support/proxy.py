@@ -9,6 +9,7 @@ from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
 _CHUNK = 65536
+_AT_ONCE = struct.pack("ii", 1, 0)  # for SO_LINGER: no time to send what is left
 
 
 class Proxy:
@@ -25,8 +26,8 @@ class Proxy:
         self.accepted = 0
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._server: asyncio.Server | None = None
-        self._links: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._listener: socket.socket | None = None
+        self._links: dict[asyncio.Task[None], socket.socket] = {}
         self._progress = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -70,36 +71,49 @@ class Proxy:
             link.cancel()
         if links:
             await asyncio.wait(links)
-        for writer in links.values():  # of one that was cancelled before it began
-            _reset(writer)
+        for link in links.values():  # of one that was cancelled before it began
+            _reset(link)
         return len(links)
 
     async def refuse(self) -> None:
         """Refuse new connections; open ones stay."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
 
     async def accept(self) -> None:
         """Take connections (again), on the same port."""
-        if self._server is None:
-            self._server = await asyncio.start_server(self._accepted, self.host, self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
+        if self._listener is None:
+            # asyncio's own server loses a connection that is just being accepted when it closes (up to Python 3.12).
+            self._listener = socket.create_server((self.host, self.port))
+            self._listener.setblocking(False)
+            self.port = self._listener.getsockname()[1]
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
-    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = asyncio.create_task(self._link(reader, writer), name="proxy-link")
-        self._links[link] = writer
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            accepted, _ = listener.accept()
+        except OSError:  # it has gone already
+            return
+        accepted.setblocking(False)
+        link = asyncio.create_task(self._link(accepted), name="proxy-link")
+        self._links[link] = accepted
         link.add_done_callback(lambda done: self._links.pop(done, None))
         self.accepted += 1
         self._progress.set()
         self._progress = asyncio.Event()
 
-    async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        budget, onward = self.reset_after, None
+    async def _link(self, accepted: socket.socket) -> None:
+        budget = self.reset_after
+        ends: list[asyncio.StreamWriter | socket.socket] = [accepted]
         try:
             if budget == 0:
                 raise ConnectionResetError
+            reader, writer = await asyncio.open_connection(sock=accepted)
+            ends[0] = writer
             from_server, onward = await asyncio.open_connection(*self.target)
+            ends.append(onward)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(reader, onward, None), name="proxy-to-server")
                 group.create_task(self._pump(from_server, writer, budget), name="proxy-to-client")
@@ -109,9 +123,8 @@ class Proxy:
         except (OSError, ExceptionGroup):
             pass
         finally:
-            for side in (writer, onward):
-                if side is not None:
-                    _reset(side)
+            for end in ends:
+                _reset(end)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, budget: int | None) -> None:
         while data := await reader.read(_CHUNK):
@@ -128,9 +141,12 @@ class Proxy:
         writer.close()
 
 
-def _reset(writer: asyncio.StreamWriter) -> None:
+def _reset(connection: asyncio.StreamWriter | socket.socket) -> None:
     """End a connection by RST, unless it was closed in order."""
-    if not writer.is_closing():
-        plug = writer.get_extra_info("socket")
-        plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.transport.abort()
+    if isinstance(connection, socket.socket):
+        if connection.fileno() >= 0:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            connection.close()
+    elif not connection.is_closing():
+        connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        connection.transport.abort()
