@@ -19,18 +19,18 @@ _DEFAULT_INTERVAL = 60.0
 class Refresher:
     """Keeps one credential pair fresh, for one pool or for several that share it.
 
-    ``interval`` is the time in seconds between fetches that nobody asked for (default: the source's own, or 60); 0
-    fetches only when an account is refused, when credentials expire, or when :meth:`refresh` is called. Such a pool
-    cannot hear of a rotation that is announced, which then costs it a failed login. ``timeout`` bounds one fetch, in
-    seconds (default 10). ``listeners`` are called with each event.
+    ``interval`` is the time in seconds between routine fetches (default: the source's own, or 60). With 0, it fetches
+    only when an account is refused, when credentials expire, or when :meth:`refresh` is called. Such a pool does not
+    see the announcement of a rotation, which then costs it a failed login. ``timeout`` bounds one fetch, in seconds
+    (default 10). ``listeners`` are called with each event.
 
-    Where a source of one account comes to name another account, ``keep_renamed`` keeps the one before as a last resort,
-    and as the other half of a pair once the source has come back to an earlier name; without it, connections of an
-    account that is no longer named are replaced at once.
+    If a source of one account comes to name another account, ``keep_renamed`` keeps the previous one as a last resort.
+    Once the source has come back to an earlier name, the two accounts are a pair. Without ``keep_renamed``, connections
+    of an account that is no longer named are replaced at once.
 
-    Use it as an async context manager, or call :meth:`start` and :meth:`close`. It belongs to the event loop that runs
-    when it is used; where that loop is gone (``asyncio.run()`` a second time, a forked process), it goes on in the new
-    one. Raises :class:`ConfigurationError` for options that cannot work.
+    Use it as an async context manager, or call :meth:`start` and :meth:`close`. It belongs to the event loop in which
+    it is used. If that loop is gone (after a second ``asyncio.run()``, or a fork), it goes on in the new one. Raises
+    :class:`ConfigurationError` for options that cannot work.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Refresher:
 
     @property
     def interval(self) -> float:
-        """Seconds between the fetches that nobody asks for."""
+        """Seconds between routine fetches."""
         return self._feed.interval
 
     async def start(self) -> Self:

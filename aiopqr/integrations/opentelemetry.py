@@ -46,7 +46,7 @@ def instrument(
 ) -> Instrumentation:
     """Report a pool's metrics and traces until :meth:`Instrumentation.uninstrument`, or until the pool is gone.
 
-    Call it on the pool's event loop once the pool is open, once for each provider. Without providers it uses the global
+    Call it on the open pool's event loop, once for each provider. Without providers, it uses the global
     ones, so set those first. Give each pool a ``name=`` to distinguish them. Metrics are read on the event loop,
     whichever thread collects them. If the loop does not answer within a second, the last known values are reported.
 

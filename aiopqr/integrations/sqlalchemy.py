@@ -63,12 +63,13 @@ def create_async_engine(
     connect_args: Mapping[str, Any] | None = None,
     **engine_kwargs: Any,
 ) -> AsyncEngine:
-    """An ``AsyncEngine`` of SQLAlchemy's asyncpg dialect. ``url`` names neither user nor password.
+    """Make an ``AsyncEngine`` of SQLAlchemy's asyncpg dialect. ``url`` must not name a user or a password.
 
-    With ``credentials``, the engine makes a connector, named ``name`` and with these ``listeners``, when it first
-    connects on an event loop, and closes it in ``await engine.dispose()``. An engine that is used on several loops, one
-    after the other or at once (``poolclass=NullPool``), or in a forked process, makes one for each. A ``connector``
-    that you give is yours to start and to close; where the URL names no host, its own arguments count.
+    With ``credentials``, the engine makes a connector when it first connects on an event loop, and closes it in ``await
+    engine.dispose()``. The connector has the ``name`` and the ``listeners`` that you pass. If you use the engine on
+    several loops, one after the other or at once (``poolclass=NullPool``), or in a forked process, it makes a connector
+    for each. If you pass a ``connector`` instead, you start and close it yourself; if the URL names no host, the
+    connector's own arguments say where to connect.
 
     A connection is replaced after ``max_lifetime`` seconds (default: half an hour; 0: never), less up to
     ``max_lifetime_jitter`` seconds (default: a tenth of it). All other arguments are SQLAlchemy's. Raises
@@ -123,7 +124,7 @@ def _statements_stay_fast(engine: Any) -> Iterator[None]:
 
 @asynccontextmanager
 async def async_engine(url: str | URL, **options: Any) -> AsyncIterator[AsyncEngine]:
-    """:func:`create_async_engine` as a context manager, which disposes of the engine and so ends everything."""
+    """:func:`create_async_engine` as a context manager that disposes of the engine at its end."""
     engine = create_async_engine(url, **options)
     try:
         yield engine

@@ -47,11 +47,11 @@ def pool_lifespan(
     close_timeout: float | None = 10.0,
     **options: Any,
 ) -> PoolLifespan:
-    """A lifespan that opens a pool before the application starts, and closes it after the last request.
+    """Make a lifespan that opens a pool before the application starts, and closes it after the last request.
 
-    ``pool`` is a function that makes the pool, or a DSN, which goes to :func:`aiopqr.create_pool` with ``options``.
+    ``pool`` is a function that makes the pool, or a DSN, passed to :func:`aiopqr.create_pool` with ``options``.
     The pool is ``request.state.pool`` and ``app.state.pool``; ``key`` gives it another name. ``lifespan`` is the
-    application's own: it runs while the pool is open, may use ``app.state.pool``, and what it yields is kept.
+    application's own lifespan. It runs while the pool is open, may use ``app.state.pool``, and may yield its own state.
 
     On shutdown, connections that are still in use after ``close_timeout`` seconds (default: 10) are terminated; None
     waits for them. Starting raises what opening a pool raises.
@@ -105,9 +105,9 @@ class PoolDependencies:
         )
 
     async def connection(self, connection: HTTPConnection) -> AsyncIterator[Any]:
-        """A connection, released when the request is done with it.
+        """A connection, which is released when the request is done with it.
 
-        FastAPI releases it after the response was sent; ``Depends(connection, scope="function")`` releases it before.
+        FastAPI releases it after sending the response; with ``Depends(connection, scope="function")``, before that.
         Raises what ``acquire()`` raises.
         """
         async with self.pool(connection).acquire() as con:
@@ -116,8 +116,8 @@ class PoolDependencies:
     async def transaction(self, connection: HTTPConnection) -> AsyncIterator[Any]:
         """A connection in a transaction, which is rolled back if the endpoint raises, and committed otherwise.
 
-        With FastAPI, write ``Depends(transaction, scope="function")``. Without the scope it commits after the response
-        was sent, so a client may see a success that then fails.
+        With FastAPI, write ``Depends(transaction, scope="function")``. Without the scope, it commits after the response
+        was sent, so a client may see a success that then fails to commit.
         """
         async with self.pool(connection).acquire() as con, con.transaction():
             yield con
@@ -132,14 +132,14 @@ transaction = _usual.transaction
 def health_endpoint(
     pool: Callable[[HTTPConnection], AlternatingPool] = pool_of, *, max_pair_age: float | None = None
 ) -> Callable[[Request], Awaitable[JSONResponse]]:
-    """An endpoint that answers 200 while the pool is healthy, and otherwise 503 with the ``reasons``.
+    """Make an endpoint that answers 200 while the pool is healthy, and otherwise 503 with the ``reasons``.
 
-    The pool is unhealthy when all accounts are refused, when no fetch has confirmed the credentials for
-    ``max_pair_age`` seconds (default: five refresh intervals, but at least 60 s; ``math.inf`` turns this off), and when
-    it is closing. The endpoint makes no query, and its answer names neither users nor servers.
+    The pool is unhealthy if all accounts are refused, if no fetch has confirmed the credentials for ``max_pair_age``
+    seconds (default: five refresh intervals, but at least 60 s; ``math.inf`` turns this off), or if it is closing. The
+    endpoint makes no query, and its answer names neither users nor servers.
 
-    It turns unhealthy before users notice anything, because open connections go on working. So use it for an alert,
-    never as a liveness probe: a restarted process would have no open connections.
+    It answers 503 before users notice anything, because open connections keep working. So use it for an alert, never
+    as a liveness probe: a restarted process would have no open connections.
     """
     if max_pair_age is not None and max_pair_age != math.inf:
         non_negative("max_pair_age", max_pair_age)

@@ -1,9 +1,8 @@
 """Where credentials come from. A source is anything with an async ``fetch()`` that returns a :class:`CredentialPair`.
 
-It may have ``interval`` (seconds between the fetches that nobody asks for; 60 without it) and ``aclose()``, which the
-refresher that uses it calls when it closes; a source that is asked again after that simply opens again. It may also
-have ``check_connect(args, kwargs)``, which raises :class:`ConfigurationError` for arguments of ``asyncpg.connect`` that
-cannot work with its credentials.
+It may have ``interval``, the seconds between routine fetches (default 60), and ``aclose()``, which its refresher calls
+when it closes; a later ``fetch()`` should then simply open it again. It may also have ``check_connect(args, kwargs)``,
+which raises :class:`ConfigurationError` for arguments of ``asyncpg.connect`` that cannot work with its credentials.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ __all__ = [
 
 @runtime_checkable
 class CredentialSource(Protocol):
-    """What a user supplies to read a secret store."""
+    """Anything that reads a secret store. Write your own, or use one of those in this package."""
 
     async def fetch(self) -> CredentialPair:
-        """The pair as the store has it now. May raise anything; the pair in use then stays. May be cancelled."""
+        """Return the pair as the store has it now. If this raises, the pair in use stays in use. May be cancelled."""
         ...
 
 
@@ -51,7 +50,7 @@ Credentials = CredentialSource | CredentialPair | Callable[[], Awaitable[Credent
 
 
 def as_source(credentials: Credentials) -> CredentialSource:
-    """A source for whatever ``credentials=`` accepts: a source, an async callable or a fixed pair."""
+    """Make a source of whatever ``credentials=`` accepts: a source, an async callable or a fixed pair."""
     if isinstance(credentials, CredentialPair):
         return FixedSource(credentials)
     if isinstance(credentials, CredentialSource):

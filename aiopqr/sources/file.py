@@ -43,7 +43,7 @@ class FileSource:
         return f"FileSource({str(self._path)!r})"
 
     async def fetch(self) -> CredentialPair:
-        """Read the file. Raises :class:`SourceError` for one that cannot be read or used, which names the path."""
+        """Read the file. Raises :class:`SourceError`, which names the path, if it cannot be read or used."""
         problem: str
         try:
             return await self._thread.run(self._read)

@@ -18,7 +18,7 @@ class FixedSource:
         self._pair = pair
 
     async def fetch(self) -> CredentialPair:
-        """The pair that was given."""
+        """Return the pair."""
         return self._pair
 
 
@@ -33,7 +33,7 @@ class CallableSource:
         self.interval = interval
 
     async def fetch(self) -> CredentialPair:
-        """What the callable returns. Raises what it raises."""
+        """Call the function. Returns what it returns, and raises what it raises."""
         answer = self._fetch()
         if not inspect.isawaitable(answer):
             raise ConfigurationError("credentials: the callable must be an async function")

@@ -1,8 +1,8 @@
-"""Passwords that are tokens, good for some minutes: from any async callable, from Entra ID, and from Google Cloud.
+"""Passwords that are tokens, valid for some minutes: from any async callable, from Entra ID, and from Google Cloud.
 
-The database checks a token at the login only, so connections outlive it. The refresher fetches the next one when two
-thirds of a token's time have passed, for all pools that share it. A token is sent as plain text through the
-connection, so require TLS: ``sslmode=verify-full``.
+The database checks a token only at the login, so connections outlive it. The refresher fetches the next one when two
+thirds of a token's time have passed, for all pools that share it. A token is sent to the server as plain text, so
+require TLS: ``sslmode=verify-full``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class TokenSource:
     """The account ``username``, whose password is the token that ``fetch`` returns.
 
     ``fetch`` is an async function without arguments that returns the token and the time at which it expires, as an
-    aware datetime: ``("eyJ0…", datetime(…, tzinfo=UTC))``. What it raises is reported, and the token in use stays.
+    aware datetime: ``("eyJ0…", datetime(…, tzinfo=UTC))``. If it raises, that is reported, and the token in use stays.
     """
 
     interval = 0.0  # when a token expires is known
@@ -39,7 +39,7 @@ class TokenSource:
         return f"{type(self).__name__}({self._username!r})"
 
     async def fetch(self) -> CredentialPair:
-        """The account with a fresh token."""
+        """Return the account with a fresh token."""
         answer = self._fetch()
         if not inspect.isawaitable(answer):
             raise ConfigurationError("the callable of a TokenSource must be an async function")
@@ -53,9 +53,9 @@ class TokenSource:
 
 
 class EntraSource(TokenSource):
-    """An Entra ID (Azure AD) identity: ``credential`` is anything with ``azure.identity.aio``'s async ``get_token``.
+    """An Entra ID (Azure AD) identity. ``credential`` has the async ``get_token`` of ``azure.identity.aio``.
 
-    ``username`` is the Postgres role of the identity; ``scope`` is that of Azure Database for PostgreSQL.
+    ``username`` is the identity's Postgres role. ``scope`` is by default that of Azure Database for PostgreSQL.
     """
 
     def __init__(self, username: str, credential: Any, *, scope: str = ENTRA_SCOPE) -> None:
@@ -67,7 +67,7 @@ class EntraSource(TokenSource):
 
 
 class GoogleSource(TokenSource):
-    """A Cloud SQL IAM account: ``credentials`` are google-auth's (default: those of the environment).
+    """A Cloud SQL IAM account. ``credentials`` are google-auth's; by default they come from the environment.
 
     ``username`` is the Postgres role: a user's e-mail address, or a service account's without
     ``.gserviceaccount.com``. google-auth blocks, so it runs in a thread of aiopqr's own.

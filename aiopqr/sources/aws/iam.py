@@ -1,4 +1,4 @@
-"""RDS IAM authentication: the password is a URL that this machine signs, good for fifteen minutes."""
+"""RDS IAM authentication: the password is a URL that this machine signs, valid for fifteen minutes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _ENCRYPTED = ("require", "verify-ca", "verify-full")
 class RdsIamSource(TokenSource):
     """The account ``username`` of an RDS or Aurora instance, which logs in with a signed token.
 
-    A token is good for one ``host`` and ``port``: those of the instance, also where the connection leads through a
+    A token is valid for one ``host`` and ``port``. Give those of the instance, even if the connection goes through a
     tunnel. The pool connects there, unless its own arguments name a host. ``session`` is an ``aioboto3.Session`` (or
-    aiobotocore's); its credentials sign, and its region counts unless ``region_name`` is given. Nothing is sent to AWS.
+    aiobotocore's). Its credentials sign the token, for its region or ``region_name``. Nothing is sent to AWS.
 
-    RDS demands TLS, and the token is sent through it as plain text: give ``sslmode=verify-full`` and RDS's root
+    RDS requires TLS, through which the token is sent as plain text: use ``sslmode=verify-full`` and RDS's root
     certificates.
     """
 
@@ -46,7 +46,7 @@ class RdsIamSource(TokenSource):
         return CredentialPair.single(pair.odd, endpoint=self._endpoint)
 
     def check_connect(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Refuse what cannot work. The connector calls this with the arguments that it was given."""
+        """Refuse arguments that cannot work. The connector calls this with its own."""
         dsn = args[0] if args else kwargs.get("dsn")
         parts = urlsplit(dsn) if isinstance(dsn, str) else urlsplit("")
         query = dict(parse_qsl(parts.query))

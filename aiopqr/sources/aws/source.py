@@ -77,7 +77,7 @@ class SecretsManagerSource:
         return f"SecretsManagerSource({', '.join(repr(secret.secret_id) for secret in self._secrets)})"
 
     async def fetch(self) -> CredentialPair:
-        """The pair as the stages have it now. Raises :class:`SecretsManagerError`. May be cancelled."""
+        """Return the pair as the stages have it now. Raises :class:`SecretsManagerError`. May be cancelled."""
         spread, self._spread = self._spread, 0.0
         if spread:
             await asyncio.sleep(random.uniform(0.0, spread))

@@ -31,7 +31,7 @@ class Reader(Protocol):
 class VaultSource:
     """Credentials in Vault or OpenBao; needs the extra ``aiopqr[vault]``.
 
-    Make one by :meth:`static_roles`, :meth:`kv` or :meth:`dynamic`. All of them take these options:
+    Make one with :meth:`static_roles`, :meth:`kv` or :meth:`dynamic`. All of them take these options:
 
     * ``url`` (default: ``VAULT_ADDR``), ``namespace`` (``VAULT_NAMESPACE``), ``timeout`` (seconds for each step of one
       request; default 5).
@@ -42,12 +42,12 @@ class VaultSource:
       client certificate and its key; default: ``VAULT_CLIENT_CERT`` and ``VAULT_CLIENT_KEY``).
     * ``client``: an ``hvac.Client`` of your own, used as it is instead of the above, and never closed. Nothing else
       should use it at the same time.
-    * ``interval``: seconds between two fetches that nobody asks for (default 60). A fetch comes sooner where a
-      password is about to be changed, or a lease or the token to end.
-    * ``start_spread``: the very first fetch waits up to so many seconds (default 1), at random, so that a fleet which
-      starts at once does not ask in one second.
+    * ``interval``: seconds between routine fetches (default 60). A fetch comes sooner if a password is about to change,
+      or if a lease or the token is about to end.
+    * ``start_spread``: the very first fetch waits for a random time of up to this many seconds (default 1), so that a
+      fleet that starts together does not call Vault all at once.
 
-    :meth:`fetch` raises :class:`VaultError`; the pair in use then stays.
+    :meth:`fetch` raises :class:`VaultError`; the pair in use then stays in use.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class VaultSource:
         return f"VaultSource({self._reader!r} at {self._client.url})"
 
     async def fetch(self) -> CredentialPair:
-        """The pair as Vault has it now. Raises :class:`VaultError`. May be cancelled; a request then still ends."""
+        """Return the pair as Vault has it now. Raises :class:`VaultError`. If cancelled, a request still ends."""
         spread, self._spread = self._spread, 0.0
         if spread:
             await asyncio.sleep(random.uniform(0.0, spread))
