@@ -17,7 +17,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help demo test conformance proof soak bench bench-quick fleet lint docs release matrix agents consumers clean
 
-help:  ## What there is
+help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo  ## Passwords change under load on a real Postgres, and nothing fails (30 s)
@@ -26,7 +26,7 @@ demo: $(VENV)/.demo  ## Passwords change under load on a real Postgres, and noth
 test: $(VENV)/.test  ## The tests, on an embedded Postgres (5 to 10 minutes on two cores)
 	$(RUN) -m pytest -q -n 4 $(ARGS)
 
-conformance: $(VENV)/.test  ## asyncpg's own pool tests, on this pool, in either way of resetting
+conformance: $(VENV)/.test  ## asyncpg's own pool tests, on this pool, with both session resets
 	$(RUN) tests/conformance/run.py --session-reset=full $(ARGS)
 	$(RUN) tests/conformance/run.py --session-reset=deferred $(ARGS)
 
@@ -34,10 +34,10 @@ proof: $(VENV)/.test  ## The proofs, in full
 	HYPOTHESIS_PROFILE=proof AIOPQR_PROOF=1 $(RUN) -m pytest -q -m proof --timeout=3600 $(ARGS)
 	AIOPQR_PROOF=1 $(RUN) -m pytest -q -m proof --loop=uvloop tests/pool/test_random_sessions.py $(ARGS)
 
-soak: $(VENV)/.test  ## Chaos on the real server for MINUTES=10, in either way of resetting
+soak: $(VENV)/.test  ## Chaos on the real server for MINUTES=10, with both session resets
 	AIOPQR_PROOF=1 AIOPQR_SOAK_MINUTES=$(MINUTES) $(RUN) -m pytest -q -s -m proof -k soak --timeout=0 $(ARGS)
 
-bench: $(VENV)/.test  ## The benchmarks, beside every peer (20 minutes)
+bench: $(VENV)/.test  ## The benchmarks, compared with every peer (20 minutes)
 	$(RUN) -m benchmarks $(ARGS)
 
 bench-quick: $(VENV)/.test  ## The benchmarks in brief (under 2 minutes)

@@ -95,8 +95,7 @@ class ConnectorCounts:
 class SteppingAside:
     """The account that new connections avoid, because the store announces a new password for it.
 
-    They have avoided it for ``since`` seconds, and will for ``ends_in`` more unless the store has promoted the password
-    before.
+    They have avoided it for ``since`` seconds, and will do so for ``ends_in`` more, unless the rotation ends before.
     """
 
     parity: Parity
@@ -124,8 +123,8 @@ class RefreshStats:
 class AccountStats:
     """One account, as a connector or pool sees it.
 
-    ``refused_for``: how long it has been set aside; None if not. ``expires_in``: seconds until its password expires,
-    below 0 if it has; None if it does not.
+    ``refused_for`` is how long it has been refused, in seconds, or None. ``expires_in`` is the number of seconds until
+    its password expires: below 0 if it has expired, None if it does not expire.
     """
 
     username: str | None
@@ -154,10 +153,10 @@ class ConnectorStats:
 
 @dataclass(frozen=True, slots=True)
 class ReplacementStats:
-    """Connections that were retired. ``why`` counts them by reason; ``delayed_by`` says why the next one waits.
+    """Connections that were replaced. ``why`` counts them by reason; ``delayed_by`` says why the next one has to wait.
 
-    ``overdue`` connections are more than a second past their deadline now, because they are in use or because no
-    replacement can be had.
+    ``overdue`` connections are now more than a second past their lifetime, because they are in use or because no
+    replacement can be opened.
     """
 
     done: int
@@ -172,7 +171,7 @@ class PoolStats(ConnectorStats):
     """A pool's snapshot. ``size`` counts open connections without the ``spare``; ``waiting`` tasks are in acquire().
 
     ``resetting`` connections have been released, and count as in use until they can be handed out again.
-    ``not_writable`` ones were closed because their server took no writes any more.
+    ``not_writable`` connections were closed because their server no longer accepted writes.
     """
 
     min_size: int

@@ -27,10 +27,10 @@ class Connector:
 
     Takes what :func:`asyncpg.connect` takes, except ``user`` and ``password``. ``credentials`` is a source, an async
     callable, a fixed pair or a shared :class:`Refresher`. ``connect`` is called in asyncpg's place, with the chosen
-    ``user=`` and ``password=`` (a callable, as asyncpg takes it, which works while that call runs). ``scram_cache``
+    ``user=`` and ``password=`` (a callable, which asyncpg accepts too; it only works during that call). ``scram_cache``
     keeps the SCRAM keys of the passwords in use, so that they are derived once. ``require_auth`` and
-    ``channel_binding``, also in the DSN, say what the server may ask for, as in libpq; one that asks for more raises
-    :class:`UntrustedServer`, and gets neither account's password.
+    ``channel_binding``, also in the DSN, say what the server may ask for, as in libpq. A server that asks for more gets
+    neither account's password, and the connect raises :class:`UntrustedServer`.
 
     Use it as an async context manager. It closes the refresher that it made, never one that you passed in. Close the
     connections yourself.

@@ -16,13 +16,14 @@ from .schema import accounts_of, parse_secret
 class CredentialPair:
     """The two accounts of a service at one moment, or the one account that it has so far (:meth:`single`).
 
-    ``odd`` or ``even`` may be None: a degraded pair, which works as long as its one account does. ``active`` says which
-    account the first connection takes. ``pending`` is a newer password of one of the two that may not be in force
-    yet. It announces that this account is about to change: connections use the other one while it works, and the
-    pending password only after both others were refused. ``pending_since`` is when the store says that it was staged
-    (aware), or None. ``is_single`` says that one account is all that the store is meant to have. ``refresh_in`` is in
-    how many seconds the source expects something new, where it knows that: the refresher then fetches.
-    ``last_resort`` is an account that the store no longer names: it is used only while all others are refused.
+    - ``odd``, ``even``: The accounts. One of them may be None: a degraded pair, which works as long as the other does.
+    - ``active``: The account that the first connection uses.
+    - ``pending``: A new password of one of the two, which the database may not accept yet. It announces that this
+      account is about to change: connections use the other one while that works. The pending password itself is tried
+      only after both others were refused. ``pending_since`` is when it was staged, as an aware datetime, or None.
+    - ``is_single``: One account is all that the store is meant to have.
+    - ``refresh_in``: In how many seconds the source expects something new, if it knows; the refresher then fetches.
+    - ``last_resort``: An account that the store no longer names. It is used only while all others are refused.
 
     Raises :class:`InvalidSecret` for a pair that could not work.
     """
