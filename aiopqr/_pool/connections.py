@@ -287,12 +287,12 @@ class Connections:
 
 
 def _ended(ref: weakref.ref[Connections], pooled: PooledConnection, _connection: Any) -> None:
-    if connections := ref():
+    if (connections := ref()) is not None:
         connections._ended(pooled)
 
 
 def _said_goodbye(ref: weakref.ref[Connections], error: BaseException) -> None:
-    if connections := ref():
+    if (connections := ref()) is not None:
         connections.distrust()
         connections.report_lost("idle", error)
 

@@ -183,7 +183,8 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             try:
                 await self._connector.start()
                 connections = self._connections
-                connections.maker.limit_extra_logins(lambda: connections.room)
+                seen = weakref.ref(connections)  # the end of a login may be the last that holds the maker
+                connections.maker.limit_extra_logins(lambda: found.room if (found := seen()) is not None else 0)
             finally:
                 self._initializing = False
             await super().__aenter__()

@@ -362,3 +362,13 @@ async def test_a_timeout_of_a_fraction_of_a_millisecond_is_told_like_any_other(
     finally:
         over.set()
         black_hole.close()
+
+
+async def test_a_connection_that_ends_without_a_place_leaves_its_room_where_the_pool_is_empty(
+    make_pool: MakePool,
+) -> None:
+    async with make_pool(min_size=0, max_size=1) as pool:
+        spare = await pool._connections.open_spare()
+        assert pool._connections.room == 1
+        spare.con.terminate()
+        await eventually(lambda: pool._connections.room == 2)

@@ -199,7 +199,7 @@ async def test_an_acquire_that_gives_up_says_since_when_all_is_expired_and_why_n
         )
         assert str(why) in str(caught.value)
         logged = [record.message for record in caplog.records if record.levelname == "ERROR"]
-        assert re.search(rf"{account.username} expired \d+ s ago, and make no login until", logged[0])
+        assert re.search(rf"{account.username} expired \d+ s ago and are not used until", logged[0])
 
 
 async def test_an_account_that_a_store_names_no_more_is_drained_at_once_if_it_is_not_to_be_kept(

@@ -127,5 +127,5 @@ async def test_the_stack_of_a_leak_shows_no_password(make_pool: MakePool, postgr
             await eventually(lambda: events)
     finally:
         logging.getLogger("aiopqr").removeHandler(handler)
-    assert "has been held" in log.getvalue()
+    assert "has not been released" in log.getvalue()
     assert CANARY not in log.getvalue()
