@@ -33,7 +33,7 @@ def changes(facts: Facts) -> Iterator[Finding]:
         advice = f"space changes by at least {rules.spacing:.0f} s; `aiopqr rotate` refuses anything less"
         yield Finding(Level.PROBLEM, "rotation spacing", text, advice)
     else:
-        text = f"every pool had time to learn both passwords (lifetime + refresh interval: {horizon:.0f} s)"
+        text = f"no pool can be left with two old passwords (lifetime + refresh interval: {horizon:.0f} s)"
         yield Finding(Level.OK, "rotation spacing", text)
 
 
