@@ -24,12 +24,12 @@ AT_ONCE = ("--max-lifetime", "0", "--refresh-interval", "0", "--margin", "0")
 
 # The rotator sleeps before it writes its stage, as a machine that is suspended does.
 SLEEPING = """
-import os, signal, hvac.adapters
+import signal, threading, hvac.adapters
 request = hvac.adapters.RawAdapter.request
 def sleeping(self, method, url, *args, **kwargs):
     if method == "POST" and "/data/" in url:
         hvac.adapters.RawAdapter.request = request
-        os.kill(os.getpid(), signal.SIGSTOP)
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # with kill(), this thread might run on for a moment
     return request(self, method, url, *args, **kwargs)
 hvac.adapters.RawAdapter.request = sleeping
 """
