@@ -65,8 +65,7 @@ def create_pool(
     - ``min_size``, ``max_size``: How many connections are kept open, and how many there may be. While one is being
       replaced, there may be one more.
     - ``max_lifetime``: The age at which a connection is replaced; the new one is opened first. 0: never.
-    - ``max_lifetime_jitter``: By how much earlier a connection may be replaced, at random. None: a tenth of
-      ``max_lifetime``.
+    - ``max_lifetime_jitter``: How much earlier that may happen, at random. None: a tenth of ``max_lifetime``.
     - ``timeout``: For one connect, including the fallback, and the wait for newer credentials or a server that is down.
     - ``acquire_timeout``: For an ``acquire()`` without a timeout of its own. None: wait as long as it takes.
     - ``max_waiting``: How many tasks may wait for a connection; the next gets :class:`TooManyWaiting`. None: no limit.
@@ -76,10 +75,8 @@ def create_pool(
       transaction. Nobody gets the connection before the reset is confirmed. Until then, its advisory locks, LISTEN, SET
       and cursors live on for a moment.
     - ``reset_timeout``: For the reset of a ``release()``. None: wait as long as it takes.
-    - ``leak_detection_threshold``: Report a connection that is held for longer, with the stack of its ``acquire()``. 0:
-      never.
-    - ``refresh_interval``: Between two fetches of the credentials. None: the source's own; 0: only when an account is
-      refused.
+    - ``leak_detection_threshold``: Report a connection held for longer, with the stack of its ``acquire()``. 0: never.
+    - ``refresh_interval``: Between two fetches. None: the source's own; 0: only when an account is refused.
     - ``fetch_timeout``: For one fetch of the credentials.
     - ``keep_renamed``: If a source of one account comes to name another, keep the previous one as a last resort: see
       :class:`Refresher`. False: replace its connections at once.
@@ -95,8 +92,7 @@ def create_pool(
     - ``max_queries``: Close a connection after this many queries, *before* opening another. None: never.
     - ``max_inactive_connection_lifetime``: Close a connection above ``min_size`` that was idle for longer. 0: never.
     - ``connect``: Called instead of ``asyncpg.connect``, with ``user=`` and a callable ``password=``.
-    - ``setup``, ``init``, ``reset``: Called with a connection: for each acquire, once when it is opened, and for each
-      release.
+    - ``setup``, ``init``, ``reset``: Called with a connection: on acquire, once when it is opened, and on release.
     - ``loop``, ``connection_class``, ``record_class``: As in asyncpg.
 
     Opening the pool raises what the source raised; :class:`CredentialsRefused` if every account is refused for
