@@ -82,7 +82,7 @@ async def test_a_probe_that_succeeds_wakes_all_who_wait_for_credentials(
     make_pool: MakePool, postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both passwords are refused; then an operator puts the old ones back, and the store has nothing new to tell."""
-    monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_FIRST", 1.0)
+    monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_FIRST", 3.0)
     before = postgres.pair
     async with make_pool(max_size=10) as pool:
         await postgres.rotate_both(store_delay=None)
@@ -90,7 +90,7 @@ async def test_a_probe_that_succeeds_wakes_all_who_wait_for_credentials(
         await eventually(lambda: pool.stats().all_refused)
         await postgres.server.set_passwords(*before.credentials())
         await asyncio.wait(waiting, return_when="FIRST_COMPLETED")
-        async with asyncio.timeout(0.5):  # the next probe would be due in a second
+        async with asyncio.timeout(1.5):  # the next probe would be due in three
             connections = await asyncio.gather(*waiting)
         for con in connections:
             await pool.release(con)
@@ -99,7 +99,7 @@ async def test_a_probe_that_succeeds_wakes_all_who_wait_for_credentials(
 async def test_a_probe_given_up_passes_to_another_who_waits(
     postgres: RotatingPostgres, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_FIRST", 1.0)
+    monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_FIRST", 3.0)
     before = postgres.pair
     async with aiopqr.Connector(proxy.dsn_of(postgres.dsn), credentials=postgres.source, ssl="disable") as connector:
         await postgres.rotate_both(store_delay=None)
@@ -116,5 +116,5 @@ async def test_a_probe_given_up_passes_to_another_who_waits(
         second.cancel()
         await asyncio.wait({first, second})
         proxy.heal()
-        async with asyncio.timeout(0.5):  # the next probe would be due in a second
+        async with asyncio.timeout(1.5):  # the next probe would be due in three
             (await third).terminate()
