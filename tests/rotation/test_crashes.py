@@ -150,6 +150,8 @@ async def test_with_vault_killed_at_random_under_load_nothing_fails(vault_rig: A
         Load(pool).running(2) as load,
     ):
         for _ in range(50 if PROOF else 3):
+            while (await rig.rotator(rules=AT_ONCE).plan()).refusals:  # until the pool has replaced its connections
+                await asyncio.sleep(0.02)
             await drive(rig, rules=AT_ONCE, killed_after=random.uniform(0.2, 3.0))
             await check_after_a_crash(rig, AT_ONCE)  # which also resumes what was staged a moment ago
     assert load.unexpected == []
