@@ -1,1 +1,1 @@
-"""How fast aiopqr is beside the pools that people would pick instead: ``python -m benchmarks``."""
+"""Measures how aiopqr compares with the pools that people would choose instead: ``python -m benchmarks``."""

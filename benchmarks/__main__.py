@@ -1,4 +1,4 @@
-"""``python -m benchmarks [all|quick|churn|steady|rotation|growth|fleet]``: measure, and write what came of it."""
+"""``python -m benchmarks [all|quick|churn|steady|rotation|growth|fleet]``: measure, and write the results."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ SCENARIOS: dict[str, Callable[[Plan, Progress], Awaitable[dict[str, Any]]]] = {
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="?", default="all", choices=["all", "quick", *SCENARIOS])
-    parser.add_argument("--quick", action="store_true", help="in brief: few pairs, one point of each scenario")
-    parser.add_argument("--pairs", type=_count, help="interleaved rounds (15; quick: 5)")
-    parser.add_argument("--repetitions", type=_count, default=1, help="of each phase of the rotation scenario")
-    parser.add_argument("--every-tail", action="store_true", help="50,000 samples at every point: takes long")
-    parser.add_argument("--no-tls", action="store_true", help="where there is no server that speaks TLS")
-    parser.add_argument("--no-uvloop", action="store_true", help="on asyncio's own loop alone")
-    parser.add_argument("--out", type=Path, help="where the results go (benchmarks/results; quick: its local/)")
+    parser.add_argument("--quick", action="store_true", help="a short run: fewer rounds and fewer points")
+    parser.add_argument("--pairs", type=_count, help="number of interleaved rounds (default: 15; quick: 5)")
+    parser.add_argument("--repetitions", type=_count, default=1, help="runs of each rotation phase (default: 1)")
+    parser.add_argument("--every-tail", action="store_true", help="take 50,000 samples at every point (slow)")
+    parser.add_argument("--no-tls", action="store_true", help="leave out TLS, if no server here supports it")
+    parser.add_argument("--no-uvloop", action="store_true", help="use only asyncio's own event loop")
+    parser.add_argument("--out", type=Path, help="folder for the results (benchmarks/results; quick: local/ in it)")
     return parser.parse_args(words)
 
 
@@ -61,7 +61,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 
 async def measure(names: list[str], plan: Plan, progress: Progress) -> dict[str, Any]:
-    """The scenarios, one after the other, on an otherwise idle machine."""
+    """Run the scenarios one after another. The machine should be otherwise idle."""
     if names != ["fleet"]:
         peers.check([*peers.PEERS, *(["uvloop"] if plan.uvloop and not plan.quick else [])])
     how = {name: getattr(plan, name) for name in ("quick", "pairs", "generations", "repetitions")}
@@ -74,12 +74,12 @@ async def measure(names: list[str], plan: Plan, progress: Progress) -> dict[str,
 
 
 def write(results: dict[str, Any], directory: Path) -> list[Path]:
-    """JSON, Markdown and pictures of whatever was measured."""
+    """Write JSON, Markdown and pictures of everything that was measured."""
     from . import pictures
 
     written = []
     if measured := {name: value for name, value in results.items() if name not in ("fleet", "about")}:
-        # One scenario alone leaves the others' page alone.
+        # If only one scenario was run, do not overwrite the page that shows all of them.
         stem = "benchmarks" if len(measured) == 4 else "-".join(measured)
         page = {"about": results["about"], **measured}
         report.write_json(page, directory / f"{stem}.json")
@@ -118,13 +118,13 @@ def main(words: list[str] | None = None) -> int:
             display.update(tasks[what], completed=done)
 
         try:
-            out.mkdir(parents=True, exist_ok=True)  # before the minutes, rather than after them
+            out.mkdir(parents=True, exist_ok=True)  # a bad path fails now, not after the measurements
             results = asyncio.run(measure(names, plan, progress))
         except (peers.MissingPeer, NotAvailable, OSError) as exc:
             console.print("[bold red]Not measured:[/]", escape(str(exc)), highlight=False)
             return 2
         except KeyboardInterrupt:
-            console.print("[bold red]Interrupted:[/] nothing is written")
+            console.print("[bold red]Interrupted:[/] nothing was written")
             return 130
     paths = write(results, out)
     if found := judged(results):

@@ -1,7 +1,7 @@
-"""A server that is further away: ``python -m benchmarks.distance HOST PORT SECONDS`` forwards to it, so much later.
+"""Makes a server seem further away: ``python -m benchmarks.distance HOST PORT SECONDS`` forwards to it with a delay.
 
-It delays each way by that much, in a process of its own, and prints the port that it listens on. Its event loop waits
-by select(2), since epoll's timeouts are whole milliseconds.
+Each direction is delayed by that many seconds. The program prints the port that it listens on. Its event loop waits
+with select(2), since epoll's timeouts are whole milliseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .peers import Where
 
 
 class Side(asyncio.Protocol):
-    """One end of a forwarded connection: what arrives here leaves by the other end, later."""
+    """One end of a forwarded connection: what arrives here is sent from the other end, after the delay."""
 
     def __init__(self, delay: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -39,7 +39,7 @@ class Side(asyncio.Protocol):
         self._loop.call_later(self._delay, self._arrive)
 
     def _arrive(self) -> None:
-        data = self._under_way.popleft()  # timers that are due at the same moment come in any order; data must not
+        data = self._under_way.popleft()  # timers due at the same moment fire in any order; data must stay in order
         if self.other is not None and self.other._transport is not None:
             self.other._transport.write(data)
 
@@ -82,7 +82,7 @@ async def forward(host: str, port: int, delay: float) -> None:
 
 @asynccontextmanager
 async def at_distance(where: Where, delay: float) -> AsyncIterator[Where]:
-    """The same server, ``delay`` seconds away in each direction. 0 is the server itself."""
+    """Yield the same server, but ``delay`` seconds away in each direction. With 0, yield the server itself."""
     if not delay:
         yield where
         return

@@ -1,13 +1,13 @@
-"""A fleet of instances, simulated: the real machines of aiopqr, in virtual time, with nothing behind them.
+"""Simulates a fleet of instances: aiopqr's real state machines, in virtual time, without sockets or servers.
 
 Each instance has its own refresh plan, quarantine, alternator and connections; the database and the secret store are
-a few lines each. No socket, no clock, no loop: an event queue, so that ten thousand instances and an hour take seconds.
-What :mod:`aiopqr._connect.attempts`, :mod:`aiopqr._pool.replacement` and :mod:`aiopqr._refresh.refresher` do with their
-machines is repeated here in its shortest form.
+a few lines each. An event queue takes the place of sockets, clock and event loop, so an hour of ten thousand instances
+takes only seconds. This module repeats, in the shortest form, what :mod:`aiopqr._connect.attempts`,
+:mod:`aiopqr._pool.replacement` and :mod:`aiopqr._refresh.refresher` do with their state machines.
 
 The store is AWS Secrets Manager, read as :mod:`aiopqr.sources.aws` reads it: a DescribeSecret for each fetch, and a
-GetSecretValue for each version that is not known yet. Each has its limit, beyond which it throttles. The server takes
-any number of logins: what is counted is what the fleet asks of it.
+GetSecretValue for each version that is not known yet. Each kind of call is throttled above its own limit. The server
+accepts any number of logins; the simulation counts what the fleet asks of it.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from aiopqr._refresh.plan import Need, RefreshPlan
 from aiopqr._refresh.quarantine import Attempt, Quarantine
 from aiopqr.refusals import Verdict
 
-DESCRIBE_LIMIT = 40_000.0  # a second, for an account and region, as AWS documents it
+DESCRIBE_LIMIT = 40_000.0  # per second for one AWS account and region, as AWS documents it
 GET_LIMIT = 10_000.0
-START_SPREAD = 1.0  # of an instance's first fetch: the source's own
+START_SPREAD = 1.0  # the source's default, before an instance's first fetch
 STORE_LATENCY = 0.05
 LOGIN = 0.01  # from one replacement to the next
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What is simulated. Times are in seconds; ``rotate_every`` 0: one rotation; ``inf``: none.
+    """What is simulated. Times are in seconds. ``rotate_every`` is 0 for a single rotation, and ``inf`` for none.
 
-    One rotation comes at the worst moment. Instances that start together have their connections replaced in one wave,
-    too, a lifetime later; in the middle of that wave a password changes.
+    A single rotation comes at the worst moment. Instances that start together also replace their connections together,
+    in one wave, a lifetime later. The password changes in the middle of that wave.
     """
 
     instances: int
     connections: int = 20
     lifetime: float = 1800.0
-    jitter: float | None = None  # a tenth of the lifetime, unless given
+    jitter: float | None = None  # default: a tenth of the lifetime
     interval: float = 60.0
     duration: float = 3600.0
     rotate_every: float = 0.0
     store_lag: float = 1.0  # from the database's change to the store's
     announce: float = 0.0  # from staging a password to its change in the database
-    outage: tuple[float, float] | None = None  # when the store is down for the fleet, from and to
+    outage: tuple[float, float] | None = None  # start and end of the time when the store is down
     start_within: float = 0.0  # 0: all instances start at the same moment
     seed: int = 1
 
@@ -91,7 +91,7 @@ class Counts:
 
 
 class Limited:
-    """Calls of one kind, of which the store answers no more than ``limit`` a second."""
+    """Calls of one kind. The store answers no more than ``limit`` of them per second."""
 
     def __init__(self, limit: float, seconds: int) -> None:
         self.made = Counts(seconds)
@@ -100,7 +100,7 @@ class Limited:
         self._filled = 0.0
 
     def answers(self, now: float) -> bool:
-        """Make one, and say whether it is answered."""
+        """Make a call, and return whether the store answers it."""
         self.made.add(now)
         self._tokens = min(self._limit, self._tokens + (now - self._filled) * self._limit)
         self._filled = now
@@ -112,7 +112,7 @@ class Limited:
 
 
 class Instance:
-    """One process of the service: a pool of connections, and the machines that look after its credentials."""
+    """One process of the service: a pool of connections, and the state machines that look after its credentials."""
 
     __slots__ = (
         *(
@@ -131,19 +131,19 @@ class Instance:
     )
 
     def __init__(self, plan: RefreshPlan, quarantine: Quarantine) -> None:
-        self.version = 0  # of the secret, up to which it knows all
-        self.failed = 0  # logins since the last rotation
-        self.failures = 0  # to open a replacement, in a row
-        self.give_up = 0.0  # when the connect of the replacement ends without a connection
+        self.version = 0  # of the secret: the newest that it has read
+        self.failed = 0  # failed logins since the last rotation
+        self.failures = 0  # failures to open a replacement, in a row
+        self.give_up = 0.0  # when the replacement's connect times out
         self.plan = plan
         self.quarantine = quarantine
         self.alternator: Alternator | None = None
         self.announcement = Announcement()
-        self.stale_since: float | None = None  # since when none of its passwords is in force
+        self.stale_since: float | None = None  # when it was left without a valid password
         self.due = 0  # connections to be replaced
         self.replacing = False
         self.waits = False  # the replacement waits for newer credentials
-        self.turn = 0  # so that what was scheduled for a replacement that has ended does nothing
+        self.turn = 0  # a scheduled event does nothing if this has changed in the meantime
 
 
 class Simulation:
@@ -164,11 +164,11 @@ class Simulation:
         seconds = int(fleet.duration)
         self.describes, self.gets = Limited(DESCRIBE_LIMIT, seconds), Limited(GET_LIMIT, seconds)
         self.connects, self.failed_logins = Counts(seconds), Counts(seconds)
-        self.most_failed = 0  # of one instance, from one rotation to the next
+        self.most_failed = 0  # failed logins of one instance, from one rotation to the next
         self.started = 0  # instances that have their connections
         self.all_started: float | None = None
         self.worst_stale = 0.0
-        self.waited = 0  # times that a replacement had to wait, with no account that works
+        self.waited = 0  # how often a replacement had to wait because no account worked
         self.instances = [self._instance() for _ in range(fleet.instances)]
 
     def run(self) -> Simulation:
@@ -222,11 +222,11 @@ class Simulation:
         self._version += 1
 
     def _answer(self, instance: Instance) -> CredentialPair | None:
-        """What the store says to a fetch made now; None if it does not."""
+        """What the store answers to a fetch made now. None if it does not answer."""
         outage = self.fleet.outage
         if not self.describes.answers(self.now) or (outage and outage[0] <= self.now < outage[1]):
             return None
-        for _ in range(min(self._version - instance.version, 2)):  # those that are staged, and not known yet
+        for _ in range(min(self._version - instance.version, 2)):  # the staged versions that are not known yet
             if not self.gets.answers(self.now):
                 return None
         instance.version = self._version
@@ -243,14 +243,14 @@ class Simulation:
     # An instance's refresher.
 
     def _fetch(self, instance: Instance) -> None:
-        """What its refresher's task does when it wakes."""
+        """Do what the instance's refresher does when it wakes up."""
         plan = instance.plan
         ticket = plan.start(self.now)
         if ticket is not None:
             self._at(self.now + STORE_LATENCY, self._landed, instance, ticket, self._answer(instance))
 
     def _plan_fetch(self, instance: Instance) -> None:
-        # An event for a due time that has been moved finds nothing to do.
+        # If the due time is moved, the event that was planned for the old one finds nothing to do.
         if instance.plan.due < self.fleet.duration:
             self._at(max(instance.plan.due, self.now), self._fetch, instance)
 
@@ -286,7 +286,7 @@ class Simulation:
         return Need.REFUSED if any(one in instance.quarantine for one in pair.credentials()) else Need.NONE
 
     def _judge(self, instance: Instance) -> None:
-        """Keep how long it has held a pair of which nothing is in force."""
+        """Track how long the instance has had only passwords that are no longer valid."""
         if instance.alternator is None:
             return
         held, true = instance.alternator.pair, self.in_force
@@ -300,7 +300,7 @@ class Simulation:
     # An instance's connects.
 
     def _open(self, instance: Instance) -> None:
-        """A pool's first connections, all at once: each begins before any has been answered."""
+        """Open the pool's first connections, all at once: all begin before the server has answered any."""
         alternator = instance.alternator
         assert alternator is not None
         for step in [alternator.begin(self.now) for _ in range(self.fleet.connections)]:
@@ -309,7 +309,7 @@ class Simulation:
         self._replace(instance)
 
     def _expire(self, instance: Instance) -> None:
-        """A connection's lifetime is over. It serves on until another is there, and one is opened at a time."""
+        """A connection's lifetime is over. It stays in use until it is replaced. One is replaced at a time."""
         instance.due += 1
         self._replace(instance)
 
@@ -342,13 +342,13 @@ class Simulation:
                 self._at(instance.give_up, self._delay, instance, instance.turn)
 
     def _go_on(self, instance: Instance, turn: int) -> None:
-        """The login before is made, or a probe is due, or newer credentials came: whichever is first."""
+        """The previous login is done, a probe is due, or newer credentials have arrived: whichever comes first."""
         if turn == instance.turn:
             instance.replacing = False
             self._replace(instance)
 
     def _delay(self, instance: Instance, turn: int) -> None:
-        """The replacement could not be opened: again after a while."""
+        """The replacement could not be opened: try again after a while."""
         if turn == instance.turn:
             instance.waits = False
             instance.failures += 1
@@ -389,9 +389,9 @@ class Simulation:
 
 
 def simulate(fleet: Fleet) -> dict[str, Any]:
-    """Run a fleet, and say what it asked of the store and of the server. Rates are per second."""
+    """Run a fleet, and return what it asked of the store and of the server. Rates are per second."""
     run = Simulation(fleet).run()
-    # "Steady" leaves out the start: what follows it is the fleet's ordinary life.
+    # The means and peaks leave out the start, which has figures of its own.
     steady = min((run.all_started or fleet.duration) + 2.0, fleet.duration)
     span = max(fleet.duration - steady, 1.0)
     describes, gets = run.describes.made, run.gets.made

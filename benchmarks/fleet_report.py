@@ -16,15 +16,15 @@ def page(result: dict[str, Any]) -> str:
 
 def _about() -> str:
     return (
-        "# A simulated fleet\n\n`make fleet` made this page. It runs the code that decides in aiopqr (alternation, "
-        "refresh, lifetimes) as it is, in virtual time, against a simulated database and store. The store is AWS "
-        f"Secrets Manager, which answers up to {DESCRIBE_LIMIT:,.0f} DescribeSecret and {GET_LIMIT:,.0f} "
+        "# A simulated fleet\n\n`make fleet` wrote this page. It runs aiopqr's own decision-making code (alternation, "
+        "refresh, lifetimes) in virtual time, against a simulated database and store. The store is AWS Secrets "
+        f"Manager, which answers up to {DESCRIBE_LIMIT:,.0f} DescribeSecret and {GET_LIMIT:,.0f} "
         "GetSecretValue calls a second. A fetch is one DescribeSecret, and one GetSecretValue for each version that "
         "the instance has not seen. The store shows a new password 1 s after the database has it. Each instance keeps "
-        "20 connections, and each run simulates an hour.\n\nThe runs assume the worst. **All instances start within "
+        "20 connections, and most runs simulate one hour.\n\nThe runs assume the worst. **All instances start within "
         "one second**, except where a heading says otherwise, and a password changes in the middle of the wave in "
         "which all those connections are replaced for the first time. Where the store is down, the password changes "
-        "nevertheless, although a rotator that writes to that store would wait.\n\n"
+        "anyway, although a rotator that writes to that store would wait.\n\n"
         "![Store calls, connects and failed logins a second](fleet.png)\n"
     )
 
@@ -33,8 +33,8 @@ def _scenes(result: dict[str, Any]) -> str:
     parts = [
         (
             "## What the fleet asks of the store and of the server\n\n*Calls* counts both kinds. *Busiest second* "
-            "leaves out the start, which has a column of its own. *Failed logins* gives the mean for an instance and "
-            "a rotation, and the most that any instance had from one rotation to the next.\n"
+            "leaves out the start, which has its own column. *Failed logins* gives the mean per instance and rotation, "
+            "and the most that any instance had from one rotation to the next.\n"
         )
     ]
     for scene in SCENES:
@@ -70,8 +70,8 @@ def _scenes(result: dict[str, Any]) -> str:
         if rows:
             parts.append(f"### {scene[0].upper()}{scene[1:]}\n\n" + table(head, rows))
     parts.append(
-        "*Longest without a valid password*: for how long an instance held only passwords that had been changed. Its "
-        "open connections stay in use meanwhile, and their replacements wait for the store.\n"
+        "*Longest without a valid password* is the longest time for which an instance had only passwords that were no "
+        "longer valid. Meanwhile its open connections stay in use, and their replacements wait for the store.\n"
     )
     return "\n".join(parts)
 
@@ -91,14 +91,14 @@ def _scaling(result: dict[str, Any]) -> str:
                     f"{run['describes_peak'] / each:.2f}",
                 )
             )
-    days = " The table shows an hour and a day of the small fleets." if result["days"] else ""
+    days = " The table shows an hour of each fleet, and a day of the small ones." if result["days"] else ""
     return (
         "## The figures scale\n\nWhat an instance asks for does not depend on the size of the fleet. So a day of a "
         f"large fleet, which would take too long to simulate, is like a day of a small one.{days} An hour's means "
-        "include the wave after the common start, and its rotations fall into such a wave; over a day the waves "
-        "flatten.\n\n"
+        "include the wave of replacements after the common start, and its rotations fall into such a wave. Over a day, "
+        "the waves flatten.\n\n"
         + table(
-            ("instances", "calls a minute", "connects a minute", "failed logins a rotation", "fetches, busiest second"),
+            ("instances", "calls/min", "connects/min", "failed logins per rotation", "fetches, busiest second"),
             rows,
         )
     )
@@ -120,17 +120,17 @@ def _tokens(result: dict[str, Any]) -> str:
         return ""
     head = ("instances", "scene", "tokens/s", "busiest second", "at the start", "longest without a token")
     return (
-        "## Tokens\n\nAn instance fetches its next token when about two thirds of the current one's life have passed. "
-        "Pools that share a refresher share the token.\n\n" + table(head, rows)
+        "## Tokens\n\nAn instance fetches its next token after about two thirds of the current one's lifetime. Pools "
+        "that share a refresher share the token.\n\n" + table(head, rows)
     )
 
 
 def advice(result: dict[str, Any]) -> str:
-    """Which lifetime and interval for which fleet."""
+    """Which lifetime and interval suit which fleet."""
     return "\n".join(
         (
             "## Which lifetime and interval for which fleet\n",
-            "For one instance with 20 connections, through one rotation at the worst moment:\n",
+            "Per instance with 20 connections, with one rotation at the worst moment:\n",
             _sweep(result),
             *_advice_on_the_store(result),
             *_advice_on_failed_logins(result),
@@ -152,7 +152,7 @@ def _sweep(result: dict[str, Any]) -> str:
         for interval in INTERVALS
         for run in [result["sweep"][f"{lifetime:g} {interval:g}"]]
     ]
-    head = ("`max_lifetime`", "`refresh_interval`", "calls a minute", "connects a minute", "failed logins a rotation")
+    head = ("`max_lifetime`", "`refresh_interval`", "calls/min", "connects/min", "failed logins per rotation")
     return table(head, rows)
 
 
@@ -166,15 +166,15 @@ def _advice_on_the_store(result: dict[str, Any]) -> list[str]:
     calm, worst = min(bearable(run) for run in big if not run["outage"]), min(map(bearable, big))
     return [
         (
-            f"- **Up to {_round(worst):,} instances on one store, keep the defaults** (1800 s and 60 s). By the "
-            "busiest seconds above, that many stay within the store's limits even after it was down while every "
-            f"password changed. As long as the store is up, {_round(calm):,} do. Both figures are extrapolated."
+            f"- **With up to {_round(worst):,} instances on one store, keep the defaults** (1800 s and 60 s). "
+            "According to the busiest seconds above, that many stay within the store's limits even if every password "
+            f"changes while it is down. As long as it is up, {_round(calm):,} do. Both figures are extrapolated."
         ),
         (
             "- **With more instances, lengthen `refresh_interval`, not `max_lifetime`.** The interval only decides "
-            "how soon a pool notices a change before a login fails. With 900 s, a rotation that is not announced "
-            f"costs an instance {_failed(result, 900)} failed logins instead of {_failed(result, 60)}: one refusal is "
-            "enough to notice."
+            "how often a pool notices a change before a login fails. With 900 s, an unannounced rotation costs an "
+            f"instance {_failed(result, 900)} failed logins, compared with {_failed(result, 60)} with 60 s, since a "
+            "pool notices the change at the first refusal."
         ),
     ]
 
@@ -184,21 +184,22 @@ def _advice_on_failed_logins(result: dict[str, Any]) -> list[str]:
     announced = [run for name, run in result["scenes"].items() if "announced" in name]
     lost = sum(run["failed_logins"] for run in announced)
     sizes = ", ".join(f"{size:,}" for size in sorted({run["instances"] for run in announced}))
+    sizes = " and ".join(sizes.rsplit(", ", 1))
     return [
         (
             "- **If your server, proxy or auditor counts failed logins, announce rotations**, as `aiopqr rotate` does "
             "by default: it waits for `--refresh-interval` plus 10 s between staging a password and setting it. In "
-            f"the runs with an announcement, fleets of {sizes} instances had {lost:,} failed logins in all."
+            f"the runs with an announcement, fleets of {sizes} instances had {lost:,} failed logins in total."
         ),
         (
             "- **If you cannot announce, shorten the interval**: an instance has "
-            f"{_failed(result, 10)} failed logins a rotation with 10 s, and {_failed(result, 300)} with 300 s. "
-            "(Supavisor, for one, blocks a client after 10.) With the store down while passwords change, one instance "
-            f"had up to {starved['most_failed']}."
+            f"{_failed(result, 10)} failed logins per rotation with 10 s, and {_failed(result, 300)} with 300 s. "
+            "(Supavisor, for example, blocks a client after 10.) If passwords changed while the store was down, an "
+            f"instance had up to {starved['most_failed']}."
         ),
         (
-            f"- **Leave more time between rotations than your store's longest outage.** With the store down while "
-            f"every password changed, {starved['instances']:,} instances were without a valid password for up to "
+            f"- **Space rotations by more than your longest store outage.** When every password changed while the "
+            f"store was down, {starved['instances']:,} instances were without a valid password for up to "
             f"{starved['worst_stale']:,.0f} s."
         ),
     ]
@@ -222,14 +223,14 @@ def _advice_on_starts(result: dict[str, Any]) -> list[str]:
             f"connections a minute with 600 s, and {connects(7200)} with 7200 s."
         ),
         (
-            f"- **Roll a large fleet out over minutes.** {largest['instances']:,} instances that start within a "
-            f"second make {largest['describes_peak_start']:,} DescribeSecret and {largest['gets_peak_start']:,} "
-            f"GetSecretValue calls and open {largest['connects_peak_start']:,} connections in one second; "
-            f"{largest['throttled']:,} of the calls were throttled."
+            f"- **Roll out a large fleet over several minutes.** {largest['instances']:,} instances that started "
+            f"within a second made up to {largest['describes_peak_start']:,} DescribeSecret and "
+            f"{largest['gets_peak_start']:,} GetSecretValue calls in one second, and opened up to "
+            f"{largest['connects_peak_start']:,} connections; {largest['throttled']:,} calls were throttled."
         ),
         (
-            "- **If a fleet must start together, raise `max_lifetime_jitter`**: its connections are replaced "
-            "together, one lifetime later, and the jitter spreads them.\n"
+            "- **If a fleet must start together, raise `max_lifetime_jitter`**: its connections would all be "
+            "replaced at once, one lifetime later. The jitter spreads that out.\n"
         ),
         table(
             (

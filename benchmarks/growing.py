@@ -1,6 +1,6 @@
-"""What growth costs, measured within the process that grows: time, memory, CPU, wake-ups.
+"""Measures what growth costs, from inside the process that grows: time, memory, CPU, wake-ups.
 
-These steps run in a worker (``grow``), a fresh one for each size, since memory that was used once is not given back.
+These steps run in a worker (``grow``). Each size has a new one, because a process does not give memory back.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Pair:
 
 
 def _resident() -> int:
-    """Bytes of memory in use now; where /proc is not there, the most that was ever in use."""
+    """Bytes of memory in use now or, without /proc, the most that was ever in use."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
@@ -66,7 +66,7 @@ class _Cost:
 
 
 async def open_pools(where: dict[str, Any], size: int, pools: int, plain: bool = False) -> dict[str, Any]:
-    """Open pools of ``size`` connections each, on one refresher; or asyncpg's own, for comparison."""
+    """Open pools of ``size`` connections each, with one refresher for all; or, if ``plain``, asyncpg's own pools."""
     place = Where.of_message(where)
     _Grown.source = _Pair(pair_of(place))
     with _Cost() as cost:
@@ -85,7 +85,7 @@ async def open_pools(where: dict[str, Any], size: int, pools: int, plain: bool =
 
 
 async def steady(operations: int, tasks: int = 10) -> dict[str, Any]:
-    """``SELECT 1`` from ``tasks`` tasks, over all the pools in turn."""
+    """Run ``SELECT 1`` in ``tasks`` tasks, on all the pools in turn."""
     left = operations
 
     async def work(number: int) -> None:
@@ -101,7 +101,7 @@ async def steady(operations: int, tasks: int = 10) -> dict[str, Any]:
 
 
 async def rotate(where: dict[str, Any], parity: str) -> dict[str, Any]:
-    """Take the newer password of one account (changed in the database before), and replace what it supersedes."""
+    """Fetch one account's new password, which the database has already, and replace the superseded connections."""
     changed = Parity(parity)
     before = [pool.stats() for pool in _Grown.pools]
     _Grown.source.pair = pair_of(Where.of_message(where))
@@ -122,7 +122,7 @@ async def rotate(where: dict[str, Any], parity: str) -> dict[str, Any]:
 
 
 async def idle(seconds: float) -> dict[str, Any]:
-    """Do nothing, and count how often the event loop wakes up, beyond this coroutine's own."""
+    """Do nothing, and count how often the event loop wakes up, apart from this coroutine's own turns."""
     loop = asyncio.get_running_loop()
     selector = loop._selector  # type: ignore[attr-defined]
     select: Callable[..., Any] = selector.select

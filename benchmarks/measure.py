@@ -1,8 +1,8 @@
-"""What is made of measurements: medians with their spread, ratios within one round, and verdicts.
+"""Turns measurements into medians with their spread, ratios within one round, and verdicts.
 
-Pure, so that the arithmetic can be tested. Every ratio is taken within a round, in which all peers run one after the
-other, and stands beside that of the reference against a second instance of itself (the control): what the control
-shows is the machine's noise, and no difference smaller than that is claimed.
+It is pure, so that the arithmetic can be tested. Every ratio is taken within a round, in which all peers run one after
+another. The control is the reference's ratio to a second instance of itself. It shows the machine's noise, and no
+difference smaller than that is claimed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WIDE = 0.15  # a control that differs from itself by more cannot tell a miss from noise
-TAIL_SAMPLES = 50_000  # below that, a p99.9 is the accident of a few operations
+TAIL_SAMPLES = 50_000  # with fewer, a p99.9 depends on a few operations
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +37,24 @@ class Spread:
 
     @property
     def noise(self) -> float:
-        """Of a control, whose ratio should be 1: how far it is from that, as a fraction."""
+        """For a control, whose ratio should be 1: how far it is from 1, as a fraction."""
         return max(abs(self.median - 1), (self.high - self.low) / 2)
 
 
 def percentile(ordered: Sequence[float], fraction: float) -> float:
-    """By nearest rank, of values in ascending order."""
+    """The percentile, by nearest rank, of values in ascending order."""
     if not ordered:
         raise ValueError("nothing was measured")
     return ordered[max(math.ceil(fraction * len(ordered)) - 1, 0)]
 
 
 def p999(ordered: Sequence[float]) -> float | None:
-    """The 99.9th percentile, or None of too few samples."""
+    """The 99.9th percentile, or None if there are too few samples."""
     return percentile(ordered, 0.999) if len(ordered) >= TAIL_SAMPLES else None
 
 
 def ratios(values: Sequence[float], reference: Sequence[float]) -> Spread:
-    """Each round's value over the reference's of the same round."""
+    """The spread of each round's value divided by the reference's in the same round."""
     if len(values) != len(reference):
         raise ValueError(f"{len(values)} rounds cannot be paired with {len(reference)}")
     return Spread.of(value / base for value, base in zip(values, reference, strict=True))
@@ -69,14 +69,14 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A ratio to reach: at least ``limit``, or at most."""
+    """A ratio to reach: at least ``limit``, or (``at_most``) no more than that."""
 
     name: str
     limit: float
     at_most: bool = False
 
     def judge(self, ratio: float, noise: float) -> Verdict:
-        """A miss is a miss by more than the control's spread."""
+        """A target counts as missed only if it is missed by more than the control's spread."""
         better, worse = (self.limit, ratio) if self.at_most else (ratio, self.limit)
         short = worse / better - 1 if better else math.inf
         if noise > WIDE and abs(short) <= noise:
@@ -106,8 +106,8 @@ async def interleave(
     *,
     seed: int = 0,
 ) -> dict[str, list[Any]]:
-    """Run every slot once in each round, in an order drawn anew: a fixed one favours whoever follows a light neighbour
-    or comes twice in a row (seen here: 10% between two of the same)."""
+    """Run every slot once in each round, in a new random order. A fixed order favours a peer that always follows a
+    light one, or one of its own kind: two identical peers differed by 10% here."""
     results: dict[str, list[Any]] = {name: [] for name in slots}
     order, shuffle = list(slots), random.Random(seed).shuffle
     for _ in range(rounds):

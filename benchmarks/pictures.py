@@ -1,4 +1,4 @@
-"""The pictures that the README shows. Apart, since matplotlib is slow to import and wanted at the end only."""
+"""Draws the pictures in the documentation. A separate module, since matplotlib is slow to import and needed last."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _plt() -> Any:
 
 
 def draw(results: dict[str, Any], directory: Path) -> list[Path]:
-    """Whatever can be drawn of ``results``."""
+    """Draw every picture for which ``results`` has the figures."""
     drawn = []
     for name, wanted, picture in (
         ("speed.png", ("churn", "steady"), _speed),
@@ -67,13 +67,13 @@ def _speed(plt: Any, results: dict[str, Any]) -> Any:
     names = [name for name in churning if name != churn.CONTROL]
     limits = {churn.TRUST, steady.BARE}
     rates = [churning[name]["rate"] for name in names]
-    _bars(axes[0], "new connections a second, 8 at a time, SCRAM", names, rates, 1, limits)
+    _bars(axes[0], "new connections per second, 8 at a time, SCRAM", names, rates, 1, limits)
     spent = [name for name in names if name != churn.PGBENCH]
     cpus = [churning[name]["cpu"] for name in spent]
-    _bars(axes[1], "client CPU for a new connection, ms", spent, cpus, 1e3, limits)
+    _bars(axes[1], "client CPU per new connection, ms", spent, cpus, 1e3, limits)
     for axis, point, title in (
-        (axes[2], steady.MAIN, "SELECT 1 a second, 10 tasks on 10 connections"),
-        (axes[3], steady.NEAR, "SELECT 1 a second, 1 task, round trip 1 ms"),
+        (axes[2], steady.MAIN, "SELECT 1 per second, 10 tasks on 10 connections"),
+        (axes[3], steady.NEAR, "SELECT 1 per second, 1 task, round trip 1 ms"),
     ):
         used = next(
             one["peers"]
@@ -124,7 +124,7 @@ def _fleet(plt: Any, results: dict[str, Any]) -> Any:
     figure, axes = plt.subplots(
         3, len(scenes), figsize=(3.4 * len(scenes), 6), layout="constrained", sharex=True, sharey="row", squeeze=False
     )
-    kinds = (("calls", "store calls a second"), ("connects", "connects a second"), ("failed", "failed logins a second"))
+    kinds = (("calls", "store calls/s"), ("connects", "connects/s"), ("failed", "failed logins/s"))
     for column, (name, run) in enumerate(scenes.items()):
         axes[0, column].set_title(textwrap.fill(name.split(": ", 1)[1], 26), loc="left", fontsize=9)
         for row, (kind, label) in enumerate(kinds):

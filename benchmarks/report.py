@@ -1,4 +1,4 @@
-"""The tables: Markdown for people, JSON for whoever wants to compute with it."""
+"""Writes the results: as Markdown for people, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DASH = "-"
 
 
 def as_json(value: Any) -> Any:
-    """Plain data of everything that the scenarios return."""
+    """Turn what a scenario returns into plain data."""
     if isinstance(value, Judged):
         return {**dataclasses.asdict(value), "verdict": str(value.verdict)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -32,7 +32,7 @@ def write_json(results: dict[str, Any], path: Path) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; all columns but the first are numbers, and stand to the right."""
+    """A Markdown table. All columns but the first are numbers, and are aligned to the right."""
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -60,7 +60,7 @@ def targets(judged: Sequence[Judged]) -> str:
 
 
 def warning(control: Spread, what: str) -> str:
-    """Empty, or a sentence which says that the machine was too busy for this point."""
+    """A sentence that says that the machine was too busy to judge this point, or nothing if it was not."""
     if control.noise <= WIDE:
         return ""
     return f"\n**The control's spread is too wide to tell**: {what} differ by ± {control.noise:.0%}.\n"
@@ -70,11 +70,11 @@ def churn_section(result: dict[str, Any], _about: dict[str, Any]) -> str:
     parts = [
         (
             "## Churn: connect, `SELECT 1`, close\n\n"
-            "Each ratio compares a client with `asyncpg.connect` in the same round; the range holds the middle half of "
-            "the rounds. *Again* is the control: asyncpg compared with itself. *Longest stall* is the most that a "
-            "timer on the event loop was late in a run (median of the runs). Each run begins without any keys derived. "
-            "*CPU* is that of the client's process, for pgbench including the start of the program, and *the server's* "
-            "is Postgres's CPU for each connection.\n"
+            "Each ratio compares a client with `asyncpg.connect` in the same round; the range covers the middle "
+            "half of the rounds. *Again* is the control: asyncpg compared with itself. *Longest stall* is the "
+            "longest delay of a timer on the event loop, as a median of separate runs, each of which has to derive its "
+            "SCRAM keys. *CPU each* is the CPU time of the client's process for one connection (for pgbench, including "
+            "the start of the program), and *the server's* is that of Postgres.\n"
         )
     ]
     for point in result["points"]:
@@ -92,7 +92,7 @@ def churn_section(result: dict[str, Any], _about: dict[str, Any]) -> str:
         ]
         parts.append(f"### {point['tasks']} at a time, {point['how']}, {point['loop']}\n")
         head = ("", "connections/s", "ratio", "CPU each", "ratio", "the server's", "longest stall")
-        parts.append(table(head, rows) + warning(point["peers"][churn.CONTROL]["rate_ratio"], "two of asyncpg"))
+        parts.append(table(head, rows) + warning(point["peers"][churn.CONTROL]["rate_ratio"], "two asyncpg clients"))
     return "\n".join(parts)
 
 
@@ -102,11 +102,12 @@ def steady_section(result: dict[str, Any], about: dict[str, Any]) -> str:
             "## Steady: acquire, query, release\n\nasyncpg and aiopqr run a bare query, and so do psycopg_pool and "
             "SQLAlchemy in autocommit mode. By default, those two wrap every use in a transaction. aiopqr's default "
             "resets the session on each release, as asyncpg does. *Deferred reset* does the same, but the release does "
-            "not wait for it; *transaction reset* only rolls back, as psycopg_pool and SQLAlchemy do. Ratios are to "
-            "asyncpg's pool in the same round. Where a round trip is given, a proxy delays each direction by half of "
-            "it; elsewhere the server is on the same machine. p99.9 is given where there are at least 50,000 samples. "
-            "*Fair* is the slowest task's share over the fastest's, where tasks have to wait. Points with a target are "
-            f"measured in {about['generations']} sets of processes.\n"
+            "not wait for it; *transaction reset* only rolls back, as psycopg_pool and SQLAlchemy do. Ratios "
+            "compare with asyncpg's pool in the same round. Where a round trip is given, a proxy delays each direction "
+            "by half of it; otherwise the server is on the same machine. p99.9 is given if there are at least 50,000 "
+            "samples. Where tasks have to wait, *fair* is the number of operations of the slowest task divided by that "
+            f"of the fastest. Points with a target but no round trip are measured in {about['generations']} sets of "
+            "processes.\n"
         )
     ]
     for point in result["points"]:
@@ -125,7 +126,7 @@ def steady_section(result: dict[str, Any], about: dict[str, Any]) -> str:
         title = steady.titled(steady.Point(*(point[name] for name in steady.Point._fields)))
         parts.append(f"### {title[0].upper()}{title[1:]}\n")
         head = ("", "operations/s", "ratio", "CPU each", "ratio", "p50 ms", "p99 ms", "p99.9 ms", "fair")
-        parts.append(table(head, rows) + warning(point["peers"][steady.CONTROL]["rate_ratio"], "two of asyncpg"))
+        parts.append(table(head, rows) + warning(point["peers"][steady.CONTROL]["rate_ratio"], "two asyncpg pools"))
     return "\n".join(parts)
 
 
@@ -133,12 +134,13 @@ def rotation_section(result: dict[str, Any], about: dict[str, Any]) -> str:
     parts = [
         (
             f"## Rotation: {rotation.TASKS} tasks on {rotation.SIZE} connections while passwords change\n\n"
-            f"A connection lives {rotation.LIFETIME:g} s; asyncpg's pool has no lifetime, so `expire_connections()` is "
-            f"called that often instead. The store takes {rotation.STORE_LATENCY * 1000:.0f} ms to answer. *Errors* "
-            "are those that reach the application; *longest gap* is the longest time in which no task was served. The "
-            "other columns say how long an acquire took, in ms; there are some ten thousand in each phase. Each phase "
-            f"ran {_times(about['repetitions'])}; a range gives the fewest and the most, and the gap is the longest of "
-            "all. A peer with one account has *odd* only, and takes part where that one changes.\n"
+            f"Connections live for {rotation.LIFETIME:g} s. asyncpg's pool has no lifetime, so a task calls "
+            f"`expire_connections()` that often instead. The store takes {rotation.STORE_LATENCY * 1000:.0f} ms to "
+            "answer. *Errors* are those that reach the application; *longest gap* is the longest time during which no "
+            "task was served. The other columns show how long acquires took, in ms; each phase has some ten thousand "
+            f"of them. Each phase was run {_times(about['repetitions'])}; a range gives the fewest and the most, and "
+            "the gap is the longest of all runs. A peer with one account uses only the odd one, so a change of the "
+            "even one does not affect it.\n"
         )
     ]
     for point in result["points"]:
@@ -187,18 +189,20 @@ def growth_section(result: dict[str, Any], _about: dict[str, Any]) -> str:
         )
     head = (
         *("pools x connections", "open", "CPU", "memory", "`SELECT 1`, CPU", "asyncpg's", "memory"),
-        *("idle wake-ups in 3 s", "rotate", "superseded / logins", "CPU for each", "memory"),
+        *("idle wake-ups in 3 s", "rotate", "superseded / logins", "CPU per login", "memory"),
     )
     return (
         "## What growth costs\n\nWhere a cell has two figures, the first is aiopqr's and the second that of asyncpg's "
-        "pool. *Rotate* is the time from the change of a password until the last connection with the old one is "
-        f"replaced. There are {growth.ROTATIONS} rotations, of each account in turn; logins, CPU and memory are the "
-        "totals of all. *Memory* is how much the process has grown by the end of a step.\n\n" + table(head, rows)
+        f"pool (except in *superseded / logins*). There are {growth.ROTATIONS} rotations, of each account in turn. "
+        "*Rotate* is the mean time from fetching a new password until the last connection with the old one is "
+        "replaced. *Superseded* counts the connections with an old password; these, the logins and the last *memory* "
+        "are totals of all rotations. *Memory* is how much the process has grown by the end of a step.\n\n"
+        + table(head, rows)
     )
 
 
 def page(results: dict[str, Any]) -> str:
-    """The whole of what was measured against real servers, as one Markdown page."""
+    """Everything that was measured against real servers, as one Markdown page."""
     about = results["about"]
     packages = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
     judged = [
@@ -212,11 +216,11 @@ def page(results: dict[str, Any]) -> str:
     }
     parts = [
         (
-            f"# Benchmarks\n\n`make bench{'-quick' if about['quick'] else ''}` made this page. Figures are medians of "
-            f"{about['pairs']} rounds. In each round all peers run one after the other, in a new random order, on the "
-            f"machine that the server runs on, too. (Rotation and growth have no rounds.) "
+            f"# Benchmarks\n\n`make bench{'-quick' if about['quick'] else ''}` wrote this page. Figures are medians of "
+            f"{about['pairs']} rounds. In each round, all peers run one after another, in a new random order, on the "
+            f"same machine as the server. (Rotation and growth have no rounds.) "
             f"The machine: {about['cpus']} x {about['cpu'] or 'CPU'}, {about['system']}, Python {about['python']}; "
-            f"{packages}. Its load was {about['load']:.1f} at the start.\n"
+            f"{packages}. Its load average was {about['load']:.1f} at the start.\n"
         ),
         "## Targets\n\nA target counts as missed only if it is missed by more than the control's spread.\n\n"
         + targets(judged)
@@ -228,7 +232,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def without_series(result: dict[str, Any]) -> dict[str, Any]:
-    """The fleet's figures without what they are second by second, which the picture shows."""
+    """The fleet's figures without the series for each second, which are for the picture only."""
     plain: dict[str, Any] = as_json(result)
     for section in plain.values():
         for run in section.values() if isinstance(section, dict) else ():

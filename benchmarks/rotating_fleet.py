@@ -1,4 +1,4 @@
-"""Twenty processes with pools, and `aiopqr rotate`: what a rotation costs them, by the server's log.
+"""Runs `aiopqr rotate` on twenty processes with pools, and counts the failed logins in the server's log.
 
     python -m benchmarks.rotating_fleet                    # 20 processes, 2 rotations, announced
     python -m benchmarks.rotating_fleet --announce 0       # the same without an announcement
@@ -26,7 +26,7 @@ INTERVAL, LIFETIME = 2.0, 1.0  # of the pools, in seconds
 
 
 async def work(dsn: str, path: str) -> None:
-    """One process of the fleet: queries until standard input closes, then a line of JSON."""
+    """Run one process of the fleet: query until standard input has a line, then print a line of JSON."""
     counts = {"operations": 0, "errors": 0}
     closed = asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     source = FileSource(path, interval=INTERVAL)
@@ -46,7 +46,7 @@ async def work(dsn: str, path: str) -> None:
 
 
 async def start(dsn: str, path: Path) -> asyncio.subprocess.Process:
-    """A process of the fleet."""
+    """Start one process of the fleet."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __spec__.name, "--worker", dsn, str(path)),
         stdin=asyncio.subprocess.PIPE,
@@ -55,7 +55,7 @@ async def start(dsn: str, path: Path) -> asyncio.subprocess.Process:
 
 
 async def rotate(server: EmbeddedPostgres, dsn: str, path: Path, announce: float) -> None:
-    """One rotation by the command line, as soon as the gates allow it."""
+    """Rotate once, from the command line, as soon as the gates allow it."""
     admin = server.dsn.replace("//", f"//{server.admin}@", 1)
     times = [f"--max-lifetime={LIFETIME}", f"--refresh-interval={INTERVAL}", "--margin=3", f"--announce={announce}"]
     while True:
@@ -71,7 +71,7 @@ async def rotate(server: EmbeddedPostgres, dsn: str, path: Path, announce: float
 
 
 async def run(processes: int, rotations: int, announce: float) -> bool:
-    """The whole fleet; whether nobody noticed."""
+    """Run the whole fleet, and return whether no process noticed anything."""
     with tempfile.TemporaryDirectory() as folder:
         async with EmbeddedPostgres() as server:
             path = Path(folder, "pair.json")
@@ -90,14 +90,14 @@ async def run(processes: int, rotations: int, announce: float) -> bool:
             refused = server.failed_logins(mark)
     operations, errors = (sum(result[key] for result in results) for key in ("operations", "errors"))
     print(
-        f"{processes} processes, {rotations} rotations, announced {announce:g} s before: {refused} failed logins, "
+        f"{processes} processes, {rotations} rotations, announced {announce:g} s ahead: {refused} failed logins, "
         f"{operations} operations, {errors} errors"
     )
     return not refused and not errors
 
 
 def main() -> None:
-    """Read the arguments, and run."""
+    """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=20)
     parser.add_argument("--rotations", type=int, default=2)

@@ -1,4 +1,4 @@
-"""The servers that the benchmarks run against, and what is said about them."""
+"""The servers that the benchmarks run against, and what the report says about the machine."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ class Stage:
         return replace(self.where, database=TRUSTED)
 
     def server_cpu(self) -> float:
-        """The CPU time, in seconds, of the server and all its sessions that have ended; 0 where /proc is not there."""
+        """The CPU time, in seconds, of the server and of all its ended sessions; 0 without /proc."""
         stat = Path(f"/proc/{self.server.pid}/stat")
         if not stat.exists():
             return 0.0
-        times = stat.read_text().rpartition(")")[2].split()[11:15]  # its own and its children's, in user and system
+        times = stat.read_text().rpartition(")")[2].split()[11:15]  # user and system time, its own and its children's
         return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
 
     async def set_password(self, where: Where, parity: str, password: str) -> Where:
-        """Change one password in the database; ``where`` as it is then."""
+        """Change one password in the database, and return ``where`` with that password."""
         account = getattr(where, parity)
         await self.server.set_passwords(Credential(account.username, password))
         newer: dict[str, Any] = {parity: Account(account.username, password)}
         return replace(where, **newer)
 
     async def restore(self) -> Where:
-        """Both passwords as they were at first."""
+        """Set both passwords back to what they were at first."""
         for account in (self.where.odd, self.where.even):
             await self.server.set_passwords(Credential(account.username, account.password))
         return self.where
 
     async def slow_accounts(self) -> Where:
-        """Two more accounts, whose keys take 16 times as long to derive."""
+        """Create two more accounts, whose keys take 16 times as long to derive."""
         accounts: dict[str, Any] = {}
         for parity in ("odd", "even"):
             account = Account(f"slow_{parity}", getattr(self.where, parity).password)
@@ -68,12 +68,12 @@ class Stage:
 
 @asynccontextmanager
 async def stage(*, tls: bool = False, max_connections: int = 200) -> AsyncIterator[Stage]:
-    """A server of our own. With ``tls`` it is the system's, since the embedded one was built without."""
+    """Start a server. With ``tls``, it is the system's Postgres, since the embedded one is built without TLS."""
     binaries = "system" if tls else "embedded"
     try:
         server = await EmbeddedPostgres(binaries, max_connections=max_connections).__aenter__()
     except NotAvailable as exc:
-        raise NotAvailable(f"{exc}. Without TLS: --no-tls") if tls else exc from None
+        raise NotAvailable(f"{exc}. To measure without TLS, use --no-tls") if tls else exc from None
     try:
         ca = await server.enable_tls() if tls else None
         pair = await server.create_accounts()
@@ -86,7 +86,7 @@ async def stage(*, tls: bool = False, max_connections: int = 200) -> AsyncIterat
 
 
 def surroundings() -> dict[str, Any]:
-    """What a figure depends on, beside the code."""
+    """What the figures depend on, besides the code."""
     model = ""
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,7 +1,7 @@
-"""A fleet whose passwords are tokens, simulated: what it asks of the endpoint that issues them.
+"""Simulates a fleet whose passwords are tokens, and counts the requests to the endpoint that issues them.
 
-Each instance has aiopqr's own refresh plan, in virtual time. (RDS IAM tokens are signed on the spot, so nothing is
-asked of anybody; Entra ID, Google Cloud and identity endpoints of one's own are asked once for each token.)
+Each instance has aiopqr's own refresh plan, in virtual time. (RDS IAM tokens are signed locally, without a request.
+Entra ID, Google Cloud and your own identity endpoints are asked once for each token.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LATENCY = 0.05
 
 @dataclass(frozen=True, slots=True)
 class TokenFleet:
-    """What is simulated. Times are in seconds. In an ``outage``, from and to, the endpoint answers nobody."""
+    """What is simulated. Times are in seconds. Between the two times of ``outage``, the endpoint does not answer."""
 
     instances: int
     good_for: float = 900.0
@@ -31,7 +31,7 @@ class TokenFleet:
 
 
 def simulate(fleet: TokenFleet) -> dict[str, Any]:
-    """Run a fleet, and say what it asked of the endpoint, and how long an instance had no good token."""
+    """Run a fleet, and return what it asked of the endpoint, and how long an instance had no valid token."""
     uniform = random.Random(fleet.seed).uniform
     expires = [math.inf] * fleet.instances
     plans, events, asked, longest = [], [], Counter[int](), 0.0

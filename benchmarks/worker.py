@@ -1,7 +1,7 @@
-"""The process that one peer runs in: ``python -m benchmarks.worker``, told what to do line by line.
+"""The process that one peer runs in. ``python -m benchmarks.worker`` reads requests from standard input, line by line.
 
-Apart, so that a peer's CPU is its process's (the server's and the other peers' are not in it), and so that no peer's
-event loop, garbage or threads disturb another's. Passwords come by the pipe, never by an argument.
+Each peer has its own process, so that its CPU time does not include the server's or another peer's, and so that no
+peer's event loop, garbage or threads disturb another. Passwords are sent through the pipe, never as an argument.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def cpu() -> float:
 
 
 class Ticker:
-    """Ticks on the event loop, and keeps the longest time that it was late by: a stall."""
+    """Ticks on the event loop, and remembers the longest delay of a tick: a stall."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -52,7 +52,7 @@ class Ticker:
 
 
 async def run(operation: Operation, tasks: int, seconds: float, *, ticking: bool = False) -> dict[str, Any]:
-    """Repeat ``operation`` in so many tasks for so long. Latencies are in microseconds."""
+    """Repeat ``operation`` in ``tasks`` tasks for ``seconds`` seconds. Latencies are in microseconds."""
     latencies, per_task = array("I"), [0] * tasks
     clock = time.perf_counter
 
@@ -85,7 +85,7 @@ async def run(operation: Operation, tasks: int, seconds: float, *, ticking: bool
 
 
 class RemoteStore:
-    """The secret store as this process sees it: what it was last told, after ``latency`` seconds, or an error."""
+    """The secret store as this process sees it. After ``latency`` seconds, it returns the latest pair or fails."""
 
     def __init__(self, where: Where, latency: float) -> None:
         self.where = where
@@ -101,7 +101,7 @@ class RemoteStore:
 
 
 class Load:
-    """Tasks that acquire, ``SELECT 1``, release and rest for a millisecond, while passwords change."""
+    """Tasks that acquire, run ``SELECT 1``, release and pause for a millisecond, while passwords change."""
 
     def __init__(self, waited: Callable[[], Any], tasks: int) -> None:
         self._waited = waited
@@ -127,7 +127,7 @@ class Load:
             await asyncio.sleep(0.001)
 
     async def stop(self) -> dict[str, Any]:
-        """End it as each task comes round; those that do not are cancelled, and not waited for any longer than this."""
+        """Let each task finish its turn. Cancel those that take over a second, and wait another second for them."""
         self._ending = True
         took = time.perf_counter() - self._began
         gap = max(self.gap, time.perf_counter() - self._last)
@@ -143,7 +143,7 @@ class Load:
 
 
 class Worker:
-    """Does what the lines say."""
+    """Carries out the requests."""
 
     def __init__(self) -> None:
         self._peer: Peer | None = None
@@ -162,7 +162,7 @@ class Worker:
         await self._peer.open()
 
     async def reopen(self) -> None:
-        """Begin anew, with nothing that was learnt before."""
+        """Start afresh, with nothing cached from before."""
         await self.close()
         self._peer = self._make()
         await self._peer.open()
@@ -212,7 +212,7 @@ class Worker:
                 sys.stdout.write(json.dumps(answer) + "\n")
                 sys.stdout.flush()
         except BrokenPipeError:
-            sys.stdout = None  # whoever asked was killed, and what is buffered is for nobody
+            sys.stdout = None  # the parent was killed, so nobody will read what is buffered
         finally:
             await self.close()
 

@@ -1,4 +1,4 @@
-"""The other end of :mod:`.worker`: processes to ask."""
+"""The other end of :mod:`.worker`: starts the processes and sends them requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CLOSE_TIMEOUT = 20.0
 
 
 class WorkerFailed(Exception):
-    """A peer could not do what it was told."""
+    """A peer could not do what it was asked to do."""
 
 
 class RemoteWorker:
@@ -49,7 +49,7 @@ class RemoteWorker:
         await self._errors
 
     async def ask(self, do: str, **arguments: Any) -> Any:
-        """Have it done, and return what came of it. Raises :class:`WorkerFailed`."""
+        """Ask the process to do something, and return its answer. Raises :class:`WorkerFailed`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
@@ -64,7 +64,7 @@ class RemoteWorker:
 
 
 def latencies(*results: dict[str, Any]) -> list[float]:
-    """Those of several runs together, in milliseconds, in ascending order."""
+    """The latencies of several runs together, in milliseconds, in ascending order."""
     together = array("I")
     for result in results:
         together.frombytes(base64.b64decode(result["latencies"]))

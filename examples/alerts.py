@@ -1,9 +1,9 @@
-"""Structured log lines for what an operator must know before it hurts: a listener to copy and change.
+"""A listener that writes structured log lines about what an operator should know early. Copy it and adapt it.
 
     python examples/alerts.py
 
 Each alert is one line of JSON, ready for a log shipper; a `resolved` line follows when it is over. The second half
-makes each alert happen on a Postgres of its own, with limits of fractions of a second, and ends after about 15 seconds.
+triggers most of the alerts on its own Postgres, with limits of a fraction of a second. It takes about 15 seconds.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Alerts:
         self._firing: set[str] = set()
 
     def __call__(self, event: events.Event) -> None:
-        """Called on the event loop, and so must not block."""
+        """This is called on the event loop, so it must not block."""
         match event:
             case events.AccountQuarantined():
                 self._watch(event)
             case events.AccountRecovered():
                 self._works(event.name, event.parity)
             case events.Refreshed():
-                # A new password is not refused until it is: if it is, that event comes again.
+                # A new password counts as good. If it is refused as well, AccountQuarantined comes again.
                 for parity in event.changed:
                     self._works(event.name, parity)
                 self._resolve("all_refused", event.name)
@@ -72,7 +72,7 @@ class Alerts:
         self._refused.clear()
 
     def _watch(self, event: events.AccountQuarantined) -> None:
-        """A rotation looks like one refused account. It is only trouble if it lasts."""
+        """During a rotation, one account may be refused for a while. It is a problem only if that lasts."""
         what = f"account_refused {event.parity}"
         key = f"{event.name} {what}"
         if key not in self._refused:
@@ -105,7 +105,7 @@ class Alerts:
         self._write(json.dumps(line | details) + "\n")
 
 
-# From here on: each of them happens.
+# The rest is a demonstration that triggers the alerts.
 
 
 async def show(database: RotatingPostgres) -> None:
@@ -122,7 +122,7 @@ async def show(database: RotatingPostgres) -> None:
         refresh_interval=0.1,
     )
     async with pool:
-        print("-- one password is changed, and the store does not hear of it")
+        print("-- one password is changed, but the store still has the old one")
         await database.rotate("odd", store_delay=None)
         await heard.wait(events.FellBack)
         await asyncio.sleep(0.3)
@@ -133,7 +133,7 @@ async def show(database: RotatingPostgres) -> None:
         await asyncio.sleep(0.3)
         await heard.wait(events.RefreshFailed)
 
-        print("-- the other password is changed too: nobody can log in, and open connections keep working")
+        print("-- the other password is changed too: nobody can log in, but open connections keep working")
         await database.rotate("even", store_delay=None)
         await heard.wait(events.AllRefused)
         await heard.wait(events.ReplacementDelayed)

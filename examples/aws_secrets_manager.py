@@ -1,9 +1,9 @@
-"""A service whose accounts are kept in AWS Secrets Manager, while their passwords are rotated.
+"""A service that reads its accounts from AWS Secrets Manager while their passwords are rotated.
 
     python examples/aws_secrets_manager.py
 
-only needs `pip install 'aiopqr[aws,testing]' 'moto[server]'`: it starts a Postgres and a Secrets Manager of its own,
-and rotates both accounts under load. With two variables set, it connects to yours instead, and changes nothing:
+This needs only `pip install 'aiopqr[aws,testing]' 'moto[server]'`: it starts its own Postgres and Secrets Manager, and
+rotates both accounts under load. If you set these two variables, it connects to yours instead, and changes nothing:
 
     AIOPQR_SECRET=prod/orders AIOPQR_DSN='postgresql://db.internal/orders?sslmode=verify-full' \\
         python examples/aws_secrets_manager.py
@@ -25,7 +25,7 @@ from aiopqr.sources import SecretsManagerSource
 
 async def main() -> None:
     if secret := os.environ.get("AIOPQR_SECRET"):
-        # All that an application needs. Without a DSN, the secret's own host, port and dbname are taken.
+        # This is all that an application needs. Without a DSN, the pool uses the secret's host, port and dbname.
         async with aiopqr.create_pool(
             os.environ.get("AIOPQR_DSN"),
             credentials=SecretsManagerSource(secret, start_spread=0.0),
@@ -38,7 +38,7 @@ async def main() -> None:
 
 
 async def rehearse() -> None:
-    """The same against servers of our own, and a rotation of each account."""
+    """Do the same with local servers, and rotate each account."""
     from aiopqr.testing import EmbeddedPostgres
     from aiopqr.testing.aws import EmbeddedSecretsManager
 
@@ -67,7 +67,7 @@ async def rehearse() -> None:
 
 
 class Work:
-    """Queries constantly, and counts."""
+    """Runs queries all the time, and counts them and their errors."""
 
     def __init__(self, pool: aiopqr.AlternatingPool) -> None:
         self.pool = pool

@@ -3,8 +3,8 @@
     python examples/fastapi_app.py                                                  # a demonstration that ends
     DATABASE_URL=postgresql://... CREDENTIALS_FILE=... uvicorn fastapi_app:app      # as a service
 
-The service is the first half. The rest starts a Postgres and the service, changes passwords while it serves requests,
-and ends. Needs: pip install 'aiopqr[fastapi,testing]' uvicorn
+The first half is the service. The rest starts a Postgres and the service, changes passwords while it serves requests,
+and exits. Needs: pip install 'aiopqr[fastapi,testing]' uvicorn
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ import aiopqr
 from aiopqr.integrations.starlette import connection, health_endpoint, pool_lifespan, transaction
 from aiopqr.sources import FileSource
 
-# With scope="function" the connection is back, and the transaction committed, before the client gets its answer.
+# With scope="function", the connection is released, and the transaction committed, before the client has its response.
 Connection = Annotated[asyncpg.Connection, Depends(connection, scope="function")]
 Transaction = Annotated[asyncpg.Connection, Depends(transaction, scope="function")]
 
 
 def make_pool() -> aiopqr.AlternatingPool:
-    """A file with the keys odd_username, odd_password, even_username, even_password and active_credential."""
+    """CREDENTIALS_FILE has the keys odd_username, odd_password, even_username, even_password and active_credential."""
     return aiopqr.create_pool(
         os.environ["DATABASE_URL"],
         credentials=FileSource(os.environ["CREDENTIALS_FILE"]),
@@ -56,13 +56,13 @@ async def whoami(con: Connection, pause: float = 0.0) -> str:
 
 @app.post("/transfer")
 async def transfer(amount: int, con: Transaction) -> dict[str, Any]:
-    """An exception in here rolls the transaction back."""
+    """An exception here rolls the transaction back."""
     if amount <= 0:
         raise HTTPException(422, "amount must be positive")
     return {"amount": amount, "transaction": await con.fetchval("select pg_current_xact_id()::text")}
 
 
-# From here on: a database, two accounts, and passwords that change.
+# The rest is a demonstration: a database with two accounts, whose passwords change.
 
 
 async def show() -> None:

@@ -1,10 +1,10 @@
-"""Credentials in a Secret that Kubernetes mounts, which the kubelet replaces while the service runs.
+"""Credentials in a mounted Kubernetes Secret, which the kubelet updates while the service runs.
 
     python examples/kubernetes_file.py
 
 In a pod, mount the Secret as a volume (a `subPath` mount is never updated), with the keys odd_username, odd_password,
-even_username, even_password and active_credential, and pass the folder to FileSource. Here, the second half plays the
-part of the kubelet and of the database, on a Postgres of its own, and ends.
+even_username, even_password and active_credential, and pass the folder to FileSource. The second half of this file
+plays the kubelet, changes passwords on its own Postgres, and exits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aiopqr.testing import EmbeddedPostgres, RotatingPostgres
 
 
 def make_pool(dsn: str, mounted: Path) -> aiopqr.AlternatingPool:
-    # The folder is read each second. Restart nothing when the Secret changes.
+    # The folder is read every second, so nothing has to be restarted when the Secret changes.
     return aiopqr.create_pool(dsn, credentials=FileSource(mounted, interval=1.0), min_size=2, max_size=5)
 
 
@@ -65,7 +65,7 @@ async def show(database: RotatingPostgres, mounted: Path) -> None:
         pool.events.add(lambda event: refreshed.set() if isinstance(event, Refreshed) else None)
         for account in ("odd", "even", "odd"):
             await database.rotate(account)
-            print(f"the {account} password is changed; a new connection is one of", await new_connections(pool))
+            print(f"the {account} password has changed; new connections use", await new_connections(pool))
             refreshed.clear()
             kubelet.write(database.pair)
             await refreshed.wait()
@@ -73,7 +73,7 @@ async def show(database: RotatingPostgres, mounted: Path) -> None:
 
 
 async def new_connections(pool: aiopqr.AlternatingPool) -> list[str]:
-    """Whom two new connections belong to."""
+    """Open two new connections, and return which accounts they use."""
     await pool.expire_connections()
     async with pool.acquire() as one, pool.acquire() as two:
         users = {await con.fetchval("select session_user") for con in (one, two)}

@@ -1,10 +1,10 @@
-"""LISTEN on a connection of its own, which comes back by itself: after a restart, a failover or a changed password.
+"""LISTEN on a dedicated connection that reconnects by itself after a restart, a failover or a changed password.
 
     python examples/listen.py
 
-A pool's connection is no place to listen: it is given back, reset and replaced. A Connector makes one that is yours.
-Postgres keeps no notifications for who is away, so what is read again after each (re)connect is the table, not the
-channel. The second half ends the session and changes passwords on a Postgres of its own, and ends.
+Do not listen on a pool's connection, since the pool resets and replaces it. A Connector makes one that is yours alone.
+Postgres does not keep notifications for clients that are away, so read your table again after each (re)connect. The
+second half of this file ends the session and changes passwords on its own Postgres, and exits.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ async def listen(
     on_notify: Callable[[str], None],
     on_connect: Callable[[], Awaitable[None]],
 ) -> None:
-    """Call ``on_notify`` with each payload until cancelled. ``on_connect`` is awaited whenever some may be missing.
+    """Call ``on_notify`` with each payload until cancelled. Await ``on_connect`` when some may have been missed.
 
-    connect() waits out an outage, and newer credentials, for a minute; what it raises then is raised.
+    connect() waits up to a minute for an outage to end, or for newer credentials. What it raises then is passed on.
     """
     while True:
         con = await connector.connect(command_timeout=10.0)
@@ -41,14 +41,14 @@ async def listen(
                     async with asyncio.timeout(30.0):
                         await lost.wait()
                         break
-                await con.execute("select 1")  # a peer that is gone without a word is noticed by asking
+                await con.execute("select 1")  # only a query shows that the server has silently gone away
         except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError):
             pass  # lost (a TimeoutError is an OSError): connect again
         finally:
             con.terminate()
 
 
-# From here on: notifications, a session that ends, and passwords that change.
+# The rest is a demonstration: it notifies, ends the session, and changes passwords.
 
 
 async def show(database: RotatingPostgres) -> None:

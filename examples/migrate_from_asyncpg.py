@@ -2,13 +2,13 @@
 
     python examples/migrate_from_asyncpg.py
 
-1. The DSN loses its user and password; `credentials=` says where the two accounts' are.
-2. Nothing else: an AlternatingPool is an asyncpg.Pool, with the same parameters, methods and connections.
-3. What you may now leave out: a password callable, a retry around acquire(), `expire_connections()` after a rotation,
-   a restart. What differs: `acquire()` waits at most 30 s by default (acquire_timeout=None: without limit, as in
-   asyncpg), and connections are replaced by age (max_lifetime), not by their count of queries (max_queries).
+1. Remove user and password from the DSN; `credentials=` says where to find the two accounts.
+2. Nothing else changes: an AlternatingPool is an asyncpg.Pool, with the same parameters, methods and connections.
+3. You can drop a password callable, a retry around acquire(), `expire_connections()` after a rotation, and a restart.
+   The main differences: `acquire()` waits at most 30 s by default (acquire_timeout=None removes the limit, as in
+   asyncpg), and connections are replaced by age (max_lifetime), not after a number of queries (max_queries).
 
-Both halves run on a Postgres of their own, with a changed password in between, and end.
+Both halves run on one embedded Postgres, and passwords change while they run.
 """
 
 from __future__ import annotations

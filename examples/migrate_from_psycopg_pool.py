@@ -8,14 +8,14 @@
 | min_size, max_size, max_waiting, name       | the same                                                   |
 | timeout=30                                  | acquire_timeout=30                                         |
 | max_lifetime=3600, max_idle=600             | max_lifetime=1800, max_inactive_connection_lifetime=300    |
-| configure=, reset=, check=                  | init=, reset=, and nothing: idle ones are checked anyway    |
+| configure=, reset=, check=                  | init=, reset=, none: idle connections are always checked   |
 | open(wait=True), close(timeout=5)           | `async with`, close(timeout=5)                             |
-| pool.connection(): commits at its end       | pool.acquire(): autocommit, so say con.transaction()       |
+| pool.connection(): commits at its end       | pool.acquire(): autocommit, so use con.transaction()       |
 | %s and %(name)s, a cursor, fetchone()       | $1, the connection itself, fetchrow() and fetchval()       |
 | PoolTimeout, TooManyRequests, PoolClosed    | AcquireTimeout, TooManyWaiting, PoolClosing                |
 | get_stats()                                 | stats()                                                    |
 
-Both halves do the same on a Postgres of their own, and end.
+Both halves do the same work on one embedded Postgres.
 Needs: pip install 'aiopqr[testing]' 'psycopg[binary,pool]'
 """
 

@@ -3,7 +3,7 @@
     python examples/prometheus_metrics.py            # changes a password, shows what Prometheus would scrape, and ends
     python examples/prometheus_metrics.py --serve    # serves until it is interrupted
 
-Alert rules and a Grafana dashboard for these metrics are in examples/monitoring. It starts a Postgres of its own.
+Alert rules and a Grafana dashboard for these metrics are in examples/monitoring. This example starts its own Postgres.
 Needs: pip install 'aiopqr[opentelemetry,testing]' opentelemetry-sdk opentelemetry-exporter-prometheus
 """
 
@@ -30,7 +30,7 @@ async def work(pool: aiopqr.AlternatingPool) -> None:
 
 async def serve(database: RotatingPostgres, *, until_interrupted: bool) -> None:
     meters = MeterProvider([PrometheusMetricReader()])
-    http, _ = prometheus_client.start_http_server(0, "127.0.0.1")  # a port of your choice instead of 0
+    http, _ = prometheus_client.start_http_server(0, "127.0.0.1")  # choose a port instead of 0
     url = f"http://127.0.0.1:{http.server_port}/metrics"
     print(f"serving {url}", flush=True)
 

@@ -1,7 +1,7 @@
 """A service in ten lines, whose passwords may change at any time.
 
-Runs as it stands on a Postgres of its own. On yours: DSN=postgresql://host/database CREDENTIALS=path.json, a file with
-odd_username, odd_password, even_username, even_password and active_credential; see `aiopqr setup`.
+It runs as it stands, on its own Postgres. To use yours, set DSN=postgresql://host/database and CREDENTIALS=path.json, a
+file with odd_username, odd_password, even_username, even_password and active_credential (see `aiopqr setup`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ async def service(dsn: str, credentials: Credentials) -> None:
 
 @asynccontextmanager
 async def database() -> AsyncIterator[tuple[str, Credentials]]:
-    """Where the service runs: the environment says, or a Postgres is started for it."""
+    """Yield the DSN and credentials that the environment names, or else those of a Postgres that is started here."""
     if "DSN" in os.environ:
         yield os.environ["DSN"], FileSource(os.environ["CREDENTIALS"])
         return

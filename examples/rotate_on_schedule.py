@@ -1,8 +1,8 @@
-"""A rotator in Python: what `aiopqr rotate` does, for those who schedule it themselves, next to a pool.
+"""A rotator in Python, next to a pool: it does what `aiopqr rotate` does, for those who write their own scheduler.
 
     python examples/rotate_on_schedule.py
 
-Runs on a Postgres of its own, with a lifetime of a second, so that the gates open while you watch.
+It runs on its own Postgres, with a lifetime of one second, so that you can watch the gates open.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from aiopqr.rotation import FileStore, RotationRefused, Rotator, Rules
 from aiopqr.sources import FileSource
 from aiopqr.testing import EmbeddedPostgres
 
-LIFETIME, INTERVAL = 1.0, 0.2  # of the pools; a service has 1800 s and a minute or so
+LIFETIME, INTERVAL = 1.0, 0.2  # of the pool, in seconds; a service would use 1800 and 60
 
 
 async def rotate(rotator: Rotator) -> None:
-    """Once, when nothing speaks against it; a scheduler would just try again next time."""
+    """Rotate once, as soon as no gate objects. A scheduler would simply try again next time."""
     while True:
         try:
             rotation = await rotator.apply(await rotator.plan())
@@ -40,10 +40,10 @@ async def main() -> None:
             await FileStore(path).create(await server.create_accounts(), changed_at=datetime.now(UTC))
             rotator = Rotator(
                 admin=server.admin_connect,
-                verify=server.dsn,  # the applications' own path: through their PgBouncer, if they have one
+                verify=server.dsn,  # as the applications connect: through PgBouncer, if they do
                 store=FileStore(path),
                 rules=Rules(max_lifetime=LIFETIME, refresh_interval=INTERVAL, margin=0.2),
-                announce=2 * INTERVAL,  # the time in which pools step aside from the account; by default 10 s more
+                announce=2 * INTERVAL,  # for pools to step aside; by default, the interval plus 10 s
             )
             source = FileSource(path, interval=INTERVAL)
             async with aiopqr.create_pool(

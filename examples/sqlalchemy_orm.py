@@ -2,7 +2,7 @@
 
     python examples/sqlalchemy_orm.py
 
-It starts a Postgres of its own, and ends. Needs: pip install 'aiopqr[sqlalchemy,testing]'
+It starts its own Postgres, and exits when it is done. Needs: pip install 'aiopqr[sqlalchemy,testing]'
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Order(Base):
 
 
 async def use(database: RotatingPostgres) -> None:
-    # In a service: its URL, without user and password, and its source, such as FileSource("/etc/secrets/db").
+    # A service would pass its URL, without user and password, and a source such as FileSource("/etc/secrets/db").
     engine = create_async_engine(
         database.dsn.replace("postgresql:", "postgresql+asyncpg:"),
         credentials=database.source,
-        max_lifetime=1.0,  # seconds; half an hour unless given
+        max_lifetime=1.0,  # seconds; half an hour by default
         pool_size=5,
     )
     async with engine.begin() as con:
@@ -56,7 +56,7 @@ async def use(database: RotatingPostgres) -> None:
         rows = await session.execute(select(Order.taken_by, func.count()).group_by(Order.taken_by))
         print("3 passwords changed, no order failed:", {row.taken_by: row[1] for row in rows})
 
-    await engine.dispose()  # ends the pool, and what watches the credentials
+    await engine.dispose()  # closes the connections, and ends the background refresh
 
 
 async def main() -> None:

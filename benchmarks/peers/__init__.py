@@ -1,7 +1,7 @@
 """The pools and drivers that are measured, each behind one small protocol: open, operations, close.
 
-A peer's module is imported only where it runs, in a process of its own. :func:`check` says beforehand which of them
-are missing, and loudly: a table with a peer left out would flatter whoever is in it.
+A peer's module is imported only in the process that runs it. :func:`check` fails beforehand if any peer is missing,
+because a table that leaves one out would flatter the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A database and the two accounts that log in to it. ``ca`` is a file: TLS is verified against it."""
+    """A database and the two accounts that log in to it. ``ca`` is the file with which TLS is verified."""
 
     host: str
     port: int
@@ -53,16 +53,16 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a peer is opened. ``lifetime`` is in seconds, 0 for none; ``store`` is there where passwords change."""
+    """How a peer is opened. ``lifetime`` is in seconds, 0 for none; ``store`` is given if passwords change."""
 
     size: int = 10
     lifetime: float = 0.0
     store: Store | None = None
-    more: dict[str, Any] = field(default_factory=dict)  # the peer's own, from the registry
+    more: dict[str, Any] = field(default_factory=dict)  # the peer's own options, from PEERS
 
 
 class Peer(Protocol):
-    """``operations``: ``churn`` (connect, SELECT 1, close), or ``hold`` (acquire, release), ``select`` and ``rows``."""
+    """Its operations: ``churn`` (connect, SELECT 1, close), or ``hold`` (acquire, release), ``select`` and ``rows``."""
 
     def __init__(self, where: Where, options: Options) -> None: ...
 
@@ -132,4 +132,4 @@ def check(names: Iterable[str]) -> None:
             package = PEERS[name].package if name in PEERS else name
             missing[name] = f"{name} ({exc}): pip install '{package}'"
     if missing:
-        raise MissingPeer("cannot be compared, since they are not installed:\n  " + "\n  ".join(missing.values()))
+        raise MissingPeer("these are not installed:\n  " + "\n  ".join(missing.values()))

@@ -1,4 +1,4 @@
-"""SQLAlchemy's async engine on asyncpg: as it comes, each use of a connection is a transaction; or in autocommit."""
+"""SQLAlchemy's async engine on asyncpg: with a transaction around each use (its default), or in autocommit mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SELECT, _ROWS = text(SELECT), text(ROWS)
 
 
 class Pool(Pooled):
-    """Where passwords change, its ``async_creator`` asks the store, for each connect."""
+    """If passwords change, its ``async_creator`` asks the store before each connect."""
 
     engine: AsyncEngine
 

@@ -11,7 +11,7 @@ from .plain_asyncpg import Pool as PlainPool
 
 
 class Pool(PlainPool):
-    """A refused account: fetch in the background, go on with the other one."""
+    """If an account is refused, it uses the other one, and fetches new passwords in the background."""
 
     async def open(self) -> None:
         self._known = await self.options.store.fetch() if self.options.store else self.where
@@ -23,7 +23,7 @@ class Pool(PlainPool):
         return {"connect": self._connect}
 
     async def _connect(self, *args: Any, **kwargs: Any) -> Any:
-        turn = self._turn = self._turn + 1  # its own: others connect while this waits
+        turn = self._turn = self._turn + 1  # a copy: others connect while this one waits
         try:
             return await self._log_in(turn % 2, *args, **kwargs)
         except asyncpg.InvalidPasswordError:

@@ -16,7 +16,7 @@ def pair_of(where: Where) -> aiopqr.CredentialPair:
 
 
 class _Source:
-    """The store, polled every 60 seconds, as aiopqr does unless told otherwise."""
+    """The store, polled every 60 seconds, as aiopqr does by default."""
 
     interval = 60.0
 

@@ -1,4 +1,4 @@
-"""``pgbench -C``: what a C client of the same server does, for scale. It runs in processes and threads of its own."""
+"""``pgbench -C``: a C client of the same server, for comparison. It runs in its own process and threads."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from . import Operation, Options, Where
 
 
 class Churn:
-    """Not operation by operation: :meth:`run` has pgbench do it all."""
+    """It does not run single operations: :meth:`run` lets pgbench do everything."""
 
     def __init__(self, where: Where, options: Options) -> None:
         self._where = where
-        self._rate = 100.0  # connections per second, as far as known
+        self._rate = 100.0  # connections per second: a guess at first, then the last run's
         self._program = Binaries.find(options.more.get("binaries", "embedded"))["pgbench"]
         if not Path(self._program).exists():
             raise FileNotFoundError(f"{self._program} is missing: install Postgres' client programs")
@@ -39,7 +39,7 @@ class Churn:
         raise NotImplementedError("pgbench runs by itself")
 
     async def run(self, tasks: int, seconds: float) -> dict[str, Any]:
-        """About ``seconds`` of connections: how many, the time they took, and pgbench's own CPU."""
+        """Connect for about ``seconds``. Return the number of connections, the time they took, and pgbench's CPU."""
         before = os.times()
         process = await asyncio.create_subprocess_exec(
             *(self._program, "-n", "-C", "-c", str(tasks), "-j", str(tasks), "-f", str(self._script)),

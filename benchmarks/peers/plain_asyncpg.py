@@ -1,4 +1,4 @@
-"""asyncpg: its pool as it comes, with a callable password, a connection for each task, and ``connect``."""
+"""asyncpg: its pool with its defaults or a password callable, a connection for each task, and ``connect``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Pool(Pooled):
 
 
 class CallablePool(Pool):
-    """One account, whose password is asked of the store for each connect."""
+    """One account, whose password is fetched from the store before each connect."""
 
     def login(self) -> dict[str, Any]:
         return {"user": self.where.odd.username, "password": self._password}
@@ -59,7 +59,7 @@ class CallablePool(Pool):
 
 
 class Bare(Pool):
-    """A connection for each task: the limit of what a pool can reach."""
+    """A connection for each task: no pool can be faster."""
 
     async def open(self) -> None:
         self._free: list[Any] = []
@@ -69,7 +69,7 @@ class Bare(Pool):
             await con.close()
 
     @asynccontextmanager
-    async def acquire(self) -> Any:  # a task that comes back finds a connection free: there is one for each
+    async def acquire(self) -> Any:  # there is a connection for each task, so one is always free
         con = self._free.pop() if self._free else await asyncpg.connect(self.where.dsn, **self.login())
         try:
             yield con

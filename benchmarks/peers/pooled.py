@@ -1,4 +1,4 @@
-"""The operations of every pool, on what each has of its own: ``acquire``, ``select`` and ``rows``."""
+"""The operations of every pool, built on the pool's own ``acquire``, ``select_on`` and ``rows_on``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROWS = "SELECT n, n * 2 AS twice, 'row ' || n AS name FROM generate_series(1, 10
 
 
 class Pooled(ABC):
-    """A pool, by its own context manager and its own ways of running a query."""
+    """A pool, with its own context manager and its own ways of running a query."""
 
     def __init__(self, where: Where, options: Options) -> None:
         self.where = where
@@ -52,7 +52,7 @@ class Pooled(ABC):
             await self.rows_on(con)
 
     async def waited(self) -> float:
-        """``select``, and how long its acquire took."""
+        """Do a ``select``, and return how long its acquire took, in seconds."""
         began = time.perf_counter()
         async with self.acquire() as con:
             waited = time.perf_counter() - began

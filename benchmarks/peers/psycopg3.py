@@ -1,4 +1,4 @@
-"""psycopg 3 and its pool: as it comes, each use of a pooled connection is a transaction; or in autocommit mode."""
+"""psycopg 3 and its pool: with a transaction around each use (its default), or in autocommit mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def login(where: Where) -> dict[str, Any]:
 
 
 class Pool(Pooled):
-    """Where passwords change, its ``kwargs`` is a callable that asks the store, for each connect."""
+    """If passwords change, its ``kwargs`` is a callable that asks the store before each connect."""
 
     pool: psycopg_pool.AsyncConnectionPool[Any]
 

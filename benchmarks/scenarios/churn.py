@@ -56,12 +56,12 @@ async def _point(
             spot = place.trusted if name == TRUST else where
             more = {"binaries": str(place.server.binaries.bindir)}
             await worker.ask("open", peer=peer, where=spot.as_message(), more=more)
-            await worker.ask("run", operation="churn", tasks=tasks, seconds=seconds / 3)  # the first is not the rule
+            await worker.ask("run", operation="churn", tasks=tasks, seconds=seconds / 3)  # warms up
             slots[name] = _slot(place, worker, tasks, seconds)
             if name != PGBENCH:
                 ticking[name] = _ticking_slot(worker, tasks, seconds)
         runs = await interleave(slots, plan.pairs, steps.advance)
-        # Apart, since a ticker's own CPU is not nothing beside a connection's.
+        # Measured separately, since a ticker's CPU is not negligible compared with a connection's.
         stalls = await interleave(ticking, ticking_rounds, steps.advance)
     return {"tasks": tasks, "how": how, "loop": loop, "peers": summarize(runs, stalls)}
 
@@ -77,7 +77,7 @@ def _slot(place: Stage, worker: RemoteWorker, tasks: int, seconds: float) -> Any
 
 def _ticking_slot(worker: RemoteWorker, tasks: int, seconds: float) -> Any:
     async def run() -> dict[str, Any]:
-        await worker.ask("reopen")  # so that keys that are derived once are derived in this run
+        await worker.ask("reopen")  # so that this run has to derive keys that are cached otherwise
         told: dict[str, Any] = await worker.ask("run", operation="churn", tasks=tasks, seconds=seconds, ticking=True)
         return told
 
@@ -113,18 +113,22 @@ def judge(points: list[dict[str, Any]]) -> list[Judged]:
     slow = next(point["peers"] for point in points if point["how"] == ITERATIONS)
     growth = {name: slow[name]["stall"].median - peers[name]["stall"].median for name in (REFERENCE, CONTROL, OURS)}
     growth[REFERENCE] = max(growth[REFERENCE], 1e-6)
-    stall = Target("churn, 8 at a time: growth of the stall with SCRAM's iterations over asyncpg's", 0.15, at_most=True)
+    stall = Target(
+        "churn, 8 at a time: growth of the stall with 16 x SCRAM iterations, relative to asyncpg", 0.15, at_most=True
+    )
     return [
         Judged(
-            Target("churn, 8 at a time: connections/s over asyncpg.connect", 1.4), ours["rate_ratio"].median, rate_noise
+            Target("churn, 8 at a time: connections/s relative to asyncpg.connect", 1.4),
+            ours["rate_ratio"].median,
+            rate_noise,
         ),
         Judged(
-            Target("churn, 8 at a time: connections/s over psycopg 3", 2.0),
+            Target("churn, 8 at a time: connections/s relative to psycopg 3", 2.0),
             ratios(ours["rates"], psycopg["rates"]).median,
             rate_noise,
         ),
         Judged(
-            Target("churn, 8 at a time: client CPU per connection over asyncpg.connect's", 0.45, at_most=True),
+            Target("churn, 8 at a time: client CPU per connection relative to asyncpg.connect", 0.45, at_most=True),
             ours["cpu_ratio"].median,
             cpu_noise,
         ),

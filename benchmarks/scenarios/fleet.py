@@ -1,4 +1,4 @@
-"""The fleet, simulated: sizes, rotations, outages and starts, and which lifetime and interval suit which size.
+"""The simulated fleet: sizes, rotations, outages and starts, and which lifetime and interval suit which size.
 
 A day of the largest fleet takes too long. So each size runs for an hour that includes a common start, the wave in
 which all connections are replaced, and rotations at the worst moment. A small fleet also runs for a day, to show that
@@ -19,7 +19,7 @@ from ..token_fleet import simulate as simulate_tokens
 from .plan import Plan, Progress, Steps
 
 SIZES = (10, 100, 1_000, 10_000)
-OUTAGE = (900.0, 2100.0)  # with the worst moment for a rotation within it
+OUTAGE = (900.0, 2100.0)  # includes the worst moment for a rotation
 SWEEP_SIZE = 100
 LIFETIMES = (600.0, 1800.0, 7200.0)
 INTERVALS = (10.0, 60.0, 300.0, 900.0)
@@ -42,7 +42,7 @@ TOKEN_SCENES: dict[str, dict[str, Any]] = {
 
 
 def fleets(plan: Plan) -> dict[str, dict[str, Fleet]]:
-    """What is run, by section and name."""
+    """The fleets to run, by section and name."""
     sizes = SIZES[:2] if plan.quick else SIZES
     scenes = {f"{size}: {scene}": Fleet(size, **more) for scene, more in SCENES.items() for size in sizes}
     days = {
@@ -69,7 +69,7 @@ def fleets(plan: Plan) -> dict[str, dict[str, Fleet]]:
 
 
 async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
-    """Every fleet of every section, the largest first, on all processors."""
+    """Run every fleet of every section, the largest first, on all processors."""
     wanted = fleets(plan)
     jobs = [(section, name, fleet) for section, named in wanted.items() for name, fleet in named.items()]
     jobs.sort(key=lambda job: -job[2].instances * job[2].duration)
@@ -86,7 +86,7 @@ async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
     largest = max(run["instances"] for run in found["scenes"].values())
     for run in (run for named in found.values() for run in named.values()):
         if run["instances"] < largest or run not in found["scenes"].values():
-            del run["series"]  # the picture is of the largest
+            del run["series"]  # the picture shows only the largest
     ordered = {section: {name: found[section][name] for name in named} for section, named in wanted.items()}
     ordered["tokens"] = {
         f"{size}: {scene}": simulate_tokens(TokenFleet(size, **more))

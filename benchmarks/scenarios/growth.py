@@ -1,4 +1,4 @@
-"""The cost of growth: time and memory of open, steady and rotate, as pools get larger and as there are more of them."""
+"""The cost of growth: time and memory for opening, using and rotating, with larger pools and with more of them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ POOLS = ((5, 1), (5, 10), (5, 50))
 
 
 async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
-    """Each size in a process of its own, beside asyncpg's pool; and what must not grow, judged."""
+    """Measure each size in its own process, for aiopqr and for asyncpg's pool, and judge what must not grow."""
     shapes = ((10, 1), (5, 10)) if plan.quick else (*SIZES, *POOLS)
     steps = Steps(progress, "growth", 2 * len(shapes) + 1)
     points = []
     async with stage(max_connections=400) as place:
-        control = await _one(place, *shapes[0], plain=False)  # the smallest against itself
+        control = await _one(place, *shapes[0], plain=False)  # the smallest, compared with itself
         steps.advance()
         for size, pools in shapes:
             point: dict[str, Any] = {"size": size, "pools": pools}
@@ -36,7 +36,7 @@ async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
 async def _one(place: Stage, size: int, pools: int, *, plain: bool) -> dict[str, Any]:
     where = await place.restore()
     async with RemoteWorker("asyncio", f"{pools} x {size}") as worker:
-        # One small pool first: what a process loads once is no cost of growth.
+        # One small pool first: what a process loads only once is not a cost of growth.
         await worker.ask("grow", step="open", where=where.as_message(), size=1, pools=1, plain=plain)
         await worker.ask("grow", step="steady", operations=50)
         await worker.ask("grow", step="close")
@@ -58,23 +58,23 @@ async def _one(place: Stage, size: int, pools: int, *, plain: bool) -> dict[str,
 
 
 def cpu_for_each(rotate: dict[str, float]) -> float:
-    """What one login of a rotation costs the client, all told."""
+    """The CPU time in seconds that one login of a rotation costs the client."""
     return rotate["cpu"] / rotate["opened"]
 
 
 def judge(points: list[dict[str, Any]], control: dict[str, Any]) -> list[Judged]:
-    """A rotation's work grows with the connections that it touches; an idle pool costs no wake-ups."""
+    """A rotation's work may grow only with the connections that it touches, and an idle pool must not wake up."""
     rotations = [point["aiopqr"]["rotate"] for point in points]
     smallest = cpu_for_each(rotations[0])
     wakes = max(point["aiopqr"]["idle"]["wakes"] for point in points)
     return [
         Judged(
-            Target("growth: logins of a rotation over the changed account's connections", 1.1, at_most=True),
+            Target("growth: logins in a rotation, per connection of the changed account", 1.1, at_most=True),
             max(one["opened"] / one["superseded"] for one in rotations),
             0.0,
         ),
         Judged(
-            Target("growth: a rotation's CPU per connection, dearest size over the smallest", 2.0, at_most=True),
+            Target("growth: a rotation's CPU per login, costliest size relative to smallest", 2.0, at_most=True),
             max(map(cpu_for_each, rotations)) / smallest,
             abs(cpu_for_each(control["rotate"]) / smallest - 1),
         ),

@@ -1,4 +1,4 @@
-"""How much is measured: the full run takes some minutes, the quick one under two."""
+"""How much is measured: the full run takes about 20 minutes, and the quick one less than two."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``slot`` is one run of one peer, in seconds, where a target is judged; ``brief_slot`` elsewhere; ``fair_slot``
-    where the shares of tasks are compared. ``tail`` is how many samples the tails that matter are taken of;
-    ``generations`` is how often all of it is repeated with new processes, for a verdict."""
+    """How long one run of one peer takes, in seconds: ``slot`` and ``brief_slot`` in the churn scenario, with and
+    without a target; ``steady_slot``, at least, in the steady one; ``fair_slot`` where tasks' shares are compared.
+    ``tail`` is the number of samples for the tails that matter. ``generations`` is how often a point with a target is
+    measured with new processes."""
 
     pairs: int = 15
     generations: int = 3
@@ -33,7 +34,7 @@ class Plan:
         return self if pairs is None else replace(self, pairs=pairs)
 
 
-Progress = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
+Progress = Callable[[str, int, int], None]  # what is being measured, steps done, steps in total
 
 
 def silent(what: str, done: int, total: int) -> None:

@@ -1,6 +1,6 @@
-"""Rotation: what reaches an application while passwords change, phase by phase, under the same load for every peer.
+"""Rotation: what an application notices while passwords change, phase by phase, under the same load for every peer.
 
-The load is 20 tasks on 10 connections, each in a loop of acquire, ``SELECT 1``, release and a rest of a millisecond;
+The load is 20 tasks on 10 connections, each in a loop of acquire, ``SELECT 1``, release and a pause of 1 ms;
 connections live for 3 seconds, and the store takes 200 ms to answer.
 """
 
@@ -21,11 +21,11 @@ CALLABLE, ALTERNATING = "asyncpg, password callable", "asyncpg, alternating conn
 PEERS = (OURS, NO_LIFETIME, CONTROL, CALLABLE, ALTERNATING, "psycopg_pool", "SQLAlchemy")
 SIZE, TASKS, LIFETIME, STORE_LATENCY = 10, 20, 3.0, 0.2
 CALM = 5  # the first five phases, in which nobody may notice anything
-SLOWEST = 50.0  # ms: no acquire takes longer in those
+SLOWEST = 50.0  # ms: no acquire may take longer in those
 
 
 class Scene:
-    """One peer under load, and the passwords and the store that change under it."""
+    """One peer under load, and the passwords and the store that change in the meantime."""
 
     def __init__(self, place: Stage, worker: RemoteWorker) -> None:
         self._place = place
@@ -39,7 +39,7 @@ class Scene:
         return self._truth
 
     async def change(self, *parities: str, store_after: float | None = 0.0, suffix: str = "") -> None:
-        """Change passwords in the database, and the store so many seconds later (None: not at all)."""
+        """Change passwords in the database, and in the store ``store_after`` seconds later (None: not at all)."""
         for parity in parities:
             self._changes += 1
             password = f"changed-{self._changes}-{getattr(self._place.where, parity).password[:8]}{suffix}"
@@ -119,7 +119,7 @@ ROTATIONS = dict(zip(PHASES, (0, 2, 2, 2, 1, 1, 1), strict=True))
 
 
 async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
-    """Each phase for each peer, repeated; and the goal under design.md's table judged."""
+    """Run each phase for each peer, as often as the plan says, and judge the targets."""
     names = (OURS, CALLABLE) if plan.quick else PEERS
     phases = [phase for phase in PHASES if not plan.quick or phase in BRIEFLY]
     steps = Steps(progress, "rotation", len(names) * len(phases) * plan.repetitions)
@@ -172,7 +172,10 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def judge(points: list[dict[str, Any]]) -> list[Judged]:
-    """The goal: no error in the calm phases, few failed logins, no slow acquire. (0 errors is judged as 1 + errors.)"""
+    """The targets: no error in the calm phases, few failed logins, no slow acquire.
+
+    Errors are judged plus 1, since there is no ratio to a limit of 0.
+    """
     ours = {point["phase"]: point["peers"][OURS] for point in points}
     calm = [phase for phase in list(PHASES)[:CALM] if phase in ours]
     logins = max(max(ours[point["phase"]]["failed_logins"]) / (point["rotations"] or 1) for point in points)
@@ -180,7 +183,7 @@ def judge(points: list[dict[str, Any]]) -> list[Judged]:
         Judged(Target("rotation: errors in the calm phases, plus 1", 1.0, at_most=True), 1.0 + worst, 0.0)
         for worst in [max(max(ours[phase]["errors"]) for phase in calm)]
     ]
-    judged.append(Judged(Target("rotation: failed logins for each rotation, at most", 2.0, at_most=True), logins, 0.0))
+    judged.append(Judged(Target("rotation: failed logins per rotation", 2.0, at_most=True), logins, 0.0))
     slowest = max(ours[phase]["max"] for phase in calm)
     judged.append(
         Judged(Target("rotation: slowest acquire of the calm phases, ms", SLOWEST, at_most=True), slowest, 0.0)
@@ -188,7 +191,7 @@ def judge(points: list[dict[str, Any]]) -> list[Judged]:
     calmest = next((point["peers"] for point in points if NO_LIFETIME in point["peers"]), None)
     if calmest:
         without, again = (calmest[name]["p999"] for name in (NO_LIFETIME, CONTROL))
-        name = "rotation: p99.9 of the calm phases over that without lifetime"
+        name = "rotation: p99.9 in the calm phases relative to a pool without a lifetime"
         tail = max(ours[phase]["p999"] for phase in calm) / without
         judged.append(Judged(Target(name, 1.5, at_most=True), tail, abs(again / without - 1)))
     return judged

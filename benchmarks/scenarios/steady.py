@@ -18,7 +18,7 @@ from .plan import Plan, Progress, Steps
 REFERENCE, CONTROL = "asyncpg", "asyncpg again"
 FULL, DEFERRED, TRANSACTION = "aiopqr", "aiopqr, deferred reset", "aiopqr, transaction reset"
 PSYCOPG, ALCHEMY = "psycopg_pool", "SQLAlchemy"
-AUTOCOMMIT = (f"{PSYCOPG}, autocommit", f"{ALCHEMY}, autocommit")  # these send the server what that reset sends
+AUTOCOMMIT = (f"{PSYCOPG}, autocommit", f"{ALCHEMY}, autocommit")  # which send the server the same as TRANSACTION
 BARE = "bare connections"
 PEERS = {
     REFERENCE: REFERENCE,
@@ -31,7 +31,7 @@ PEERS = {
     **{name: name for name in AUTOCOMMIT},
     BARE: BARE,
 }
-ROUND_TRIPS = 60  # in one run, at least: the first ones after a pause pay for the check of idle connections
+ROUND_TRIPS = 60  # in one run, at least: the first ones after a pause include a check of idle connections
 
 
 class Point(NamedTuple):
@@ -47,7 +47,7 @@ class Point(NamedTuple):
 MAIN = Point("select", 10, "asyncio")
 UVLOOP = Point("select", 10, "uvloop")
 CROWD = Point("select", 100, "asyncio")
-ALONE = Point("select", 1, "asyncio")  # always a connection to spare, which is how pools run
+ALONE = Point("select", 1, "asyncio")  # always has a connection to spare, as most pools do
 SPARE = Point("select", 10, "asyncio", size=40)
 NEAR = Point("select", 1, "asyncio", delay=0.0005)
 FAR = Point("select", 1, "asyncio", delay=0.005)
@@ -76,8 +76,8 @@ async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
 
 
 async def _point(place: Stage, point: Point, plan: Plan, progress: Progress) -> dict[str, Any]:
-    # Two processes of the same peer may differ by some percent as long as they live, so a verdict takes several. At a
-    # distance the time goes into waiting, which is the same in all.
+    # Two processes of the same peer may differ by a few percent as long as they live, so a verdict needs several. At a
+    # distance, nearly all the time is spent waiting, which is the same for all of them.
     generations = plan.generations if point in JUDGED and not point.delay else 1
     samples = math.ceil(plan.tail / generations) if point in WITH_TAILS or plan.every_tail else 0
     what = f"steady: {point.operation}, {point.tasks} tasks on {point.size}, {point.loop}"
@@ -99,7 +99,7 @@ async def _point(place: Stage, point: Point, plan: Plan, progress: Progress) -> 
             for name, own in more.items():
                 runs[name] += own
             if point.tasks > point.size and point.operation != "hold":
-                for name, worker in workers.items():  # in one long run: in a short one each task has a turn or two
+                for name, worker in workers.items():  # in one long run: in a short one, a task has only a turn or two
                     long = await worker.ask("run", operation=point.operation, tasks=point.tasks, seconds=plan.fair_slot)
                     shares[name].append(min(long["per_task"]) / max(long["per_task"]))
     return {**point._asdict(), "peers": summarize(runs, shares)}
@@ -108,7 +108,7 @@ async def _point(place: Stage, point: Point, plan: Plan, progress: Progress) -> 
 async def _slot(
     worker: RemoteWorker, point: Point, plan: Plan, samples: int
 ) -> Callable[[], Awaitable[dict[str, Any]]]:
-    """One run of a peer that is warm, long enough for all of them together to come to so many samples."""
+    """Warm up a peer, and return a function that runs it, so long that all rounds come to ``samples`` samples."""
 
     def run(seconds: float) -> Awaitable[dict[str, Any]]:
         return worker.ask("run", operation=point.operation, tasks=point.tasks, seconds=seconds)
@@ -143,7 +143,7 @@ def summarize(runs: dict[str, list[dict[str, Any]]], shares: dict[str, list[floa
     return summary
 
 
-# At least so much of the other peer's operations a second, at a point.
+# A point, our peer, another peer, and the lowest ratio of their rates that is a hit.
 TARGETS: tuple[tuple[Point, str, str, float], ...] = (
     *((point, FULL, REFERENCE, 1.05) for point in (MAIN, UVLOOP)),
     *((point, DEFERRED, REFERENCE, 1.15) for point in (MAIN, UVLOOP)),
@@ -174,8 +174,8 @@ def judge(points: list[dict[str, Any]]) -> list[Judged]:
         if peers := found.get(point):
             ratio = ratios(peers[ours]["rates"], peers[theirs]["rates"]).median
             noise = peers[CONTROL]["rate_ratio"].noise
-            judged.append(Judged(Target(f"steady, {titled(point)}: {ours}, over {theirs}", limit), ratio, noise))
-    name = f"steady, {titled(CROWD)}: slowest task over fastest"
+            judged.append(Judged(Target(f"steady, {titled(point)}: {ours}, relative to {theirs}", limit), ratio, noise))
+    name = f"steady, {titled(CROWD)}: slowest task relative to the fastest"
     return [*judged, Judged(Target(name, 0.5), found[CROWD][FULL]["fairness"], 0.0)]
 
 
