@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiopqr import Credential, CredentialPair, Parity
-from aiopqr._connect.alternation import Alternator
+from aiopqr._connect.account_choice import Alternator
 from aiopqr._pool.connection import Lifetime
 from aiopqr._pool.connections import CONNECT_TIMEOUT
 from aiopqr._pool.replacement import BACKOFF_FIRST, BACKOFF_MAX

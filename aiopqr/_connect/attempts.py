@@ -17,7 +17,7 @@ from ..clock import TICK
 from ..credentials import Parity
 from ..errors import AiopqrError, ConnectTimeout, CredentialsRefused, describe
 from ..events import FellBack
-from .alternation import Wait
+from .account_choice import Wait
 from .arguments import Arguments
 from .logins import Connected
 from .race import Down, Race, Refused

@@ -26,7 +26,7 @@ from ..events import (
 )
 from ..refusals import Verdict, classify
 from ..stats import ConnectorCounts
-from .alternation import Alternator
+from .account_choice import Alternator
 from .arguments import Arguments, resolved
 from .logins import Connected, Failed, Kind, Login, Logins, Outcome
 from .outage import Hosts, Outage, Pace

@@ -39,7 +39,7 @@ async def test_soak_no_fault_reaches_the_application_and_nothing_is_left(
     print(f"\nchaos: seed {SEED}, {SECONDS:g} s, {session_reset} reset", flush=True)
     monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_FIRST", 0.3)
     monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_MAX", 1.0)
-    monkeypatch.setattr("aiopqr._connect.alternation.FULL_PAUSE", 0.3)
+    monkeypatch.setattr("aiopqr._connect.account_choice.FULL_PAUSE", 0.3)
     for name in ("aiopqr", "asyncpg"):  # pytest would keep each record
         monkeypatch.setattr(logging.getLogger(name), "disabled", True)
     postgres.source.interval = 0.5

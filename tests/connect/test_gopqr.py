@@ -19,7 +19,7 @@ import pytest
 
 import aiopqr
 from aiopqr import options
-from aiopqr._connect.alternation import Alternator, Wait
+from aiopqr._connect.account_choice import Alternator, Wait
 from aiopqr._refresh.plan import Need, RefreshPlan
 from aiopqr._refresh.quarantine import Attempt, Quarantine
 from aiopqr.credentials import Credential, CredentialPair, Parity

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aiopqr._connect.alternation import FULL_PAUSE, Alternator, Wait
+from aiopqr._connect.account_choice import FULL_PAUSE, Alternator, Wait
 from aiopqr._refresh.expiry import Expiry
 from aiopqr._refresh.plan import BACKOFF_MAX, URGENT_MAX, Need, RefreshPlan
 from aiopqr._refresh.quarantine import PROBE_FIRST, PROBE_MAX, Attempt, Quarantine

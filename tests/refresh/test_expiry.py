@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 
 import aiopqr
-from aiopqr._connect.alternation import EXPIRED_PAUSE, Alternator, Wait
+from aiopqr._connect.account_choice import EXPIRED_PAUSE, Alternator, Wait
 from aiopqr._refresh import feed_of
 from aiopqr._refresh.expiry import Expiry
 from aiopqr._refresh.plan import BACKOFF_FIRST, URGENT_MAX, Need, RefreshPlan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from aiopqr._connect.alternation import Alternator, Wait
+from aiopqr._connect.account_choice import Alternator, Wait
 from aiopqr._refresh.quarantine import Attempt
 from aiopqr._refresh.renaming import Renaming
 from aiopqr.credentials import Credential, CredentialPair

@@ -36,7 +36,7 @@ async def test_a_refused_credential_is_fetched_anew_and_serves_again(
 async def test_a_full_account_falls_back_without_a_fetch_and_returns_after_a_pause(
     postgres: RotatingPostgres, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiopqr._connect.alternation.FULL_PAUSE", 0.2)
+    monkeypatch.setattr("aiopqr._connect.account_choice.FULL_PAUSE", 0.2)
     odd, even = postgres.usernames
     await alter_odd(postgres, "CONNECTION LIMIT 0")
     async with make_pool(refresh_interval=0) as pool:
@@ -52,7 +52,7 @@ async def test_a_full_account_falls_back_without_a_fetch_and_returns_after_a_pau
 async def test_two_full_accounts_are_waited_for_without_a_fetch(
     postgres: RotatingPostgres, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiopqr._connect.alternation.FULL_PAUSE", 0.1)
+    monkeypatch.setattr("aiopqr._connect.account_choice.FULL_PAUSE", 0.1)
     roles = [identifier(name) for name in postgres.usernames]
     for role in roles:
         await postgres.server.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0")
@@ -83,7 +83,7 @@ async def test_a_full_account_whose_password_was_refused_before_is_not_probed_by
     postgres: RotatingPostgres, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_FIRST", 0.05)
-    monkeypatch.setattr("aiopqr._connect.alternation.FULL_PAUSE", 3600.0)
+    monkeypatch.setattr("aiopqr._connect.account_choice.FULL_PAUSE", 3600.0)
     odd = postgres.source.pair.odd
     await postgres.rotate("odd", store_delay=None)
     async with make_pool() as pool:

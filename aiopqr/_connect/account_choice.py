@@ -1,4 +1,4 @@
-"""Which account next, who is suspect, and what a refusal means: a state machine without clock, loop or socket.
+"""Which account a connect uses, who is suspect, what a refusal means: a state machine without clock, loop or socket.
 
 The rules, and why:
 

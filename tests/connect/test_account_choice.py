@@ -1,4 +1,4 @@
-"""Which account next: the promises of the quarantine and of the alternator, one by one, in virtual time."""
+"""Which account a connect uses: the promises of the quarantine and of the alternator, one by one, in virtual time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from aiopqr._connect.alternation import FULL_PAUSE, Alternator, Wait
+from aiopqr._connect.account_choice import FULL_PAUSE, Alternator, Wait
 from aiopqr._refresh.announcement import STEP_ASIDE_MAX
 from aiopqr._refresh.quarantine import PROBE_FIRST, PROBE_MAX, Attempt, Quarantine
 from aiopqr.credentials import Credential, CredentialPair, Parity
