@@ -18,7 +18,7 @@ import asyncpg
 
 from .._connect import CONNECT_TIMEOUT, Maker
 from ..clock import cancel
-from ..errors import PoolClosing, describe
+from ..errors import PoolClosing, WrongLoop, describe
 from ..events import ConnectionLost, NotWritable
 from ._asyncpg import address_of, busy_check
 from .connection import Lifetime, PooledConnection
@@ -276,6 +276,12 @@ class Connections:
 
     def closing_error(self) -> PoolClosing:
         return PoolClosing(f"{self.maker.name}: the pool is closing or closed")
+
+    def wrong_loop_error(self) -> WrongLoop:
+        return WrongLoop(
+            f"{self.maker.name}: this pool belongs to the event loop, and the process, in which it was made. Make one "
+            "for each loop and each process, or hand the work over with asyncio.run_coroutine_threadsafe()"
+        )
 
     def _terminate(self, pooled: PooledConnection) -> None:
         pooled.con.terminate()

@@ -31,12 +31,13 @@ from ..options import (
 )
 from ..sources import Credentials
 from ..stats import Histogram, PoolStats
-from .checkout import UNSET, Checkouts
+from .acquire import UNSET, Acquires
 from .connection import PooledConnection, lifetime_option
 from .connections import Connections
 from .generic import BaseAcquireContext, BasePool, ConnectionT, RecordT
 from .leases import Leases
 from .policy import Policy, make_policy
+from .release import Releases
 from .replacement import Replacement
 from .supply import Supply
 from .waiters import Waiters
@@ -137,7 +138,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             max_queries=math.inf if max_queries is None else max_queries,  # type: ignore[arg-type]
             max_inactive_connection_lifetime=0.0,  # `IdleTimer` looks after that
             connect=self._supply.connect,
-            reset=self._checkouts.reset,
+            reset=self._releases.reset,
             **constants,
             **kwargs,
         )
@@ -149,7 +150,8 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         self._replacement = Replacement(connections, policy.floor)
         self._leases = Leases(connections, self._replacement.wake)
         self._supply = Supply(self, policy, connections, self._replacement, loop)
-        self._checkouts = Checkouts(policy, connections, self._replacement, self._supply, self._waiters, loop)
+        self._acquires = Acquires(policy, connections, self._supply, self._waiters, loop)
+        self._releases = Releases(policy, connections, self._replacement, self._supply, self._waiters, loop)
         self._departed = asyncio.Event()
         connections.on_begin = self._began
         connections.on_end = self._ended
@@ -249,7 +251,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             self._state = "closed"
             self._closing = True  # asyncpg's own: it restores no floor from now on
             self._turn_away()
-            self._checkouts.stop()
+            self._releases.stop()
             self._replacement.terminate()
             self._connections.terminate()
             self._connector.terminate()
@@ -270,7 +272,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
 
     async def _end(self) -> None:
         """Leave nothing behind; where even that is cancelled, without waiting for it."""
-        self._checkouts.stop()
+        self._releases.stop()
         self._supply.close()
         try:
             await self._supply.wait_closed()
@@ -294,7 +296,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
     def _disown(self) -> None:
         """The process has been forked, and this is the child."""
         self._state = "left to the parent process"
-        self._waiters.close(self._checkouts.wrong_loop)
+        self._waiters.close(self._connections.wrong_loop_error)
         self._connections.is_closing = True
 
     def _check_loop(self) -> None:
@@ -303,7 +305,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         except RuntimeError:
             here = None
         if here is not self._event_loop:
-            raise self._checkouts.wrong_loop()
+            raise self._connections.wrong_loop_error()
 
     # What users of asyncpg's pool know, with credentials in mind.
 
@@ -322,7 +324,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         that was lost meanwhile raises nothing, because its queries have succeeded. If the reset fails, the connection
         is closed and the server's error, or ``TimeoutError``, is raised. Cancelling this does not stop the release.
         """
-        return self._checkouts.release(connection, timeout)
+        return self._releases.release(connection, timeout)
 
     async def expire_connections(self) -> None:
         """Replace every connection on its next acquire or release, as asyncpg does: first close, then connect.
@@ -379,18 +381,18 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
     @property
     def wait_time(self) -> Histogram:
         """How long acquires took, for whoever wants each single measurement."""
-        return self._checkouts.wait_time
+        return self._acquires.wait_time
 
     @property
     def use_time(self) -> Histogram:
         """How long connections were checked out."""
-        return self._checkouts.use_time
+        return self._releases.use_time
 
     def stats(self) -> PoolStats:
         """A frozen snapshot. No secret is in it. As all of the pool, it is for the event loop's own thread."""
         self._check_loop()
         fields = self._connections.maker.stats_fields()
-        fields["failed"] += self._checkouts.failed
+        fields["failed"] += self._acquires.failed
         alive = [pooled for pooled in self._connections if not pooled.con.is_closed()]
         idle = sum(pooled.is_idle for pooled in alive)
         return PoolStats(
@@ -401,10 +403,10 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             idle=idle,
             in_use=len(alive) - idle,
             resetting=sum(pooled.is_resetting for pooled in alive),
-            waiting=self._checkouts.waiting,
+            waiting=self._acquires.waiting,
             spare=self._replacement.spares,
-            acquired=self._checkouts.acquired,
-            timeouts=self._checkouts.timeouts,
+            acquired=self._acquires.acquired,
+            timeouts=self._acquires.timeouts,
             lost=self._connections.lost,
             not_writable=self._connections.not_writable,
             replacements=self._replacement.stats(self._event_loop.time()),
@@ -416,11 +418,11 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
 
     def _began(self, pooled: PooledConnection) -> None:
         self._replacement.born(pooled)
-        self._checkouts.joined(pooled)
+        self._releases.joined(pooled)
         self._leases.begin(pooled)
 
     def _ended(self, pooled: PooledConnection, was_lost: bool) -> None:
-        self._checkouts.give_back(pooled, self._event_loop.time())
+        self._releases.give_back(pooled, self._event_loop.time())
         self._supply.ended(pooled, was_lost)
         self._replacement.wake()
         self._departed.set()
@@ -444,7 +446,7 @@ class AcquireContext(BaseAcquireContext[RecordT, ConnectionT]):
     async def __aenter__(self) -> ConnectionT:  # type: ignore[override]
         if self.connection is not None or self.done:
             raise asyncpg.InterfaceError("a connection is already acquired")
-        self.connection = con = await self.pool._checkouts.acquire(self.timeout)
+        self.connection = con = await self.pool._acquires.acquire(self.timeout)
         return con  # type: ignore[no-any-return]  # a proxy that has all the methods of the connection
 
     def __aexit__(  # type: ignore[override]
@@ -453,12 +455,12 @@ class AcquireContext(BaseAcquireContext[RecordT, ConnectionT]):
         self.done = True
         connection, self.connection = self.connection, None
         if exc is not None:
-            self.pool._checkouts.failed_with(connection, exc)
+            self.pool._releases.failed_with(connection, exc)
         return self.pool.release(connection)
 
     def __await__(self) -> Generator[Any, None, ConnectionT]:  # type: ignore[override]
         self.done = True
-        return self.pool._checkouts.acquire(self.timeout).__await__()
+        return self.pool._acquires.acquire(self.timeout).__await__()
 
 
 _alive: weakref.WeakSet[AlternatingPool[Any, Any]] = weakref.WeakSet()

@@ -118,6 +118,10 @@ class Supply:
                 break
             self._begin(place, None)
 
+    def dispatch_soon(self) -> None:
+        """Dispatch in the next turn of the loop, when the place that is being returned in this one is there."""
+        self._loop.call_soon(self.dispatch)
+
     def check_doubted(self) -> None:
         """Ask the servers of all idle connections that are in doubt, without waiting for an acquirer."""
         places = list(iter(lambda: next_place(self.pool), None)) if self._is_started else []
@@ -173,8 +177,7 @@ class Supply:
                 await wait_until(self._floor_not_before, asyncio.Event())
             return await self._connect(args, kwargs)
         finally:
-            # asyncpg is about to put the place back, and would not notify anybody.
-            self._loop.call_soon(self.dispatch)
+            self.dispatch_soon()  # asyncpg is about to put the place back, and would not notify anybody
 
     async def _connect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         spare = self._replacement.take_spare()

@@ -1,4 +1,4 @@
-"""The acquire path: timeouts that tell, first come first served, checks of idle connections, resets."""
+"""The acquire path: timeouts that tell, first come first served, checks of idle connections."""
 
 from __future__ import annotations
 
@@ -121,97 +121,6 @@ async def test_a_check_leaves_a_healthy_connection_in_the_pool(make_pool: MakePo
         pids = {await pool.fetchval("select pg_backend_pid()") for _ in range(5)}
     assert len(pids) == 1
     assert pool.stats().lost == 0
-
-
-async def test_a_connection_terminated_by_the_server_gives_its_permit_back_once(
-    make_pool: MakePool, postgres: RotatingPostgres
-) -> None:
-    async with make_pool(max_size=2) as pool:
-        for _ in range(5):
-            con = await pool.acquire()
-            await postgres.terminate()
-            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncpg.InternalClientError)):
-                await con.fetchval("select 1")
-            await pool.release(con)
-        held = [await pool.acquire(timeout=2), await pool.acquire(timeout=2)]
-        with pytest.raises(TimeoutError):
-            await pool.acquire(timeout=0.05)
-        for con in held:
-            await pool.release(con)
-
-
-async def test_a_connection_lost_in_its_release_is_an_event_and_no_error(
-    make_pool: MakePool, postgres: RotatingPostgres
-) -> None:
-    events: list[object] = []
-    async with make_pool(max_size=1, listeners=[events.append]) as pool:
-        con = await pool.acquire()
-        assert await con.fetchval("select 1") == 1
-        await postgres.terminate()
-        await pool.release(con)
-        assert await pool.fetchval("select 1") == 1
-    assert pool.stats().lost == len([event for event in events if isinstance(event, ConnectionLost)])
-
-
-async def test_a_connection_closed_by_its_user_makes_room(make_pool: MakePool) -> None:
-    async with make_pool(max_size=1) as pool:
-        for _ in range(3):
-            con = await pool.acquire(timeout=2)
-            await con.close()
-            await pool.release(con)
-        assert await pool.fetchval("select 1") == 1
-        assert pool.stats().in_use == 0
-
-
-async def test_nothing_is_reset_where_nothing_ran(make_pool: MakePool, postgres: RotatingPostgres) -> None:
-    async with make_pool(min_size=1, max_size=1) as pool:
-        async with pool.acquire() as con:
-            await con.execute("set application_name = 'kept'")
-            pid = con.get_server_pid()
-        async with pool.acquire() as con:
-            assert con.get_server_pid() == pid
-            assert await con.fetchval("show application_name") == ""
-        before = await queries_of(postgres, pid)
-        async with pool.acquire():
-            pass
-        assert await queries_of(postgres, pid) == before
-
-
-async def queries_of(postgres: RotatingPostgres, pid: int) -> object:
-    return [row["query_start"] for row in await postgres.sessions() if row["pid"] == pid]
-
-
-@pytest.mark.parametrize("mode", ["full", "transaction"])
-async def test_an_open_transaction_is_rolled_back_on_release(make_pool: MakePool, mode: str) -> None:
-    handled: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: handled.append(context))
-    async with make_pool(max_size=1, session_reset=mode) as pool:
-        async with pool.acquire() as con:
-            await con.execute("begin")
-        async with pool.acquire() as con:
-            assert not con.is_in_transaction()
-    asyncio.get_running_loop().set_exception_handler(None)
-    assert len(handled) == 1  # as asyncpg reports it
-
-
-async def test_session_reset_transaction_leaves_settings_alone(make_pool: MakePool) -> None:
-    async with make_pool(max_size=1, session_reset="transaction") as pool:
-        async with pool.acquire() as con:
-            await con.execute("set application_name = 'kept'")
-        assert await pool.fetchval("show application_name") == "kept"
-
-
-async def test_a_copy_that_changed_the_session_is_reset_too(make_pool: MakePool) -> None:
-    async with make_pool(max_size=1) as pool:
-        async with pool.acquire() as con:
-            await con.copy_from_query(
-                "select set_config('application_name', 'leaked', false)", output=lambda _: nothing()
-            )
-        assert await pool.fetchval("show application_name") == ""
-
-
-async def nothing() -> None:
-    pass
 
 
 async def test_a_leak_is_told_with_the_stack_of_its_acquire(make_pool: MakePool) -> None:

@@ -1,8 +1,8 @@
-"""Acquire and release: what happens to a connection between asyncpg's pool and whoever uses it.
+"""Takes a connection back: decides what has to be reset, has it reset, and lets whoever waits have the connection.
 
-This is the path of every query. It counts rather than emits events, and arms a timer only where it has to wait. Each
-checkout holds one of the waiters' permits, and gives it back once: when it is released, or when its connection ends
-before that.
+This is half of the path of every query, and ``acquire`` is the other half: they share no more than the record of a
+checkout. Each checkout holds one of the waiters' permits, and gives it back once: when its connection is released, or
+ends before that.
 """
 
 from __future__ import annotations
@@ -10,31 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import traceback
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 
-from ..clock import TICK, clock_of
-from ..errors import AcquireTimeout, WrongLoop, describe
-from ..events import Emitter, LeakSuspected, ResetFailed
+from ..clock import clock_of
+from ..errors import describe
+from ..events import Emitter, ResetFailed
 from ..refusals import is_connection_lost, refuses_writes
 from ..stats import Histogram
-from ._asyncpg import (
-    connection_of,
-    free,
-    give,
-    give_at_once,
-    give_place,
-    hand_out,
-    has_transaction,
-    let_go,
-    queries_run,
-    raw_connection,
-    reattach,
-)
+from ._asyncpg import free, give, give_at_once, give_place, has_transaction, let_go, queries_run, raw_connection
 from .connection import Checkout, PooledConnection
 from .connections import CLOSE_TIMEOUT, Connections
 from .policy import Hook, Policy
@@ -48,19 +34,11 @@ logger = logging.getLogger("aiopqr")
 # For whoever waits for a reset: None, or what went wrong.
 Confirmed = asyncio.Future[BaseException | None] | None
 
-
-class _Unset:
-    def __repr__(self) -> str:
-        return "acquire_timeout"
-
-
-UNSET: Any = _Unset()  # where None means to wait as long as it takes
 _asyncpg_release = asyncpg.Pool.release
-_OWN_FILES = str(Path(__file__).parent)
 
 
-class Checkouts:
-    """Hands out the connections of one pool, and takes them back."""
+class Releases:
+    """Takes back the connections of one pool."""
 
     def __init__(
         self,
@@ -72,109 +50,28 @@ class Checkouts:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._policy = policy
-        self._waiters = waiters
-        self._supply = supply
         self._connections = connections
         self._open = connections.by_connection
         self._replacement = replacement
+        self._supply = supply
+        self._waiters = waiters
         self._events: Emitter = connections.maker.events
         self._name = connections.maker.name
         self._now = clock_of(loop)
         self._loop = loop
-        self._release_watch = ReleaseTimer(policy.reset_timeout, connections, loop)
+        self._release_timer = ReleaseTimer(policy.reset_timeout, connections, loop)
         idle_limit = policy.idle_limit if policy.floor < waiters.permits else math.inf
-        self._idle_watch = IdleTimer(idle_limit, policy.floor, connections, loop)
-        self.acquired = 0
-        self.timeouts = 0
-        self.failed = 0  # of the timeouts, those for which connecting failed
-        self.wait_time = Histogram()
+        self._idle_timer = IdleTimer(idle_limit, policy.floor, connections, loop)
         self.use_time = Histogram()
+
+    def joined(self, pooled: PooledConnection) -> None:
+        """A connection came into the pool. It is idle, as one that was released."""
+        self._idle_timer.begin(pooled)
 
     def stop(self) -> None:
         """No connection is left to look after."""
-        self._release_watch.stop()
-        self._idle_watch.stop()
-
-    # Acquire: enter, take, set up, check out.
-
-    async def acquire(self, timeout: float | None) -> Any:
-        if asyncio.get_running_loop() is not self._loop:
-            raise self.wrong_loop()
-        policy, waiters, supply = self._policy, self._waiters, self._supply
-        started = now = self._now()
-        limit = policy.acquire_timeout if timeout is UNSET else timeout
-        deadline = None if limit is None else started + limit
-        try:
-            if not waiters.try_enter():
-                await waiters.enter(deadline)
-                now = self._now()
-            try:
-                place = None if supply.waiting else supply.take_ready(now)
-                if place is None:
-                    place = await supply.wait(deadline)
-                    now = self._now()
-                pooled = self._open[connection_of(place)]
-                pooled.lend()
-                connection = hand_out(place)
-                queries = queries_run(pooled.con) if policy.counts_queries else None
-                if policy.setup is not None:  # what it changes is to be reset, too
-                    await self._set_up(policy.setup, connection, pooled, deadline)
-                    now = self._now()
-            except BaseException:
-                waiters.leave()
-                raise
-        except TimeoutError as exc:
-            if deadline is None or self._now() < deadline - TICK:
-                raise
-            failure = self._connections.maker.last_failure
-            raise self._too_late(started, failure) from (failure or exc.__cause__)
-        pooled.checkout = checkout = Checkout(now, queries, None if timeout is UNSET else timeout)
-        if policy.leak_threshold:
-            self._watch_for_leak(pooled, checkout)
-        self.acquired += 1
-        self.wait_time.record(now - started)
-        return connection
-
-    async def _set_up(self, setup: Hook, connection: Any, pooled: PooledConnection, deadline: float | None) -> None:
-        try:
-            async with asyncio.timeout_at(deadline):
-                await setup(connection)
-            if connection_of(connection) is None:  # its place is free again, so the permit must not be held either
-                raise asyncpg.ConnectionDoesNotExistError("the connection was closed during setup=")
-        except BaseException:
-            pooled.con.terminate()
-            reattach(connection, pooled.con)
-            raise
-
-    def _watch_for_leak(self, pooled: PooledConnection, checkout: Checkout) -> None:
-        stack = traceback.StackSummary.extract(traceback.walk_stack(None), limit=16, lookup_lines=False)
-        stack.reverse()
-        while stack and stack[-1].filename.startswith(_OWN_FILES):
-            stack.pop()
-        checkout.leak_timer = self._loop.call_later(
-            self._policy.leak_threshold, self._suspect_leak, checkout.acquired_at, stack
-        )
-
-    def _suspect_leak(self, acquired_at: float, stack: traceback.StackSummary) -> None:
-        held = self._now() - acquired_at
-        self._events.emit(LeakSuspected(name=self._name, held=held, stack="".join(stack.format())))
-
-    def _too_late(self, started: float, failure: BaseException | None) -> AcquireTimeout:
-        self.timeouts += 1
-        idle = sum(pooled.is_idle for pooled in self._connections)
-        self.failed += failure is not None
-        return AcquireTimeout(
-            f"{self._name}: no connection within {self._now() - started:.1f} s: {len(self._connections)} open of at "
-            f"most {self._waiters.permits}, {idle} idle, {self.waiting} waiting"
-            + (f"; the last connect failed: {describe(failure)}" if failure else "")
-        )
-
-    @property
-    def waiting(self) -> int:
-        """How many tasks wait in ``acquire()``."""
-        return self._waiters.waiting + len(self._supply.waiting)
-
-    # Release: replace, or reset and take back.
+        self._release_timer.stop()
+        self._idle_timer.stop()
 
     def failed_with(self, connection: Any, exc: BaseException) -> None:
         """The block that used a connection has raised ``exc``, and is about to release it."""
@@ -184,7 +81,7 @@ class Checkouts:
 
     async def release(self, connection: Any, timeout: float | None) -> None:
         if asyncio.get_running_loop() is not self._loop:
-            raise self.wrong_loop()
+            raise self._connections.wrong_loop_error()
         con = raw_connection(connection)
         pooled = self._open.get(con)
         checkout = pooled.checkout if pooled is not None else None
@@ -197,7 +94,7 @@ class Checkouts:
         policy = self._policy
         if self._replacement.spare is not None and policy.reset is None and self._is_replaced(pooled):
             give_place(connection)
-            self._wake_waiting()
+            self._supply.dispatch_soon()
             return
         has_run, may_run = True, True
         if policy.counts_queries:
@@ -250,7 +147,7 @@ class Checkouts:
     async def _give(self, connection: Any, pooled: PooledConnection, checkout: Checkout, timeout: float | None) -> None:
         """Release as asyncpg does, with :meth:`reset` as its hook. Cancelling this does not stop the release."""
         if timeout is None:
-            self._release_watch.begin(checkout)
+            self._release_timer.begin(checkout)
         releasing = give(connection, timeout, f"aiopqr-{self._name}-release")
         try:
             # Not shield(): since Python 3.14 it logs the errors of what a cancelled caller no longer waits for.
@@ -273,7 +170,7 @@ class Checkouts:
         place = let_go(connection)
         if checkout.leak_timer is not None:
             checkout.leak_timer.cancel()
-        self._release_watch.begin(checkout)
+        self._release_timer.begin(checkout)
         if confirmed is None:
             self._supply.resetting += 1
         pooled.stand_in.reset(query, partial(self._was_reset, pooled, checkout, place, confirmed))
@@ -293,7 +190,7 @@ class Checkouts:
             free(place)
             self._take_back(pooled)
         else:
-            self._wake_waiting()
+            self._supply.dispatch_soon()
         if confirmed is not None and not confirmed.done():
             confirmed.set_result(error)
         elif error is not None:
@@ -352,7 +249,7 @@ class Checkouts:
         if self._connections.is_closing:
             await con.close(timeout=CLOSE_TIMEOUT)
         elif pooled is not None and self._policy.reset is not None and self._is_replaced(pooled):
-            self._wake_waiting()
+            self._supply.dispatch_soon()
         elif pooled is not None:
             self._take_back(pooled, pooled.is_busy())
 
@@ -365,7 +262,7 @@ class Checkouts:
             await con.execute("select 1")  # asyncpg refuses it if the connection is busy
 
     async def _reset_by_user(self, reset: Hook, con: Any, checkout: Checkout | None) -> None:
-        # Not by the watch: whoever waits for something else would go on, and asyncpg then with the next one's checkout.
+        # Not by the timer: whoever waits for something else would go on, and asyncpg then with the next one's checkout.
         limit = math.inf
         if checkout is not None:
             limit, checkout.release_by = checkout.release_by, math.inf
@@ -391,15 +288,11 @@ class Checkouts:
             pooled.trusted_until = -math.inf
             self._loop.call_soon(self._supply.check_doubted)
         self.give_back(pooled, now)
-        self._idle_watch.begin(pooled)
+        self._idle_timer.begin(pooled)
         if pooled.deadline <= now:
             self._replacement.wake()
         if self._supply.waiting:
-            self._wake_waiting()
-
-    def _wake_waiting(self) -> None:
-        """Let whoever waits for a connection have the one whose place is being returned in this step of the loop."""
-        self._loop.call_soon(self._supply.dispatch)
+            self._supply.dispatch_soon()
 
     def give_back(self, pooled: PooledConnection, now: float) -> None:
         """End the checkout of a connection, if it has one, and return its permit."""
@@ -409,15 +302,3 @@ class Checkouts:
                 checkout.leak_timer.cancel()
             self.use_time.record(now - checkout.acquired_at)
             self._waiters.leave()
-
-    # What both need.
-
-    def joined(self, pooled: PooledConnection) -> None:
-        """A connection came into the pool."""
-        self._idle_watch.begin(pooled)
-
-    def wrong_loop(self) -> WrongLoop:
-        return WrongLoop(
-            f"{self._name}: this pool belongs to the event loop, and the process, in which it was made. Make one for "
-            "each loop and each process, or hand the work over with asyncio.run_coroutine_threadsafe()"
-        )
