@@ -69,6 +69,7 @@ LAYERS: list[str] = [
     "_connect.attempts",
     "_connect.maker",
     "_connect.connector",
+    "_pool.idle_messages",
     "_pool._asyncpg",
     "_pool.self_test",
     "_pool.stand_in",
@@ -137,6 +138,7 @@ PURE = {
     "_connect.roles",
     "_connect.account_choice",
     "_connect.outage",
+    "_pool.idle_messages",
     "_pool.connection",
     "_pool.retirement",
 }

@@ -9,149 +9,29 @@ While somebody uses the connection the stand-in hands everything on unseen. Why 
 
 - It listens only when asyncpg waits for nothing, and has nothing of its own on the way (`StandIn.is_possible`, and
   the pool's check that no query runs). asyncpg's protocol is idle then, and stays so until it is used again.
-- Three kinds of messages may come at any time: ParameterStatus, NotificationResponse and NoticeResponse. asyncpg gets
-  each of them, whole and in order, and treats them as in any idle connection.
-- The answer to the reset is dropped up to and including ReadyForQuery, which has to report that no transaction is open.
-  What follows belongs to the idle connection, and reaches asyncpg as the messages above do. When somebody acquires the
-  connection, asyncpg gets what has arrived of an incomplete message, and everything after it.
-- Everything else ends the connection: an error, a message that does not belong here, one that is too long. So does the
-  improbable case that asyncpg's buffer held the first half of a message when the stand-in began to listen: what is then
-  taken for the beginning of a message is none, or has an absurd length, or is no complete answer.
+- What it hears is judged in `idle_messages`: which messages asyncpg gets, which are the answer to the reset, and which
+  end the connection.
 - All other events (the end of the connection, writing to be paused) are handed on at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import functools
 import logging
-import re
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 
 from ._asyncpg import wire
+from .idle_messages import CLEAN, FATAL, READY, Heard, Listener, Verdict, is_fatal, last_word
 from .self_test import run_self_test
 
 logger = logging.getLogger("aiopqr")
 
-LONGEST = 1 << 20  # bytes of one message; a longer one is none that an idle server or a reset sends
-LONGEST_USUAL = 1024
-_AT_ANY_TIME = b"SAN"  # ParameterStatus, NotificationResponse, NoticeResponse
-_OF_AN_IDLE_SERVER = _AT_ANY_TIME + b"E"  # ErrorResponse
-_OF_AN_ANSWER = b"TDCIZ"  # RowDescription, DataRow, CommandComplete, EmptyQueryResponse, ReadyForQuery
-_COMPLETE = b"CI"
-_READY = b"Z\0\0\0\x05"  # and whether a transaction is open
-_FATAL = b"\0VFATAL\0"
-_GOODBYE = re.compile(rb"E....S[^\0]+\0VFATAL\0", re.DOTALL)
-
 Done = Callable[[BaseException | None], None]
-
-
-class Verdict(enum.Enum):
-    READY = enum.auto()  # the answer is complete, and no transaction is open
-    ERROR = enum.auto()  # an ErrorResponse; in an idle connection that is a goodbye
-    UNEXPECTED = enum.auto()  # nothing that belongs here: what follows cannot be understood
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What came of some bytes: messages for asyncpg, and why the listener stopped, if it did."""
-
-    forward: bytes
-    verdict: Verdict | None = None
-    fields: dict[str, str] | None = None  # of an ErrorResponse
-    why: str = ""  # it is unexpected
-
-
-_CLEAN = Heard(b"", Verdict.READY)
-
-
-class Listener:
-    """The server's half of the conversation, in bytes: pure, so that every fragmentation can be tried."""
-
-    __slots__ = ("_expects_answer", "_is_answered", "_usual", "partial")
-
-    def __init__(self) -> None:
-        self.partial = bytearray()
-        self._expects_answer = False
-        self._is_answered = False
-        self._usual = b""  # an answer that came in one piece, with nothing in it for asyncpg: most are the same
-
-    def expect(self) -> None:
-        """From now on, the answer to one query may come."""
-        self._expects_answer, self._is_answered = True, False
-
-    def take_partial(self) -> bytes:
-        """Give up the beginning of an incomplete message."""
-        partial = bytes(self.partial)
-        self.partial.clear()
-        return partial
-
-    def hear(self, data: bytes) -> Heard:
-        """Take what has arrived. After READY, hear ``b""`` for what is left."""
-        if data == self._usual and self._expects_answer and not self.partial:
-            self._expects_answer = False
-            return _CLEAN
-        is_begun = self.partial or self._is_answered
-        heard = self._read(data)
-        if heard == _CLEAN and not is_begun and not self.partial and len(data) <= LONGEST_USUAL:
-            self._usual = data
-        return heard
-
-    def _read(self, data: bytes) -> Heard:
-        stream = self.partial
-        stream += data
-        at = 0
-        forward: list[bytes] = []
-        try:
-            while len(stream) - at >= 5:
-                kind, length = stream[at], int.from_bytes(stream[at + 1 : at + 5], "big")
-                if why := self._objection(kind, length):
-                    return Heard(b"".join(forward), Verdict.UNEXPECTED, why=why)
-                end = at + 1 + length
-                if len(stream) < end:
-                    break
-                message, at = bytes(stream[at:end]), end
-                if kind in _AT_ANY_TIME:
-                    forward.append(message)
-                elif kind == ord("E"):
-                    fields = _fields(message)
-                    return Heard(b"".join(forward) + message * _is_fatal(fields), Verdict.ERROR, fields)
-                elif kind == ord("Z"):
-                    return self._ready(message, b"".join(forward))
-                elif kind in _COMPLETE:
-                    self._is_answered = True
-            return Heard(b"".join(forward))
-        finally:
-            del stream[:at]
-
-    def _objection(self, kind: int, length: int) -> str:
-        if kind not in _OF_AN_IDLE_SERVER and not (self._expects_answer and kind in _OF_AN_ANSWER):
-            return f"a message of kind {chr(kind)!r}"
-        if not 4 <= length <= LONGEST:
-            return f"a message of kind {chr(kind)!r} and {length} bytes"
-        return ""
-
-    def _ready(self, message: bytes, forward: bytes) -> Heard:
-        if not self._is_answered or message != b"Z\0\0\0\x05I":
-            return Heard(forward, Verdict.UNEXPECTED, why="an end that leaves a transaction open, or ends nothing")
-        self._expects_answer = False
-        return Heard(forward, Verdict.READY)
-
-
-def _fields(message: bytes) -> dict[str, str]:
-    """An ErrorResponse's fields, as ``asyncpg.PostgresError.new()`` takes them."""
-    fields = (field for field in message[5:].split(b"\0") if field)
-    return {chr(field[0]): field[1:].decode("utf-8", "replace") for field in fields}
-
-
-def _is_fatal(fields: dict[str, str]) -> bool:
-    return fields.get("V", fields.get("S")) in ("FATAL", "PANIC")
 
 
 @functools.lru_cache(maxsize=64)
@@ -262,10 +142,11 @@ class StandIn(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_lent:
             self._forward(data)
-            if data[-6:-1] == _READY:
+            if data[-6:-1] == READY:
                 self.answered = self._protocol.queries_count
-            elif data[:1] == b"E" or _FATAL in data:
-                self._goodbye = _goodbye(data)
+            elif data[:1] == b"E" or FATAL in data:
+                goodbye = last_word(data)
+                self._goodbye = _error(goodbye) if goodbye else None
         else:
             self._hear(data)
 
@@ -287,7 +168,7 @@ class StandIn(asyncio.Protocol):
 
     def _hear(self, data: bytes) -> None:
         heard = self._listener.hear(data)
-        if heard is _CLEAN:
+        if heard is CLEAN:
             return self._finish(None)
         if heard.forward:
             self._forward(heard.forward)
@@ -314,18 +195,11 @@ class StandIn(asyncio.Protocol):
             done(error)
 
 
-def _goodbye(data: bytes) -> BaseException | None:
-    """The server's last word, if it is in ``data``, maybe behind the rest of an answer."""
-    found = _GOODBYE.search(data)
-    heard = Listener().hear(data[found.start() :] if found else data)
-    return _error(heard) if heard.fields and _is_fatal(heard.fields) else None
-
-
 def _error(heard: Heard) -> BaseException:
     if heard.fields is None:
         return asyncpg.InternalClientError(f"the server sent {heard.why} to a connection that is in the pool")
     error = asyncpg.PostgresError.new(heard.fields)
-    if _is_fatal(heard.fields):
+    if is_fatal(heard.fields):
         return _lost(f": {error}", error)
     return error
 

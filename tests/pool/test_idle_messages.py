@@ -1,4 +1,4 @@
-"""What the stand-in understands of the server's stream, in every fragmentation, without an event loop."""
+"""What is understood of the messages to an idle connection, in every fragmentation, without an event loop."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from aiopqr._pool.idle_messages import LONGEST, Heard, Listener, Verdict
 from aiopqr._pool.self_test import message
-from aiopqr._pool.stand_in import LONGEST, Heard, Listener, Verdict
 
 READY = message(b"Z", b"I")
 DONE = message(b"C", b"RESET\0")

@@ -1,0 +1,139 @@
+"""Reads what the server sends while nobody uses a connection: the answer to a reset, a notice, a goodbye.
+
+The rules, and why:
+
+* Three kinds of messages may come at any time: ParameterStatus, NotificationResponse and NoticeResponse. asyncpg gets
+  each of them, whole and in order, and treats them as in any idle connection.
+* The answer to a reset is dropped up to and including ReadyForQuery, which has to report that no transaction is open.
+  What follows belongs to the idle connection, and reaches asyncpg as the messages above do. When somebody acquires the
+  connection, asyncpg gets what has arrived of an incomplete message, and everything after it.
+* Everything else ends the connection: an error, a message that does not belong here, one that is too long. So does the
+  improbable case that asyncpg's buffer held the first half of a message when the stand-in began to listen: what is then
+  taken for the beginning of a message is none, or has an absurd length, or is no complete answer.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+LONGEST = 1 << 20  # bytes of one message; a longer one is none that an idle server or a reset sends
+LONGEST_USUAL = 1024
+_AT_ANY_TIME = b"SAN"  # ParameterStatus, NotificationResponse, NoticeResponse
+_OF_AN_IDLE_SERVER = _AT_ANY_TIME + b"E"  # ErrorResponse
+_OF_AN_ANSWER = b"TDCIZ"  # RowDescription, DataRow, CommandComplete, EmptyQueryResponse, ReadyForQuery
+_COMPLETE = b"CI"
+READY = b"Z\0\0\0\x05"  # and whether a transaction is open
+FATAL = b"\0VFATAL\0"
+_GOODBYE = re.compile(rb"E....S[^\0]+\0VFATAL\0", re.DOTALL)
+
+
+class Verdict(enum.Enum):
+    READY = enum.auto()  # the answer is complete, and no transaction is open
+    ERROR = enum.auto()  # an ErrorResponse; in an idle connection that is a goodbye
+    UNEXPECTED = enum.auto()  # nothing that belongs here: what follows cannot be understood
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What came of some bytes: messages for asyncpg, and why the listener stopped, if it did."""
+
+    forward: bytes
+    verdict: Verdict | None = None
+    fields: dict[str, str] | None = None  # of an ErrorResponse
+    why: str = ""  # it is unexpected
+
+
+CLEAN = Heard(b"", Verdict.READY)
+
+
+class Listener:
+    """The server's half of the conversation, in bytes: pure, so that every fragmentation can be tried."""
+
+    __slots__ = ("_expects_answer", "_is_answered", "_usual", "partial")
+
+    def __init__(self) -> None:
+        self.partial = bytearray()
+        self._expects_answer = False
+        self._is_answered = False
+        self._usual = b""  # an answer that came in one piece, with nothing in it for asyncpg: most are the same
+
+    def expect(self) -> None:
+        """From now on, the answer to one query may come."""
+        self._expects_answer, self._is_answered = True, False
+
+    def take_partial(self) -> bytes:
+        """Give up the beginning of an incomplete message."""
+        partial = bytes(self.partial)
+        self.partial.clear()
+        return partial
+
+    def hear(self, data: bytes) -> Heard:
+        """Take what has arrived. After READY, hear ``b""`` for what is left."""
+        if data == self._usual and self._expects_answer and not self.partial:
+            self._expects_answer = False
+            return CLEAN
+        is_begun = self.partial or self._is_answered
+        heard = self._read(data)
+        if heard == CLEAN and not is_begun and not self.partial and len(data) <= LONGEST_USUAL:
+            self._usual = data
+        return heard
+
+    def _read(self, data: bytes) -> Heard:
+        stream = self.partial
+        stream += data
+        at = 0
+        forward: list[bytes] = []
+        try:
+            while len(stream) - at >= 5:
+                kind, length = stream[at], int.from_bytes(stream[at + 1 : at + 5], "big")
+                if why := self._objection(kind, length):
+                    return Heard(b"".join(forward), Verdict.UNEXPECTED, why=why)
+                end = at + 1 + length
+                if len(stream) < end:
+                    break
+                message, at = bytes(stream[at:end]), end
+                if kind in _AT_ANY_TIME:
+                    forward.append(message)
+                elif kind == ord("E"):
+                    fields = _fields(message)
+                    return Heard(b"".join(forward) + message * is_fatal(fields), Verdict.ERROR, fields)
+                elif kind == ord("Z"):
+                    return self._ready(message, b"".join(forward))
+                elif kind in _COMPLETE:
+                    self._is_answered = True
+            return Heard(b"".join(forward))
+        finally:
+            del stream[:at]
+
+    def _objection(self, kind: int, length: int) -> str:
+        if kind not in _OF_AN_IDLE_SERVER and not (self._expects_answer and kind in _OF_AN_ANSWER):
+            return f"a message of kind {chr(kind)!r}"
+        if not 4 <= length <= LONGEST:
+            return f"a message of kind {chr(kind)!r} and {length} bytes"
+        return ""
+
+    def _ready(self, message: bytes, forward: bytes) -> Heard:
+        if not self._is_answered or message != b"Z\0\0\0\x05I":
+            return Heard(forward, Verdict.UNEXPECTED, why="an end that leaves a transaction open, or ends nothing")
+        self._expects_answer = False
+        return Heard(forward, Verdict.READY)
+
+
+def _fields(message: bytes) -> dict[str, str]:
+    """An ErrorResponse's fields, as ``asyncpg.PostgresError.new()`` takes them."""
+    fields = (field for field in message[5:].split(b"\0") if field)
+    return {chr(field[0]): field[1:].decode("utf-8", "replace") for field in fields}
+
+
+def is_fatal(fields: dict[str, str]) -> bool:
+    """Whether an ErrorResponse ends the session."""
+    return fields.get("V", fields.get("S")) in ("FATAL", "PANIC")
+
+
+def last_word(data: bytes) -> Heard | None:
+    """The server's goodbye, if it is in ``data``, maybe behind the rest of an answer."""
+    found = _GOODBYE.search(data)
+    heard = Listener().hear(data[found.start() :] if found else data)
+    return heard if heard.fields and is_fatal(heard.fields) else None
