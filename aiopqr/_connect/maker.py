@@ -160,7 +160,7 @@ class Maker:
         """Whether every account of the pair is refused."""
         return self._state is not None and self._state.alternator.is_refused(asyncio.get_running_loop().time())
 
-    def heard(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         self.events.forward(event)
 
     def stats_fields(self) -> dict[str, Any]:

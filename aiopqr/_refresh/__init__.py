@@ -1,8 +1,8 @@
 """Keeps a credential pair fresh.
 
-``plan`` says when to fetch, and ``feed`` does it, behind ``refresher``. ``quarantine`` remembers which credentials are
-refused, ``announcement`` which account is about to change, ``expiry`` until when each is good, and ``renaming`` which
-account a store named before.
+``plan`` decides when to fetch, ``feed`` fetches, and ``refresher`` has the public class. ``quarantine`` remembers which
+credentials are refused, ``announcement`` which account is about to change, ``expiry`` when each credential expires, and
+``renaming`` which account a store named before.
 """
 
 from .announcement import Announcement

@@ -1,8 +1,8 @@
 """Which account to avoid because its password is about to change: a state machine without a clock.
 
-A store that holds a pending password for one account announces that the rotator will soon change that account. A pool
-that uses the other account until the announcement is over makes no login that could be refused, whenever the change
-itself happens. A rotator may have died in between, so an announcement counts for 15 minutes at most.
+A store that holds a pending password for one account announces that the rotator will soon change that account. While
+the announcement lasts, pools log in with the other account, so none of their logins is refused, no matter when the
+password actually changes. The rotator may have died in between, so an announcement lasts 15 minutes at most.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STEP_ASIDE_MAX = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A pending password that differs from its account's own. It counts until ``until``."""
+    """A pending password that differs from the account's current one. The announcement lasts until ``until``."""
 
     parity: Parity
     pending: Credential
@@ -27,40 +27,40 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A stage no longer counts: it was ``closed`` in the store, or open for too long."""
+    """A stage is over, because the store ``closed`` it or because it was open for too long."""
 
     stage: Stage
     closed: bool
 
 
 class Announcement:
-    """The stage that the store shows. The alternators that share a refresher share it."""
+    """The stage that the store currently shows. Alternators that share a refresher share it."""
 
     def __init__(self) -> None:
         self.stage: Stage | None = None
-        self._counts = False  # whether `hear` has reported the stage, and not yet its end
+        self._is_reported = False  # `update` has reported the beginning of the stage, but not its end
 
     def avoided(self, now: float) -> Parity | None:
         """The account to avoid while the other one works, or None."""
         return self.stage.parity if self.stage and now < self.stage.until else None
 
-    def hear(self, pair: CredentialPair, now: float, age: float = 0.0) -> Iterator[Stage | Ended]:
-        """Take note of what the store shows now, and report what begins or ends with it.
+    def update(self, pair: CredentialPair, now: float, age: float = 0.0) -> Iterator[Stage | Ended]:
+        """Note what the store shows now, and report stages that begin or end.
 
-        ``age`` (seconds) is how long ago the store says that the password was staged.
+        ``age`` is how many seconds ago the password was staged, according to the store.
         """
         before, self.stage = self.stage, self._next(pair, now, age)
         is_open = self.avoided(now) is not None
-        if before and self._counts and not (is_open and before is self.stage):
-            self._counts = False
+        if before and self._is_reported and not (is_open and before is self.stage):
+            self._is_reported = False
             yield Ended(before, closed=before is not self.stage)
-        if self.stage and is_open and not self._counts:
-            self._counts = True
+        if self.stage and is_open and not self._is_reported:
+            self._is_reported = True
             yield self.stage
 
     def _next(self, pair: CredentialPair, now: float, age: float) -> Stage | None:
         pending, parity = pair.pending, pair.pending_parity
-        # An account that the pair lacks is not avoided, and one that has no counterpart cannot be.
+        # There is nothing to avoid if the pair lacks the staged account, and no way to avoid it if it lacks the other.
         if pending is None or parity is None or pair.missing or pending == pair[parity]:
             return None
         if self.stage and self.stage.pending == pending:

@@ -1,7 +1,7 @@
-"""Until when credentials are good: a state machine without a clock.
+"""When credentials expire: a state machine without a clock.
 
-A source gives times of the calendar. They are turned into loop time when they are fetched, so a wall clock that is set
-later changes nothing. What is kept are digests, never passwords.
+Sources give wall-clock times. They are converted to loop time as soon as they are fetched, so setting the wall clock
+later changes nothing. Only digests are kept, never passwords.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from datetime import datetime
 from ..credentials import Credential, CredentialPair
 from .quarantine import digest
 
-_KEPT = 3600.0  # seconds after its expiry that a credential which left the store is still known
+_KEPT = 3600.0  # how long, in seconds, an expired credential is remembered after it has left the store
 
 
 class Expiry:
-    """When each credential expires. The alternators that share a refresher share it."""
+    """When each credential expires. Alternators that share a refresher share it."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[datetime, float]] = {}
 
-    def hear(self, pair: CredentialPair, now: float, utc: datetime) -> None:
-        """Take note of when the credentials that were just fetched expire."""
+    def update(self, pair: CredentialPair, now: float, utc: datetime) -> None:
+        """Note when the credentials that were just fetched expire."""
         kept = {key: known for key, known in self._known.items() if known[1] + _KEPT > now}
         for credential in pair.credentials():
             key, known = digest(credential), self._known.get(digest(credential))
@@ -33,7 +33,7 @@ class Expiry:
         self._known = kept
 
     def at(self, credential: Credential) -> float:
-        """When it expires, in loop time; infinity if it does not."""
+        """When a credential expires, in loop time; infinity if it does not."""
         if not self._known:
             return math.inf
         known = self._known.get(digest(credential))
@@ -43,6 +43,6 @@ class Expiry:
         return now >= self.at(credential)
 
     def remaining(self, pair: CredentialPair, now: float) -> float | None:
-        """Seconds until the next account of the pair expires; None if none will."""
+        """Seconds until the next account of the pair expires, or None if none will."""
         ends = [self.at(account) for account in (pair.odd, pair.even) if account]
         return min((end - now for end in ends if now < end < math.inf), default=None)

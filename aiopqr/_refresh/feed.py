@@ -1,7 +1,7 @@
-"""Carries out the refresh plan: one background task, one fetch at a time, and everybody hears of a newer pair.
+"""Carries out the refresh plan: one background task, one fetch at a time, and a notification for each newer pair.
 
-The task holds its feed weakly while it sleeps, so that a refresher that was dropped unclosed is collected, and warns of
-it. Whatever is raised in the task is logged, and the task goes on.
+While the task sleeps, it holds only a weak reference to its feed. So a refresher that nobody closed is still collected,
+and emits a ResourceWarning. An unexpected error in the task is logged, and the task carries on.
 """
 
 from __future__ import annotations
@@ -46,14 +46,12 @@ from .subscribers import Subscriber, Subscribers
 _CLOSE_PATIENCE = 1.0
 _RECOVERY_PAUSE = 1.0
 
-# The feeds that have fetched, in all threads. There is no lock, which a forked child might find locked forever.
+# The feeds in use, in all threads. There is no lock, because a forked child could find it locked and never released.
 _open: weakref.WeakValueDictionary[int, Feed] = weakref.WeakValueDictionary()
 
 
 class Feed:
-    """What is behind a :class:`~aiopqr.Refresher`, for the connectors that it feeds. ``interval`` and ``timeout`` are
-    in seconds.
-    """
+    """The implementation of :class:`~aiopqr.Refresher`, for connectors. ``interval`` and ``timeout`` are in seconds."""
 
     def __init__(
         self,
@@ -123,7 +121,7 @@ class Feed:
         self._here()
 
     def check_connect(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Let the source refuse arguments of a connect that cannot work with its credentials."""
+        """Let the source reject connect arguments that cannot work with its credentials."""
         if check := getattr(self._source, "check_connect", None):
             check(args, kwargs)
 
@@ -148,17 +146,17 @@ class Feed:
         await waiter
 
     async def wait_changed(self) -> None:
-        """Wait until a newer pair is in use, or a refused account may be worth a login again."""
+        """Wait until there is a newer pair, or until trying a refused account again may be worthwhile."""
         await self._here().changed.wait()
 
     def wake_waiting(self) -> None:
-        """Wake all that wait for a change."""
+        """Wake everything that waits in :meth:`wait_changed`."""
         state = self._here()
         state.changed.set()
         state.changed = asyncio.Event()
 
     def revive(self) -> None:
-        """Replace what belonged to an event loop that is gone, and a task that somebody has cancelled."""
+        """Start afresh after the event loop is gone, or after somebody has cancelled the task."""
         self._here()
 
     def stats(self) -> RefreshStats:
@@ -180,20 +178,20 @@ class Feed:
         self.terminate()
         tasks = self._state.tasks if self._state and self._state.is_current else []
         if tasks:
-            # A fetch may be stuck in code that ignores its cancellation; it is not waited for longer than this.
+            # The timeout is for a fetch that is stuck in code that ignores its cancellation.
             await asyncio.wait(tasks, timeout=_CLOSE_PATIENCE)
         aclose = getattr(self._source, "aclose", None)
-        if aclose and self._lets_go():
+        if aclose and self._is_last_user():
             await aclose()
 
-    def _lets_go(self) -> bool:
-        """Whether nobody else uses the source."""
+    def _is_last_user(self) -> bool:
+        """Stop using the source, and return whether nobody else uses it."""
         _open.pop(id(self), None)
         others = (feed for ref in _open.valuerefs() if (feed := ref()))
         return not any(feed._source is self._source for feed in others)
 
     def terminate(self) -> None:
-        """End the background task without waiting for it, where nothing can be awaited."""
+        """Cancel the background task without waiting for it to end. For code that cannot await."""
         self._closed = True
         if self._state:
             self._state.cancel()
@@ -205,7 +203,7 @@ class Feed:
             warnings.warn(f"unclosed refresher {self.name!r}", ResourceWarning, source=self, stacklevel=2)
 
     def _here(self) -> LoopState:
-        """What belongs to the running loop. Once there is a pair, the task runs."""
+        """The state for the running loop. Starts the task if there is a pair to keep fresh."""
         state = self._state
         if state is None or not state.is_current:
             if state:
@@ -219,33 +217,33 @@ class Feed:
         return state
 
     async def _fetch(self, state: LoopState) -> BaseException | None:
-        """Make the fetch that is due, if any. What went wrong is returned, and has been reported."""
+        """Fetch if a fetch is due. Reports an error as an event, and returns it."""
         loop = asyncio.get_running_loop()
         ticket = self._plan.start(loop.time())
         if ticket is None:
             return None
         try:
             outcome = self._completed(await fetched(self._source, self._timeout, self.name, state.flights))
-            events = self._land(ticket, outcome, loop.time())
-        except BaseException as exc:  # a cancellation, or something unforeseen
+            events = self._record(ticket, outcome, loop.time())
+        except BaseException as exc:  # a cancellation, or a bug
             self._plan.failed(ticket, Need.NONE, loop.time())
             state.settle(ticket, exc if isinstance(exc, Exception) else None)
             raise
         error = outcome if isinstance(outcome, BaseException) else None
         state.settle(ticket, error)
         for event in events:
-            self._tell(event)
+            self._emit(event)
         return error
 
     def _completed(self, outcome: CredentialPair | BaseException) -> CredentialPair | BaseException:
-        """The pair, with the account that a store named before, where that is of use."""
-        with contextlib.suppress(InvalidSecret):  # a pending password of a third account
+        """The outcome; a pair is completed with the account that the store named before, if that helps."""
+        with contextlib.suppress(InvalidSecret):  # the pending password is for a third account
             if isinstance(outcome, CredentialPair):
                 return self._renaming.completed(outcome)
         return outcome
 
-    def _land(self, ticket: int, outcome: CredentialPair | BaseException, now: float) -> list[Event]:
-        """The end of every fetch: take note of what it came to. Returns what there is to report."""
+    def _record(self, ticket: int, outcome: CredentialPair | BaseException, now: float) -> list[Event]:
+        """Record the outcome of a fetch, and return the events to report."""
         if isinstance(outcome, CredentialPair):
             failures, self.last_error = self._plan.failures, None
             events = self._install(outcome, now)
@@ -268,20 +266,20 @@ class Feed:
         before, self._pair = self._pair, pair
         self._ok += 1
         self._confirmed_at, self._last_success = now, time.time()
-        self.expiry.hear(pair, now, datetime.now(UTC))
+        self.expiry.update(pair, now, datetime.now(UTC))
         events = list(reports.staging(self.name, self.announcement, pair, now))
         if before is not None and reports.has_changed(before, pair):
             self._subscribers.replace(pair)
             self.wake_waiting()
         return [*events, *reports.news(self.name, before, pair, self.expiry.remaining(pair, now))]
 
-    def _tell(self, event: Event) -> None:
-        # A source that is polled every second may fail for days: after the first failure, ever fewer go to the log.
+    def _emit(self, event: Event) -> None:
+        # A source that is polled every second may fail for days, so log only failures 1, 2, 4, 8 and so on.
         if isinstance(event, RefreshFailed) and event.failures & (event.failures - 1):
             self.events.forward(event)
         else:
             self.events.emit(event)
-        self._subscribers.hear(event)
+        self._subscribers.notify(event)
 
     def _need(self, now: float) -> Need:
         if self._subscribers.is_any_refused():
@@ -308,5 +306,5 @@ async def _keep_fresh(ref: weakref.ref[Feed], state: LoopState) -> None:
                 await wait_until(due, state.wake)
         except Exception:
             feed = None
-            report("%s: refreshing credentials failed unexpectedly, and goes on in a moment. Please report this", name)
+            report("%s: refreshing credentials failed unexpectedly and will be retried. Please report this bug", name)
             await asyncio.sleep(_RECOVERY_PAUSE)

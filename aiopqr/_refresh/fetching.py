@@ -1,4 +1,4 @@
-"""One fetch: the source is asked in a task of its own, so that it can be given up."""
+"""One fetch from the source, in a separate task so that it can be abandoned."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..sources import CredentialSource
 async def fetched(
     source: CredentialSource, timeout: float, name: str, flights: set[asyncio.Task[object]]
 ) -> CredentialPair | BaseException:
-    """The source's pair, or what went wrong. It has ``timeout`` seconds.
+    """Fetch once, and return the pair or the error. The source has ``timeout`` seconds to answer.
 
-    ``flights`` holds the fetch's task until that has ended, which may be later: a source that does not answer in time,
-    or that ignores its cancellation, is not waited for. What it may still bring is dropped.
+    The task stays in ``flights`` until it ends. That may be after this function returns, since a source that answers
+    too late, or ignores its cancellation, is not waited for. Its result is dropped.
     """
     flight = asyncio.create_task(_ask(source), name=f"aiopqr-{name}-fetch")
     flights.add(flight)
@@ -45,7 +45,7 @@ async def _ask(source: CredentialSource) -> object:
 
 
 def _consume(flight: asyncio.Task[object]) -> None:
-    """Nobody wants its error. Retrieve it, so that asyncio does not report it."""
+    """Retrieve the error of an abandoned fetch, so that asyncio does not report it."""
     if not flight.cancelled():
         flight.exception()
 

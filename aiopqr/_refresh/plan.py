@@ -1,14 +1,15 @@
-"""When to fetch credentials, and whether what came back may still be installed: a state machine without clock or task.
+"""When to fetch credentials, and whether a result may still be installed: a state machine without clock or task.
 
-* One fetch at a time. What asks for one *during* a fetch gets exactly one more after it, since the running one may have
-  read the old value.
-* A fetch that was given up (it took too long, or was cancelled) never installs its result later.
-* Failures back off with jitter. Only an explicit :meth:`~aiopqr.Refresher.refresh` does not wait for that.
-* A fetch that brought nothing newer for a refused account is repeated soon: the store may lag behind the database, as
-  in AWS's own rotation, by up to a minute. The more depends on it, the sooner it is repeated.
-* Credentials that expire are fetched again when two thirds of their time have passed, and failures are then repeated
-  often enough for several tries before the end.
-* Jitter spreads what a whole fleet would do at the same moment, except where a connect waits for it.
+* There is one fetch at a time. Requests *during* a fetch cause exactly one more after it, since the running one may
+  have read the old value.
+* A fetch that was abandoned (it took too long, or was cancelled) never installs its result later.
+* After a failure, the next fetch waits for a backoff with jitter. Only an explicit
+  :meth:`~aiopqr.Refresher.refresh` skips that wait.
+* If an account is refused and a fetch brings nothing newer for it, the next fetch comes soon: the store may lag behind
+  the database (by up to a minute in AWS's own rotation). The more urgent the need, the sooner it comes.
+* Credentials that expire are fetched again after two thirds of their lifetime. If that fails, retries are frequent
+  enough that several fit in before the expiry.
+* Jitter spreads fetches that a whole fleet would otherwise make at the same moment, unless a connect is waiting.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ REPEAT_MAX = 30.0
 URGENT_MAX = 2.0
 SPREAD_MAX = 1.0
 SPACING = 0.2
-MARGIN = 5.0  # seconds before an expiry that are left for a fetch, where there is that much time
+MARGIN = 5.0  # fetch at least this many seconds before an expiry, if there is that much time
 
 
 class Need(enum.IntEnum):
-    """How much depends on newer credentials."""
+    """How urgently newer credentials are needed."""
 
-    NONE = 0  # the source's own interval will do
-    REFUSED = 1  # an account is refused; the other serves
-    STARVED = 2  # every account is refused: connects wait
-    ASKED = 3  # somebody waits for this very fetch
+    NONE = 0  # routine fetches are enough
+    REFUSED = 1  # one account is refused, the other works
+    STARVED = 2  # every account is refused, so connects are waiting
+    ASKED = 3  # refresh() is waiting for this fetch
 
 
 class RefreshPlan:
@@ -45,21 +46,21 @@ class RefreshPlan:
         self._interval = interval
         self._uniform = uniform
         self.due = now
-        self.started = 0  # fetches begun so far; the number of the newest is its ticket
+        self.started = 0  # how many fetches have started; a fetch's number is its ticket
         self.failures = 0  # since the last success
         self._repeats = 0  # fetches that brought nothing newer for a refused account
-        self._flight: int | None = None
+        self._flight: int | None = None  # the ticket of the running fetch
         self._backoff_until = now
         self._started_at = -math.inf
-        self._wanted = Need.NONE  # asked for during the flight
-        self._expires = math.inf  # the first credential of the pair
+        self._wanted = Need.NONE  # requested during the running fetch
+        self._expires = math.inf  # when the first credential of the pair expires
 
     @property
     def in_flight(self) -> bool:
         return self._flight is not None
 
     def request(self, need: Need, now: float) -> int:
-        """Ask for a fetch that starts from now on; the ticket that it will have."""
+        """Request a fetch that has not started yet, and return the ticket that it will have."""
         if self.in_flight:
             self._wanted = max(self._wanted, need)
         else:
@@ -67,7 +68,7 @@ class RefreshPlan:
         return self.started + 1
 
     def start(self, now: float) -> int | None:
-        """The ticket of a fetch to be made now, or None: not yet due, or one is under way."""
+        """Start a fetch and return its ticket, or return None if none is due or one is already running."""
         if self.in_flight or now < self.due:
             return None
         self.started += 1
@@ -79,11 +80,11 @@ class RefreshPlan:
     def succeeded(
         self, ticket: int, need: Need, now: float, *, within: float | None = None, remaining: float | None = None
     ) -> bool:
-        """A fetch brought a pair. False if it was given up before: then the pair must not be installed.
+        """Record that a fetch brought a pair. Returns False if the fetch was abandoned; then do not install the pair.
 
-        ``need`` is what depends on newer credentials *with* that pair installed. ``within`` is in how many seconds the
-        source expects something new, where it knows that; it has added its own jitter. ``remaining`` is in how many
-        seconds the first credential expires, or None.
+        ``need`` is how urgent newer credentials are once that pair is installed. ``within`` is the number of seconds
+        after which the source expects a change (jitter included), or None if it does not know. ``remaining`` is the
+        number of seconds until the first credential expires, or None.
         """
         if not self._land(ticket):
             return False
@@ -106,7 +107,7 @@ class RefreshPlan:
         return True
 
     def failed(self, ticket: int, need: Need, now: float) -> bool:
-        """A fetch failed, or was given up. False if that is known already."""
+        """Record that a fetch failed or was abandoned. Returns False if that is known already."""
         if not self._land(ticket):
             return False
         self.failures += 1
@@ -117,12 +118,12 @@ class RefreshPlan:
         return True
 
     def abandoned(self, now: float) -> None:
-        """The event loop of the fetch under way is gone, and the fetch with it: another one is due."""
+        """Record that the event loop is gone, and any running fetch with it. Another fetch is due then."""
         if self.in_flight:
             self._flight, self.due = None, now
 
     def _slowest(self, need: Need, longest: float) -> float:
-        """How long to wait at most. Never longer than when all is well, and much less while connects wait."""
+        """The longest time to wait: never longer than the routine interval, and much less while connects wait."""
         interval = self._interval or math.inf
         return min(URGENT_MAX, 0.3 * interval) if need is Need.STARVED else min(longest, interval)
 
@@ -143,6 +144,6 @@ class RefreshPlan:
         if need is Need.REFUSED:
             spread = self._uniform(0.0, min(SPREAD_MAX, self._interval / 10))
             return max(now + spread, self._backoff_until, self._started_at + SPACING)
-        # Connects wait. A backoff from calmer times may be long; and many connects ask, each at its own moment.
+        # Connects are waiting, so cut short a long backoff. SPACING covers many connects that ask one after the other.
         patience = now + self._uniform(0.5, 1.0) * URGENT_MAX
         return max(now, min(self._backoff_until, patience), self._started_at + SPACING)

@@ -1,7 +1,7 @@
 """Which credentials are refused, and when each may be tried again: a state machine that pools may share.
 
 A refusal counts against a password, never against an account: a late refusal of an old password says nothing about the
-new one. Only a keyed digest of each is kept, so a password that has left the store does not stay in memory.
+new one. Only keyed digests are kept, so old passwords do not stay in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def digest(credential: Credential) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A login to be made. Its outcome is judged by ``version``, that of the pair when the attempt began."""
+    """A login to make. ``version`` is the pair's version when the attempt began; the outcome is judged by it."""
 
     parity: Parity
     credential: Credential
@@ -40,7 +40,7 @@ class Attempt:
 @dataclass(slots=True)
 class _Refusal:
     since: float
-    begun: float  # when the last login that was refused had begun
+    begun: float  # when the latest refused login began
     retry_at: float
     delay: float
 
@@ -51,7 +51,7 @@ class Quarantine:
     def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
         self._uniform = uniform
         self._refused: dict[bytes, _Refusal] = {}
-        self._accepted: dict[bytes, float] = {}  # when the last login that succeeded had begun
+        self._accepted: dict[bytes, float] = {}  # when the latest successful login began
 
     def __contains__(self, credential: Credential) -> bool:
         return bool(self._refused) and digest(credential) in self._refused
@@ -64,10 +64,10 @@ class Quarantine:
         return self._refused[digest(credential)].retry_at
 
     def refuse(self, attempt: Attempt, now: float) -> bool:
-        """The attempt's password was refused. False if that was known, or is out of date."""
+        """Record a refused password. Returns False if that was known already or is out of date."""
         credential = digest(attempt.credential)
         if self._accepted.get(credential, float("-inf")) > attempt.begun:
-            return False  # a login that began later was accepted: the password is in force by now
+            return False  # a login that began later was accepted, so the password works by now
         known = self._refused.get(credential)
         if known:
             known.begun = max(known.begun, attempt.begun)
@@ -75,24 +75,24 @@ class Quarantine:
             return False
         delay = min(known.delay * 2, PROBE_MAX) if known else PROBE_FIRST
         since, begun = (known.since, known.begun) if known else (now, attempt.begun)
-        self._refused.pop(credential, None)  # so that the order is that of the last refusals
+        self._refused.pop(credential, None)  # moves it to the end: the oldest refusal is forgotten first
         self._refused[credential] = _Refusal(since, begun, now + delay * self._uniform(0.8, 1.2), delay)
         self._forget_oldest()
         return not known
 
     def accept(self, attempt: Attempt, now: float) -> float | None:
-        """The attempt's password works. Returns for how long it had been refused, or None if it was not."""
+        """Record a password that works. Returns how long it had been refused, or None if it had not been."""
         credential = digest(attempt.credential)
         self._accepted[credential] = max(self._accepted.pop(credential, attempt.begun), attempt.begun)
         self._forget_oldest()
         refusal = self._refused.get(credential)
         if refusal is None or refusal.begun > attempt.begun:
-            return None  # a login that began later was refused: the password has been changed since
+            return None  # a login that began later was refused, so the password has been changed since
         del self._refused[credential]
         return now - refusal.since
 
     def claim_probe(self, credential: Credential, now: float) -> bool:
-        """Whether a probe is due. If so, the caller makes it, and nobody else does until the next one is due."""
+        """Return whether a probe is due. If so, the caller must make it; nobody else will until the next is due."""
         refusal = self._refused.get(digest(credential))
         if refusal is None or now < refusal.retry_at:
             return False

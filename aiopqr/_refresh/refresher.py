@@ -1,4 +1,4 @@
-"""The public class: what users do with a refresher. ``feed`` does the work."""
+"""The public class :class:`Refresher`. ``feed`` does the work."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Refresher:
     """Keeps one credential pair fresh, for one pool or for several that share it.
 
     ``interval`` is the time in seconds between routine fetches (default: the source's own, or 60). With 0, it fetches
-    only when an account is refused, when credentials expire, or when :meth:`refresh` is called. Such a pool does not
-    see the announcement of a rotation, which then costs it a failed login. ``timeout`` bounds one fetch, in seconds
+    only when an account is refused, when credentials expire, or when :meth:`refresh` is called. A pool then does not
+    see a rotation being announced, so each rotation costs it a failed login. ``timeout`` limits one fetch, in seconds
     (default 10). ``listeners`` are called with each event.
 
-    If a source of one account comes to name another account, ``keep_renamed`` keeps the previous one as a last resort.
-    Once the source has come back to an earlier name, the two accounts are a pair. Without ``keep_renamed``, connections
-    of an account that is no longer named are replaced at once.
+    If a source with a single account starts to return a different account, ``keep_renamed`` keeps the previous account
+    as a last resort. If the source later returns to an earlier account, the two are treated as a pair. Without
+    ``keep_renamed``, connections of the previous account are replaced at once.
 
     Use it as an async context manager, or call :meth:`start` and :meth:`close`. It belongs to the event loop in which
-    it is used. If that loop is gone (after a second ``asyncio.run()``, or a fork), it goes on in the new one. Raises
+    it is used. If that loop is gone (after a second ``asyncio.run()``, or a fork), it continues in the new one. Raises
     :class:`ConfigurationError` for options that cannot work.
     """
 
@@ -59,12 +59,12 @@ class Refresher:
 
     @property
     def name(self) -> str:
-        """The name in its events and log lines."""
+        """The name that events and log lines show."""
         return self._feed.name
 
     @property
     def events(self) -> Emitter:
-        """Where listeners are added and removed."""
+        """The emitter of this refresher's events. Add and remove listeners here."""
         return self._feed.events
 
     @property
@@ -80,32 +80,32 @@ class Refresher:
     async def start(self) -> Self:
         """Fetch the first pair, and keep it fresh from then on. A second call does nothing.
 
-        Raises what the source raised if it cannot be had: a service that starts without credentials should not seem up.
-        Cancelling the call ends the fetch; you can call it again.
+        If the fetch fails, this raises the source's error, since a service without credentials should not look healthy.
+        Cancelling the call cancels the fetch; you can call it again.
         """
         await self._feed.start()
         return self
 
     async def refresh(self) -> None:
-        """Fetch now. Returns after a fetch that started after this call, and raises what it raised.
+        """Fetch now. Returns once a fetch that started after this call has succeeded, or raises its error.
 
-        Cancelling the call leaves the fetch running.
+        Cancelling the call does not stop the fetch.
         """
         await self._feed.refresh()
 
     def stats(self) -> RefreshStats:
-        """A frozen snapshot. No secret is in it."""
+        """Return a frozen snapshot of the counters. It contains no secrets."""
         return self._feed.stats()
 
     async def close(self) -> None:
-        """End the background task, and close the source, unless another refresher uses it too.
+        """Stop the background task, and close the source unless another refresher uses it too.
 
         A second call does nothing.
         """
         await self._feed.close()
 
     def terminate(self) -> None:
-        """End the background task without waiting for it, where nothing can be awaited."""
+        """Stop the background task without waiting for it. Use this where you cannot await :meth:`close`."""
         self._feed.terminate()
 
     async def __aenter__(self) -> Self:
@@ -120,5 +120,5 @@ class Refresher:
 
 
 def feed_of(refresher: Refresher) -> Feed:
-    """What connectors use of a refresher."""
+    """The feed behind a refresher, which connectors use."""
     return refresher._feed

@@ -1,10 +1,10 @@
-"""What to do with the previous account when a store of one account names another: a state machine without a clock.
+"""What to do with the previous account when a single-account store names another: a state machine without a clock.
 
-Some stores keep two accounts and show only one (Infisical, Pulumi ESC, AWS's alternating users where only AWSCURRENT is
-read): the name flips at each rotation, and the previous account keeps working until it is its turn again. Others
-abandon an account permanently, perhaps because it was compromised. The two look the same until the store returns to an
-earlier name. So after the first change the previous account is only a last resort, used while the new one is refused.
-Once the store has returned to a name, the two accounts are a pair, and connections alternate.
+Some stores keep two accounts and show only one (Infisical, Pulumi ESC, AWS's alternating users if only AWSCURRENT is
+read). The name flips at each rotation, and the previous account keeps working until its next turn. Other stores drop an
+account for good, perhaps because it was compromised. The two look the same until the store returns to an earlier name.
+So after the first change the previous account is only a last resort, used while the new one is refused. Once the store
+has returned to an earlier name, the two accounts are treated as a pair, and connections alternate.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ _NAMES_MAX = 16
 
 
 class Renaming:
-    """The accounts that a store of one account has shown so far. ``keeps`` is the user's option."""
+    """The accounts that a single-account store has shown so far. ``keeps`` is the user's ``keep_renamed``."""
 
     def __init__(self, *, keeps: bool = True) -> None:
         self._keeps = keeps
         self._forget()
 
     def _forget(self) -> None:
-        self._names: dict[str, None] = {}  # in the order in which they came
+        self._names: dict[str, None] = {}  # an ordered set, oldest first
         self._current: Credential | None = None
         self._before: Credential | None = None
-        self._is_half = False  # whether the one before is the other half of a pair
+        self._is_half = False  # whether the previous account is the other half of a pair
         self._parity = Parity.ODD
 
     def completed(self, pair: CredentialPair) -> CredentialPair:
-        """The pair that a store shows, with the account that it showed before, where that is of use."""
+        """The pair that the store shows, completed with the account that it showed before if that can help."""
         account = pair.odd or pair.even
         if not (pair.is_single and account and self._keeps and not account.ends_sessions):
             self._forget()

@@ -1,4 +1,4 @@
-"""What there is to report after a fetch: stages that begin and end, what a newer pair brings, what has expired."""
+"""The events to report after a fetch: stages that begin or end, what a newer pair changes, and what has expired."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .expiry import Expiry
 
 
 def staging(name: str, announcement: Announcement, pair: CredentialPair, now: float) -> Iterator[Event]:
-    """Stages that the store has opened or closed."""
+    """Events for stages that the store has opened or closed."""
     age = (datetime.now(UTC) - pair.pending_since).total_seconds() if pair.pending_since else 0.0
-    for step in announcement.hear(pair, now, age):
+    for step in announcement.update(pair, now, age):
         stage = step.stage if isinstance(step, Ended) else step
         account: dict[str, Any] = {"name": name, "parity": stage.parity, "username": stage.pending.username}
         if isinstance(step, Ended):
@@ -33,14 +33,12 @@ def staging(name: str, announcement: Announcement, pair: CredentialPair, now: fl
 
 
 def has_changed(before: CredentialPair, pair: CredentialPair) -> bool:
-    """Whether a newer pair has other accounts, or the same ones with another expiry."""
+    """Whether a newer pair has different credentials, or the same ones with a different expiry."""
     return pair != before or _ends(pair) != _ends(before)
 
 
 def news(name: str, before: CredentialPair | None, pair: CredentialPair, expires_in: float | None) -> Iterator[Event]:
-    """What a pair brings that the one before did not have. The first of its credentials expires in ``expires_in``
-    seconds, if one does.
-    """
+    """Events for the changes from one pair to the next. ``expires_in`` is the time until the first expiry, or None."""
     if pair == before:
         if _ends(pair) != _ends(before):
             yield CredentialsRenewed(name=name, expires_in=expires_in)
@@ -57,14 +55,14 @@ def _ends(pair: CredentialPair) -> list[datetime | None]:
 
 
 class Expiries:
-    """Reports each account whose credentials have expired without a newer one, once."""
+    """Reports once for each account that its credentials have expired and that there are no newer ones."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._known: set[str] = set()
 
     def expired(self, pair: CredentialPair | None, expiry: Expiry, now: float) -> list[Event]:
-        """What has expired since the last time."""
+        """Events for accounts that have expired since the last call."""
         accounts = [(p, a) for p in Parity if pair and (a := pair[p]) and expiry.has_passed(a, now)]
         known, self._known = self._known, {account.username for _, account in accounts}
         return [

@@ -1,4 +1,4 @@
-"""Those who use a refresher's pair, and hear of newer ones."""
+"""The connectors that use a refresher's pair and are notified of newer ones."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ class Subscriber(Protocol):
     """Something that uses the pair."""
 
     def replace(self, pair: CredentialPair) -> None:
-        """There is a newer pair."""
+        """Called with each newer pair."""
         ...
 
     def is_refused(self) -> bool:
-        """Whether none of the pair's accounts works for it."""
+        """Whether none of the pair's accounts works for this subscriber."""
         ...
 
-    def heard(self, event: Event) -> None:
-        """The refresher has reported something."""
+    def on_event(self, event: Event) -> None:
+        """Called with each of the refresher's events."""
         ...
 
 
 class Subscribers:
-    """The subscribers of one refresher, held weakly. One that fails is logged, and harms no other."""
+    """The subscribers of one refresher, held weakly. An error in one is logged and does not affect the others."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -37,17 +37,17 @@ class Subscribers:
         self._all.add(subscriber)
 
     def replace(self, pair: CredentialPair) -> None:
-        """Give all of them a newer pair."""
+        """Pass a newer pair to all of them."""
         for subscriber in tuple(self._all):
             with reporting("%s: a subscriber failed on a newer pair", self._name):
                 subscriber.replace(pair)
 
-    def hear(self, event: Event) -> None:
-        """Pass an event on to all of them."""
+    def notify(self, event: Event) -> None:
+        """Pass an event to all of them."""
         for subscriber in tuple(self._all):
             with reporting("%s: a subscriber failed on an event", self._name):
-                subscriber.heard(event)
+                subscriber.on_event(event)
 
     def is_any_refused(self) -> bool:
-        """Whether one of them has no account that works."""
+        """Whether any of them has no working account."""
         return any(subscriber.is_refused() for subscriber in self._all)

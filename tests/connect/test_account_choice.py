@@ -364,7 +364,7 @@ def test_what_does_not_blame_the_account_sets_nothing_aside(verdict: Verdict) ->
 
 def announced(now: float = 0.0) -> Alternator:
     a = alternator(replace(PAIR, pending=Credential("app_even", "even-2")))
-    assert list(a.announcement.hear(a.pair, now))
+    assert list(a.announcement.update(a.pair, now))
     return a
 
 
@@ -378,7 +378,7 @@ def test_when_the_stage_is_closed_the_alternation_goes_on() -> None:
     a = announced()
     begin(a, 1.0)
     promoted = replace(PAIR, even=Credential("app_even", "even-2"))
-    list(a.announcement.hear(promoted, 2.0))
+    list(a.announcement.update(promoted, 2.0))
     a.replace(promoted)
     assert [begin(a, 3.0).parity for _ in range(4)] == [Parity.EVEN, Parity.ODD] * 2
 

@@ -221,7 +221,7 @@ class World:
         assert flight is not None
         if ok:
             self.pair = self.renaming.completed(flight.pair)
-            self.expiry.hear(self.pair, self.now, self.utc())
+            self.expiry.update(self.pair, self.now, self.utc())
             self.news += 1
             for alternator in self.alternators:
                 alternator.replace(self.pair)

@@ -12,7 +12,7 @@ STAGED = replace(PAIR, pending=Credential("app_even", "even-2"))
 
 
 def hear(announcement: Announcement, pair: CredentialPair, now: float, age: float = 0.0) -> list[str]:
-    steps = announcement.hear(pair, now, age)
+    steps = announcement.update(pair, now, age)
     return [step.stage.parity + (" closed" if step.closed else " expired") if isinstance(step, Ended) else step.parity
             for step in steps]  # fmt: skip
 

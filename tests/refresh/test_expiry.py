@@ -31,7 +31,7 @@ def token(text: str, seconds: float, *, ends_sessions: bool = False, username: s
 
 def alternator(pair: CredentialPair) -> Alternator:
     expiry = Expiry()
-    expiry.hear(pair, NOW, NOON)
+    expiry.update(pair, NOW, NOON)
     return Alternator(pair, expiry=expiry)
 
 
@@ -41,11 +41,11 @@ def alternator(pair: CredentialPair) -> Alternator:
 def test_an_expiry_is_turned_into_loop_time_when_it_is_fetched() -> None:
     expiry, one = Expiry(), token("1", 60)
     pair = CredentialPair.single(one)
-    expiry.hear(pair, NOW, NOON)
+    expiry.update(pair, NOW, NOON)
     assert expiry.at(one) == NOW + 60
-    expiry.hear(pair, NOW + 10, NOON + timedelta(hours=1))  # somebody has set the clock
+    expiry.update(pair, NOW + 10, NOON + timedelta(hours=1))  # somebody has set the clock
     assert expiry.at(one) == NOW + 60
-    expiry.hear(CredentialPair.single(token("1", 120)), NOW + 10, NOON + timedelta(seconds=10))
+    expiry.update(CredentialPair.single(token("1", 120)), NOW + 10, NOON + timedelta(seconds=10))
     assert expiry.at(one) == NOW + 120, "the same password for longer"
     assert expiry.at(Credential("app", "other")) == math.inf
 
@@ -53,7 +53,7 @@ def test_an_expiry_is_turned_into_loop_time_when_it_is_fetched() -> None:
 def test_what_expired_long_ago_is_forgotten() -> None:
     expiry = Expiry()
     for n in range(100):
-        expiry.hear(
+        expiry.update(
             CredentialPair.single(token(str(n), n * 900 + 900)), NOW + n * 900, NOON + timedelta(seconds=n * 900)
         )
     assert len(expiry._known) < 10
@@ -145,7 +145,7 @@ def test_only_a_lease_ends_sessions_and_a_renewed_one_later() -> None:
     assert isinstance(attempt, Attempt)
     assert a.ends_at(attempt) == NOW + 60
     renewed = CredentialPair.single(token("1", 90, ends_sessions=True))
-    a.expiry.hear(renewed, NOW + 30, NOON + timedelta(seconds=30))
+    a.expiry.update(renewed, NOW + 30, NOON + timedelta(seconds=30))
     a.replace(renewed)
     assert a.ends_at(attempt) == NOW + 90
     a.replace(CredentialPair.single(token("2", 500, ends_sessions=True, username="another")))

@@ -63,7 +63,7 @@ def test_a_move_away_from_an_account_keeps_it_as_a_last_resort_only() -> None:
 def test_the_account_before_serves_while_the_new_one_has_expired() -> None:
     new = Credential("new", "n", expires_at=datetime.now(UTC) + timedelta(seconds=5))
     a = Alternator(replace(CredentialPair.single(new), last_resort=Credential("old", "o")))
-    a.expiry.hear(a.pair, 0.0, datetime.now(UTC))
+    a.expiry.update(a.pair, 0.0, datetime.now(UTC))
     last = a.begin(6.0)
     assert isinstance(last, Attempt)
     assert last.credential.username == "old"

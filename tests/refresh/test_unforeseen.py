@@ -96,7 +96,7 @@ async def test_a_subscriber_that_raises_harms_nobody(caplog: pytest.LogCaptureFi
         def replace(self, pair: object) -> None:
             raise RuntimeError("bad subscriber")
 
-        def heard(self, event: object) -> None:
+        def on_event(self, event: object) -> None:
             raise RuntimeError("bad subscriber")
 
         def is_refused(self) -> bool:
