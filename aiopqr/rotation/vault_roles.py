@@ -83,7 +83,7 @@ class VaultRoles:
 
     async def _run(self, work: Callable[[], _T]) -> _T:
         try:
-            return await self._client.serve(work)
+            return await self._client.run_logged_in(work)
         except VaultError as exc:
             problem = str(exc)
         raise StoreError(problem)

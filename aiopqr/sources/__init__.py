@@ -1,8 +1,11 @@
 """Where credentials come from. A source is anything with an async ``fetch()`` that returns a :class:`CredentialPair`.
 
-It may have ``interval``, the seconds between routine fetches (default 60), and ``aclose()``, which its refresher calls
-when it closes; a later ``fetch()`` should then simply open it again. It may also have ``check_connect(args, kwargs)``,
-which raises :class:`ConfigurationError` for arguments of ``asyncpg.connect`` that cannot work with its credentials.
+A source may also have:
+
+* ``interval``: the seconds between routine fetches (default 60).
+* ``aclose()``: called when its refresher closes. A later ``fetch()`` should simply open the source again.
+* ``check_connect(args, kwargs)``: raises :class:`ConfigurationError` for arguments of ``asyncpg.connect`` that cannot
+  work with its credentials.
 """
 
 from __future__ import annotations
@@ -39,10 +42,10 @@ __all__ = [
 
 @runtime_checkable
 class CredentialSource(Protocol):
-    """Anything that reads a secret store. Write your own, or use one of those in this package."""
+    """Anything that reads a secret store. Write your own, or use one from this package."""
 
     async def fetch(self) -> CredentialPair:
-        """Return the pair as the store has it now. If this raises, the pair in use stays in use. May be cancelled."""
+        """Return the pair that is in the store now. If this raises, pools keep the pair they have. May be cancelled."""
         ...
 
 
@@ -50,7 +53,7 @@ Credentials = CredentialSource | CredentialPair | Callable[[], Awaitable[Credent
 
 
 def as_source(credentials: Credentials) -> CredentialSource:
-    """Make a source of whatever ``credentials=`` accepts: a source, an async callable or a fixed pair."""
+    """Turn anything that ``credentials=`` accepts into a source: a source, an async callable or a fixed pair."""
     if isinstance(credentials, CredentialPair):
         return FixedSource(credentials)
     if isinstance(credentials, CredentialSource):
@@ -63,10 +66,10 @@ def as_source(credentials: Credentials) -> CredentialSource:
     )
 
 
-if not TYPE_CHECKING:  # a type checker would take every misspelt name for one that exists
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept misspelt names
 
     def __getattr__(name: str) -> Any:
-        if name == "SecretsManagerSource":  # imported on demand: boto's modules are many
+        if name == "SecretsManagerSource":  # imported on demand, because boto is slow to import
             from .aws.source import SecretsManagerSource
 
             return SecretsManagerSource

@@ -1,9 +1,9 @@
-"""Credentials in a mounted file or folder, as Kubernetes, Vault Agent and the rotator write them.
+"""Credentials in a mounted file or folder, as written by Kubernetes, Vault Agent or the rotator.
 
-Changes are noticed by content: Kubernetes replaces a mounted secret by swapping a symlink, Vault Agent by renaming a
-file, so a handle or an inode says nothing. A reader may meet a file that is half-written, missing or not readable yet;
-that is a :class:`SourceError`, and the pair in use stays. Kubernetes never updates a ``subPath`` mount, so do not use
-one.
+Changes are detected by content. Kubernetes replaces a mounted secret by swapping a symlink and Vault Agent by renaming
+a file, so an open handle or an inode number would miss them. If the file is half-written, missing or unreadable at that
+moment, the fetch raises :class:`SourceError` and pools keep the pair they have. Kubernetes never updates a ``subPath``
+mount, so do not use one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ..errors import InvalidSecret, SourceError
 
 
 class FileSource:
-    """Reads a JSON file, or a folder that has a file for each key, with the keys of a pair or of a single account.
+    """Reads a JSON file, or a folder with one file per key. The keys are those of a pair or of a single account.
 
-    The file is read every ``interval`` seconds (default 1), in a thread of its own, and parsed when it has changed. To
-    read another format, pass ``parse``: it gets the file's bytes, or the folder's mapping of names to texts, and
+    The file is read every ``interval`` seconds (default 1) in a separate thread, and parsed when it has changed. To
+    read another format, pass ``parse``: it gets the file's bytes, or a mapping of file names to texts for a folder, and
     returns a :class:`CredentialPair`.
     """
 
@@ -36,14 +36,14 @@ class FileSource:
         self._path = Path(path)
         self.interval = interval
         self._parse = parse
-        self._thread = OwnThread("aiopqr-file")  # so that a read that hangs holds up nobody else
+        self._thread = OwnThread("aiopqr-file")  # if a read hangs, nothing else has to wait
         self._seen: tuple[bytes, CredentialPair] | None = None
 
     def __repr__(self) -> str:
         return f"FileSource({str(self._path)!r})"
 
     async def fetch(self) -> CredentialPair:
-        """Read the file. Raises :class:`SourceError`, which names the path, if it cannot be read or used."""
+        """Read the file. Raises :class:`SourceError` with the path if it cannot be read or used."""
         problem: str
         try:
             return await self._thread.run(self._read)
@@ -53,7 +53,7 @@ class FileSource:
             problem = f"{self._path}: {exc}"
         except UnicodeDecodeError:
             problem = f"{self._path}: not valid UTF-8"
-        raise SourceError(problem)  # outside the handler: its frames hold what was read
+        raise SourceError(problem)  # outside the handler, because the frames of the caught error hold the secret
 
     def _read(self) -> CredentialPair:
         content = self._read_folder() if self._path.is_dir() else self._path.read_bytes()
@@ -63,10 +63,10 @@ class FileSource:
         return self._seen[1]
 
     def _read_folder(self) -> Mapping[str, str]:
-        # Kubernetes swaps `..data`: resolved once, so that all keys are of one version.
+        # Kubernetes swaps the symlink `..data`. Resolve it once, so that all keys come from one version.
         data = self._path / "..data"
         folder = data.resolve() if data.exists() else self._path
-        # Of files that nobody needs, only the names matter, for an error.
+        # Unknown files are not read. Their names are only for an error message.
         is_own = self._parse == CredentialPair.from_secret
         names = [path.name for path in sorted(folder.iterdir()) if path.is_file()]
         return {name: _read_value(folder / name) if name in SECRET_KEYS or not is_own else "" for name in names}

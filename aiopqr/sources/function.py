@@ -1,4 +1,4 @@
-"""The two sources without a store: a fixed pair, and a user's async function."""
+"""Two sources without a store: a fixed pair, and a user's async function."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import ConfigurationError
 
 
 class FixedSource:
-    """Always returns the same pair, and is never polled."""
+    """Always returns the same pair. It is never polled."""
 
     interval = 0.0
 
@@ -25,7 +25,7 @@ class FixedSource:
 class CallableSource:
     """Calls a user's async function every ``interval`` seconds (default 60), and when newer credentials are needed.
 
-    What the function raises is reported, and the credentials in use stay.
+    If the function raises, that is reported as an event, and pools keep the credentials they have.
     """
 
     def __init__(self, fetch: Callable[[], Awaitable[CredentialPair]], *, interval: float = 60.0) -> None:
@@ -33,7 +33,7 @@ class CallableSource:
         self.interval = interval
 
     async def fetch(self) -> CredentialPair:
-        """Call the function. Returns what it returns, and raises what it raises."""
+        """Call the function and return its result. Raises whatever it raises."""
         answer = self._fetch()
         if not inspect.isawaitable(answer):
             raise ConfigurationError("credentials: the callable must be an async function")

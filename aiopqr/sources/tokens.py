@@ -1,8 +1,8 @@
-"""Passwords that are tokens, valid for some minutes: from any async callable, from Entra ID, and from Google Cloud.
+"""Short-lived tokens used as passwords: from any async callable, from Entra ID, and from Google Cloud.
 
-The database checks a token only at the login, so connections outlive it. The refresher fetches the next one when two
-thirds of a token's time have passed, for all pools that share it. A token is sent to the server as plain text, so
-require TLS: ``sslmode=verify-full``.
+The database checks a token only at login, so connections outlive it. The refresher fetches the next token after two
+thirds of the current one's lifetime, once for all pools that share the refresher. A token is sent to the server as
+plain text, so require TLS: ``sslmode=verify-full``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ GOOGLE_SCOPE = "https://www.googleapis.com/auth/sqlservice.login"
 class TokenSource:
     """The account ``username``, whose password is the token that ``fetch`` returns.
 
-    ``fetch`` is an async function without arguments that returns the token and the time at which it expires, as an
-    aware datetime: ``("eyJ0…", datetime(…, tzinfo=UTC))``. If it raises, that is reported, and the token in use stays.
+    ``fetch`` is an async function without arguments that returns the token and its expiry as an aware datetime:
+    ``("eyJ0…", datetime(…, tzinfo=UTC))``. If it raises, that is reported as an event, and pools keep the current
+    token.
     """
 
-    interval = 0.0  # when a token expires is known
+    interval = 0.0  # no polling, since the expiry is known
 
     def __init__(self, username: str, fetch: Callable[[], Awaitable[tuple[str, datetime]]]) -> None:
         if not isinstance(username, str) or not username:
@@ -39,7 +40,7 @@ class TokenSource:
         return f"{type(self).__name__}({self._username!r})"
 
     async def fetch(self) -> CredentialPair:
-        """Return the account with a fresh token."""
+        """Fetch a fresh token and return the account with it as its password."""
         answer = self._fetch()
         if not inspect.isawaitable(answer):
             raise ConfigurationError("the callable of a TokenSource must be an async function")
@@ -48,14 +49,14 @@ class TokenSource:
             token, expires_at = found
             if isinstance(token, str) and isinstance(expires_at, datetime):
                 return CredentialPair.single(Credential(self._username, token, expires_at))
-        del found, answer  # raised without the frames that may hold a token
-        raise SourceError("the callable of a TokenSource must return a token and when it expires, as an aware datetime")
+        del found, answer  # a traceback must not hold a token
+        raise SourceError("the callable of a TokenSource must return a token and its expiry as an aware datetime")
 
 
 class EntraSource(TokenSource):
-    """An Entra ID (Azure AD) identity. ``credential`` has the async ``get_token`` of ``azure.identity.aio``.
+    """An Entra ID (Azure AD) identity. ``credential`` is one of ``azure.identity.aio``, with an async ``get_token``.
 
-    ``username`` is the identity's Postgres role. ``scope`` is by default that of Azure Database for PostgreSQL.
+    ``username`` is the identity's Postgres role. The default ``scope`` is that of Azure Database for PostgreSQL.
     """
 
     def __init__(self, username: str, credential: Any, *, scope: str = ENTRA_SCOPE) -> None:
@@ -70,7 +71,7 @@ class GoogleSource(TokenSource):
     """A Cloud SQL IAM account. ``credentials`` are google-auth's; by default they come from the environment.
 
     ``username`` is the Postgres role: a user's e-mail address, or a service account's without
-    ``.gserviceaccount.com``. google-auth blocks, so it runs in a thread of aiopqr's own.
+    ``.gserviceaccount.com``. google-auth blocks, so it runs in one of aiopqr's threads.
     """
 
     def __init__(self, username: str, credentials: Any = None) -> None:
@@ -89,4 +90,4 @@ class GoogleSource(TokenSource):
         if self._credentials is None:
             self._credentials, _ = google.auth.default(scopes=[GOOGLE_SCOPE])
         self._credentials.refresh(Request())
-        return self._credentials.token, self._credentials.expiry.replace(tzinfo=UTC)  # which is naive, and UTC
+        return self._credentials.token, self._credentials.expiry.replace(tzinfo=UTC)  # google-auth's is naive UTC

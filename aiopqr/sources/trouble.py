@@ -1,4 +1,4 @@
-"""What can go wrong with a request to a secret store, by what there is to do. All stores use these names."""
+"""The kinds of errors that secret stores have in common, distinguished by what the user has to do."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import enum
 
 
 class Trouble(enum.StrEnum):
-    """The kind of a store's error. Each store's own advice says what to do about it."""
+    """The kind of a store's error. Each store has its own advice for it, which is part of the error's text."""
 
     NOT_FOUND = "not found"
     NO_VALUE = "no value"
     DELETED = "deleted"
     DENIED = "denied"
-    CREDENTIALS = "credentials"  # the store does not accept our own: a token that has expired, a session without a role
+    CREDENTIALS = "credentials"  # our own, for the store: an expired token, say, or a session without a role
     KMS = "kms"
     SEALED = "sealed"
     STANDBY = "standby"
@@ -24,6 +24,6 @@ class Trouble(enum.StrEnum):
     OTHER = "other"
 
     @property
-    def is_passing(self) -> bool:
-        """Whether it may be over by itself in a moment."""
+    def is_transient(self) -> bool:
+        """Whether the same request may soon succeed, without anybody doing anything."""
         return self in (Trouble.SEALED, Trouble.STANDBY, Trouble.THROTTLED, Trouble.NETWORK, Trouble.OTHER)

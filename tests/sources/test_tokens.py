@@ -45,7 +45,7 @@ async def test_an_answer_that_is_no_token_is_refused_without_being_shown(answer:
     async def fetch() -> Any:
         return answer
 
-    with pytest.raises(aiopqr.SourceError, match="must return a token and when it expires") as caught:
+    with pytest.raises(aiopqr.SourceError, match="must return a token and its expiry") as caught:
         await TokenSource("app", fetch).fetch()
     assert TOKEN not in str(caught.value)
 

@@ -74,7 +74,7 @@ async def looking(
             client.close()
 
     try:
-        looked = await client.serve(work)
+        looked = await client.run_logged_in(work)
         if kv is not None:
             async with VaultStore(kv[1], mount=kv[0]) as store:
                 with contextlib.suppress(StoreError):  # another layout than the pair's keeps no times

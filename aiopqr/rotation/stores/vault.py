@@ -79,7 +79,7 @@ class VaultStore(WholeStore):
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         try:
-            return await self._client.serve(work)
+            return await self._client.run_logged_in(work)
         except VaultError as exc:
             problem = str(exc)
         except InvalidSecret as exc:

@@ -1,6 +1,6 @@
-"""AWS Secrets Manager as a source: ``source`` fetches, ``layouts`` reads what a secret may look like, ``client`` calls.
+"""AWS Secrets Manager as a source: ``source`` fetches, ``layouts`` interprets a secret, ``client`` talks to AWS.
 
-Imported on demand only: boto's modules are many.
+Import this on demand only, because boto is slow to import.
 """
 
 from .source import SecretsManagerSource

@@ -1,6 +1,6 @@
-"""One client of AWS Secrets Manager: opened when first used, with errors that say what to do, and no secret in a log.
+"""A client of AWS Secrets Manager that opens on first use, explains errors, and keeps secrets out of the logs.
 
-Sources and a rotator's store share it. Everything here imports aioboto3 or aiobotocore when it is called, not before.
+Sources and the rotator's store use it. aioboto3 or aiobotocore is imported on the first request, not before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from ...errors import MissingExtra, SourceError
 from ..trouble import Trouble
 
-# botocore's own retries, with backoff and jitter, for throttling and passing faults. The refresher adds its own.
+# botocore retries throttling and transient faults itself, with backoff and jitter. The refresher adds its own retries.
 _DEFAULTS: dict[str, Any] = {
     "connect_timeout": 3.0,
     "read_timeout": 5.0,
@@ -77,13 +77,14 @@ _CODES = {
 
 
 class SecretsManagerClient:
-    """A client of one session, region and role, opened by the first request, usable again after :meth:`aclose`.
+    """A client for one session, region and role. The first request opens it, also after :meth:`aclose`.
 
-    ``session`` is an ``aioboto3.Session`` or an aiobotocore session, of any version, ``region_name`` and
-    ``endpoint_url`` are those of its ``client()``, and ``config`` is an ``AioConfig`` (what it leaves out gets short
-    timeouts and three attempts). ``role_arn`` is assumed with the session's credentials, and again before they expire.
+    ``session`` is an ``aioboto3.Session`` or an aiobotocore session, of any version. ``region_name`` and
+    ``endpoint_url`` are those of its ``client()``. ``config`` is an ``AioConfig``; by default, timeouts are short and a
+    request is tried three times. The role ``role_arn`` is assumed with the session's credentials, and again before the
+    role's credentials expire.
 
-    A client may be used on several event loops, and in a forked process: each gets connections of its own.
+    A client may be used on several event loops, and after a fork. Each loop and process gets its own connections.
     """
 
     def __init__(
@@ -103,12 +104,12 @@ class SecretsManagerClient:
 
     @contextlib.asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Keep others, and :meth:`aclose`, from the client until the block ends."""
+        """Have exclusive use of the client until the block ends. :meth:`aclose` waits, too."""
         async with (await self._here()).lock:
             yield
 
     async def request(self, operation: str, secret_id: str, **parameters: Any) -> dict[str, Any]:
-        """One request about a secret. Raises :class:`SecretsManagerError`, with none of botocore's frames."""
+        """Make one request about a secret. Raises :class:`SecretsManagerError`, without botocore's frames."""
         try:
             with _unlogged():
                 here = await self._here()
@@ -122,17 +123,17 @@ class SecretsManagerClient:
             raise
         except Exception as exc:
             error = _translated(exc, operation, secret_id)
-        del parameters  # raised from here, with none of the frames that held a secret
+        del parameters  # raised from here, so that the traceback holds no frame with a secret
         raise error
 
     async def aclose(self) -> None:
-        """Close the client. The next request opens another."""
+        """Close the client. The next request opens a new one."""
         here = await self._here()
         async with here.lock:
             await here.close()
 
     async def _here(self) -> _Opened:
-        """What is open for the running loop. What belongs to a loop or a process that is gone is dropped."""
+        """The state for the running loop. Drops the state of loops and processes that are gone."""
         for loop, opened in tuple(self._opened.items()):
             if loop.is_closed() or opened.pid != os.getpid():
                 self._opened.pop(loop, None)
@@ -145,7 +146,7 @@ class SecretsManagerClient:
         except ImportError:
             raise MissingExtra("AWS Secrets Manager", "aws") from None
         for name in ("botocore.parsers", "botocore.endpoint"):
-            logging.getLogger(name).addFilter(_MUTE)  # adding it twice adds it once
+            logging.getLogger(name).addFilter(_MUTE)  # adding it twice is harmless
         if self._session is None:
             self._session = default_session()
         session = core_of(self._session)
@@ -160,7 +161,7 @@ class SecretsManagerClient:
             here.stack = stack.pop_all()
 
     async def _in_role(self, session: Any) -> Any:
-        """A session like this one whose credentials are the role's, fetched when needed."""
+        """A session that has assumed the role. It fetches the role's credentials when it needs them."""
         from aiobotocore.credentials import AioAssumeRoleCredentialFetcher, AioDeferredRefreshableCredentials
         from aiobotocore.session import get_session
         from botocore.exceptions import NoCredentialsError
@@ -196,9 +197,9 @@ class _Opened:
             await stack.aclose()
 
     async def drop(self) -> None:
-        """Abandon it quietly, when it can no longer be closed properly."""
+        """Abandon it quietly if it can no longer be closed properly."""
         if self.pid != os.getpid():
-            _OF_THE_PARENT.append(self)  # closing, or collecting, its sockets would disturb the parent
+            _OF_THE_PARENT.append(self)  # closing or collecting its sockets would disturb the parent
             return
         with contextlib.suppress(Exception):
             await self.close()
@@ -208,7 +209,7 @@ _OF_THE_PARENT: list[_Opened] = []
 
 
 def default_session() -> Any:
-    """A session of aioboto3, or of aiobotocore where that is all there is."""
+    """An aioboto3 session, or an aiobotocore session if aioboto3 is not installed."""
     try:
         import aioboto3
     except ImportError:
@@ -219,12 +220,15 @@ def default_session() -> Any:
 
 
 def core_of(session: Any) -> Any:
-    """The session of aiobotocore that one of aioboto3 wraps, or the one of aiobotocore that was given."""
+    """The aiobotocore session: either ``session`` itself, or the one that an aioboto3 session wraps."""
     return getattr(session, "_session", session)
 
 
 def _translated(exc: Exception, operation: str, secret_id: str) -> SecretsManagerError:
-    """What botocore raised, in words that say what to do. AWS's text of a read is kept: it names roles and secrets."""
+    """Translate a botocore error into one that says what to do.
+
+    For reads, AWS's own message is kept, since it names the role and the secret.
+    """
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
@@ -239,19 +243,20 @@ def _translated(exc: Exception, operation: str, secret_id: str) -> SecretsManage
 
     what = f"{operation} of secret {secret_id!r}"
     if isinstance(exc, ClientError):
-        code, told = exc.response.get("Error", {}).get("Code", ""), exc.response.get("Error", {}).get("Message", "")
+        details = exc.response.get("Error", {})
+        code, message = details.get("Code", ""), details.get("Message", "")
         if exc.operation_name == "AssumeRole":
             what = f"AssumeRole for secret {secret_id!r}"
         trouble = _CODES.get(code, Trouble.OTHER)
-        if trouble is Trouble.CONFLICT and "marked" in told and "delet" in told:
+        if trouble is Trouble.CONFLICT and "marked" in message and "delet" in message:
             trouble = Trouble.DELETED
-        elif trouble is Trouble.NOT_FOUND and "secret value" in told:
+        elif trouble is Trouble.NOT_FOUND and "secret value" in message:
             trouble = Trouble.NO_VALUE
-        elif trouble is Trouble.DENIED and "KMS" in told:
+        elif trouble is Trouble.DENIED and "KMS" in message:
             trouble = Trouble.KMS
         if operation in ("put_secret_value", "create_secret"):
-            told = ""  # a message about what we sent might quote it
-        return SecretsManagerError(f"{what}: {ADVICE[trouble]} ({': '.join(filter(None, (code, told)))})", trouble)
+            message = ""  # a message about what we sent might quote it
+        return SecretsManagerError(f"{what}: {ADVICE[trouble]} ({': '.join(filter(None, (code, message)))})", trouble)
     if isinstance(exc, NoRegionError):
         return SecretsManagerError(f"{what}: set a region with region_name= or AWS_DEFAULT_REGION", Trouble.INVALID)
     if isinstance(exc, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | TokenRetrievalError):
@@ -262,7 +267,7 @@ def _translated(exc: Exception, operation: str, secret_id: str) -> SecretsManage
         trouble = Trouble.INVALID
     else:
         trouble = Trouble.OTHER
-    # Their texts may hold what we sent, or a proxy's password.
+    # The text of these errors may contain what we sent, or a proxy's password, so only the type is shown.
     return SecretsManagerError(f"{what}: {ADVICE[trouble]} ({type(exc).__name__})", trouble)
 
 
@@ -270,7 +275,7 @@ _unlogged_now: contextvars.ContextVar[bool] = contextvars.ContextVar("aiopqr_unl
 
 
 class _Mute(logging.Filter):
-    """At DEBUG, botocore logs the body of every request and answer, secrets included. This drops those of our own."""
+    """Drops botocore's DEBUG records about our requests, which would show every request and answer, with secrets."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not _unlogged_now.get()

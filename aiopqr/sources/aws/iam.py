@@ -1,4 +1,4 @@
-"""RDS IAM authentication: the password is a URL that this machine signs, valid for fifteen minutes."""
+"""RDS IAM authentication: the password is a locally signed URL, valid for fifteen minutes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _ENCRYPTED = ("require", "verify-ca", "verify-full")
 class RdsIamSource(TokenSource):
     """The account ``username`` of an RDS or Aurora instance, which logs in with a signed token.
 
-    A token is valid for one ``host`` and ``port``. Give those of the instance, even if the connection goes through a
-    tunnel. The pool connects there, unless its own arguments name a host. ``session`` is an ``aioboto3.Session`` (or
-    aiobotocore's). Its credentials sign the token, for its region or ``region_name``. Nothing is sent to AWS.
+    A token is valid for one ``host`` and ``port``. Pass those of the instance, even if you connect through a tunnel.
+    The pool connects there unless its own arguments name a host. ``session`` is an ``aioboto3.Session`` or an
+    aiobotocore session. The token is signed with its credentials, for its region or for ``region_name``; nothing is
+    sent to AWS.
 
-    RDS requires TLS, through which the token is sent as plain text: use ``sslmode=verify-full`` and RDS's root
+    RDS requires TLS, and the token is sent through it as plain text. Use ``sslmode=verify-full`` and RDS's root
     certificates.
     """
 
@@ -31,7 +32,7 @@ class RdsIamSource(TokenSource):
         self, username: str, host: str, port: int = 5432, *, region_name: str | None = None, session: Any = None
     ) -> None:
         if not isinstance(host, str) or not host or "," in host:
-            raise ConfigurationError("host must be the one instance that the token is for; several need a source each")
+            raise ConfigurationError("host must name exactly one instance; use one source for each host")
         super().__init__(username, self._sign)
         self._endpoint = Endpoint(host, port)
         self._region = region_name
@@ -46,19 +47,21 @@ class RdsIamSource(TokenSource):
         return CredentialPair.single(pair.odd, endpoint=self._endpoint)
 
     def check_connect(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Refuse arguments that cannot work. The connector calls this with its own."""
+        """Raise :class:`ConfigurationError` for arguments of a connect that cannot work. Connectors call this."""
         dsn = args[0] if args else kwargs.get("dsn")
         parts = urlsplit(dsn) if isinstance(dsn, str) else urlsplit("")
         query = dict(parse_qsl(parts.query))
         host = kwargs.get("host") or parts.netloc or query.get("host") or ""
         if "," in host if isinstance(host, str) else len(host) > 1:
-            raise ConfigurationError("an RDS IAM token is good for one host: several need a source and a pool each")
+            raise ConfigurationError(
+                "an RDS IAM token is good for one host only: use one source and one pool for each host"
+            )
         ssl = kwargs.get("ssl")
         mode = query.get("sslmode") or os.environ.get("PGSSLMODE") if ssl is None else ssl
         if mode is None or mode is False or (isinstance(mode, str) and mode not in _ENCRYPTED):
             raise ConfigurationError(
-                "RDS IAM needs TLS, since the token is sent as plain text: give sslmode=verify-full and sslrootcert=, "
-                "or ssl=, an SSLContext"
+                "RDS IAM needs TLS, since the token is sent as plain text: pass sslmode=verify-full and sslrootcert=, "
+                "or an SSLContext as ssl="
             )
 
     async def _sign(self) -> tuple[str, datetime]:
@@ -70,7 +73,7 @@ class RdsIamSource(TokenSource):
             raise MissingExtra("RDS IAM", "aws") from None
         if self._session is None:
             self._session = get_session()
-        session = getattr(self._session, "_session", self._session)  # aioboto3's holds aiobotocore's
+        session = getattr(self._session, "_session", self._session)  # an aioboto3 session wraps an aiobotocore one
         region = self._region or session.get_config_variable("region")
         if not region:
             raise SourceError("RDS IAM: set a region with region_name= or AWS_DEFAULT_REGION")

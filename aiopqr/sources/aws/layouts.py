@@ -1,10 +1,10 @@
-"""How two accounts lie in AWS Secrets Manager, and what the versions in its stages come to: values in, a pair out.
+"""The layouts in which AWS Secrets Manager can hold two accounts: takes the stages' values, returns a pair.
 
-This is all that the stages mean. It needs neither AWS nor an event loop.
+These functions are pure. They need neither AWS nor an event loop.
 
-* **pair**: one secret with gopqr's five keys. AWSCURRENT is the pair; AWSPENDING, where it differs, holds the newer
+* **pair**: one secret with gopqr's five keys. AWSCURRENT is the pair. AWSPENDING, if it differs, holds the newer
   password of one account.
-* **alternating**: AWS's own alternating-users rotation, one secret whose user flips between ``app`` and ``app_clone``:
+* **alternating**: AWS's own alternating-users rotation: one secret whose user flips between ``app`` and ``app_clone``.
 
   | moment                 | app in the database | app_clone | AWSCURRENT   | AWSPREVIOUS      | AWSPENDING   |
   |------------------------|---------------------|-----------|--------------|------------------|--------------|
@@ -14,8 +14,8 @@ This is all that the stages mean. It needs neither AWS nor an event loop.
   | second, setSecret      | **p2**              | c1        | app_clone/c1 | app/p0, **dead** | app/p2       |
   | second, finishSecret   | p2                  | c1        | app/p2       | app_clone/c1     | -            |
 
-  So an account's parity follows from its name, never from a stage: the stages swap at every rotation.
-* **two secrets**: one for each account, and each may be rotated on its own.
+  The stages swap at every rotation, so an account's parity is derived from its name, never from a stage.
+* **two secrets**: one for each account, each rotated independently.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from typing import Any
 from ...credentials import Credential, CredentialPair, Endpoint, Parity, parse_secret
 from ...errors import InvalidSecret
 
-CLONE = "_clone"  # what AWS's rotation appends to the name of the second account
+CLONE = "_clone"  # the suffix that AWS's rotation gives the second account
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A secret that holds one account, as AWS's own templates write it."""
+    """A secret with one account, as AWS's own rotation templates write it."""
 
     credential: Credential
     endpoint: Endpoint | None = None
@@ -45,7 +45,7 @@ Value = CredentialPair | Account
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The values of one secret's stages. Only AWSCURRENT is always there. ``staged_at`` is when AWSPENDING was made."""
+    """The values of one secret's stages; only AWSCURRENT always exists. ``staged_at`` is AWSPENDING's creation time."""
 
     current: Value
     previous: Value | None = None
@@ -54,12 +54,12 @@ class Stages:
 
 
 def parse(secret: str | bytes | Mapping[str, Any]) -> Value:
-    """What one version holds. Raises :class:`InvalidSecret`, which names keys and shows no value."""
+    """Parse the value of one version. Raises :class:`InvalidSecret`, which names keys but never shows a value."""
     try:
         return _parse(parse_secret(secret))
     except InvalidSecret as exc:
         problem = str(exc)
-    del secret  # raised from here, with none of the frames that held the text
+    del secret  # raised from here, so that the traceback holds no frame with the text
     raise InvalidSecret(problem)
 
 
@@ -69,7 +69,7 @@ def _parse(entries: Mapping[str, Any]) -> Value:
 
 
 def from_pair(stages: Stages) -> CredentialPair:
-    """The pair of one secret that holds both accounts."""
+    """The pair of a secret that holds both accounts."""
     pair = stages.current
     if not isinstance(pair, CredentialPair):
         raise InvalidSecret('layout "pair" needs the keys odd_username, odd_password, even_username and even_password')
@@ -82,9 +82,9 @@ def from_pair(stages: Stages) -> CredentialPair:
 def from_alternating(stages: Stages) -> CredentialPair:
     """The pair of AWS's alternating-users rotation.
 
-    Where AWSCURRENT and AWSPREVIOUS name the same account (somebody put a value by hand, or the rotation is AWS's for a
-    single user), there is a single account, and the older password is tried last. Every stage's credential
-    is in the pair, but for the oldest of three passwords of a single user.
+    If AWSCURRENT and AWSPREVIOUS name the same account (somebody set a value by hand, or AWS rotates a single user),
+    the result is a single account, and the older password is tried last. The credentials of all stages are used, except
+    the oldest if there are three passwords of a single user.
     """
     current, previous, pending = (
         value.credential if isinstance(value, Account) else None
@@ -94,17 +94,17 @@ def from_alternating(stages: Stages) -> CredentialPair:
         raise InvalidSecret('layout "alternating" needs the keys username and password')
     second, older = (None, previous) if previous and previous.username == current.username else (previous, None)
     if older and pending and pending.username != current.username:
-        second, pending = pending, None  # so that all three are tried: nobody knows which of them are in force
+        second, pending = pending, None  # nobody knows which of the three work, so have all of them tried
     odd, even = _by_name(current, second)
     active = Parity.ODD if odd == current else Parity.EVEN
-    is_single = even is None  # a clone that is alone lacks the account that it is a clone of
+    is_single = even is None  # but a clone alone is a degraded pair: the account that it was cloned from is missing
     pair = CredentialPair(odd, even, active, endpoint=stages.current.endpoint, is_single=is_single)
     staged = _with_pending(pair, [pending], stages.staged_at)
     return staged if staged.pending else _with_pending(pair, [older])
 
 
 def from_two(odd: Stages | None, even: Stages | None) -> CredentialPair:
-    """The pair of two secrets, one for each account. Without one of them, the pair is degraded."""
+    """The pair of two secrets, one for each account. If one is None, the pair is degraded."""
     accounts = {"odd": odd, "even": even}
     for key, stages in accounts.items():
         if stages and not isinstance(stages.current, Account):
@@ -120,7 +120,7 @@ def from_two(odd: Stages | None, even: Stages | None) -> CredentialPair:
 
 
 def staged_in(pair: CredentialPair, newer: CredentialPair) -> list[Parity]:
-    """The accounts of ``pair`` for which ``newer`` has another password."""
+    """The accounts whose password in ``newer`` differs from that in ``pair``."""
     return [parity for parity in Parity if _is_newer(pair, newer[parity], parity)]
 
 
@@ -132,10 +132,7 @@ def _is_newer(pair: CredentialPair, newer: Credential | None, parity: Parity) ->
 def _with_pending(
     pair: CredentialPair, candidates: Iterable[Credential | None], staged_at: datetime | None = None
 ) -> CredentialPair:
-    """``pair`` with the first candidate that can be its pending password; one is enough.
-
-    Whichever of its accounts has been changed in the database, its own newer password is a candidate of its own.
-    """
+    """``pair`` with the first candidate that can be its pending password, if there is one."""
     known = set(pair.credentials())
     for newer in candidates:
         if newer is None or newer in known:
@@ -150,7 +147,7 @@ def _names(pair: CredentialPair) -> set[str]:
 
 
 def _by_name(one: Credential, other: Credential | None) -> tuple[Credential | None, Credential | None]:
-    """Odd and even. A clone is even, alone or not, so that an account keeps its parity when the other one appears."""
+    """Odd and even. A clone is always even, so that an account keeps its parity when the other one appears."""
     if other is None:
         return (None, one) if one.username.endswith(CLONE) else (one, None)
     odd, even = sorted((one, other), key=lambda account: (account.username.endswith(CLONE), account.username))

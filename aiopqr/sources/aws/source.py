@@ -1,10 +1,11 @@
-"""The two accounts, from AWS Secrets Manager. :mod:`.layouts` has the ways in which they can lie there.
+"""Reads the two accounts from AWS Secrets Manager. :mod:`.layouts` describes how a secret can hold them.
 
-One read is consistent: DescribeSecret says which version is in which stage, and values are then fetched by version,
-never by stage. A version's value never changes, so a poll costs one DescribeSecret and fetches what is new.
+Each read is consistent: DescribeSecret says which version is in which stage, and values are then fetched by version,
+never by stage. The value of a version never changes, so a poll needs one DescribeSecret, plus a GetSecretValue for each
+new version.
 
 The application's role needs ``secretsmanager:DescribeSecret`` and ``secretsmanager:GetSecretValue`` on the secret, and
-``kms:Decrypt`` on its key where that is not the account's default key.
+``kms:Decrypt`` on its key unless that is the AWS account's default key.
 """
 
 from __future__ import annotations
@@ -33,18 +34,19 @@ _READS = 3
 
 
 class SecretsManagerSource:
-    """One secret, or two, in AWS Secrets Manager.
+    """One or two secrets in AWS Secrets Manager.
 
-    ``secret_id`` is a name or an ARN. With ``even_secret_id``, each of the two secrets has one account, and
-    ``secret_id`` has the odd one. ``layout`` is ``"pair"`` (one secret with gopqr's five keys), ``"alternating"`` (one
-    secret, rotated by AWS's alternating-users rotation) or ``"two-secrets"``; by default the secret's keys decide.
+    ``secret_id`` is a name or an ARN. If you pass ``even_secret_id`` too, each secret holds one account: ``secret_id``
+    the odd one, ``even_secret_id`` the even one. ``layout`` is ``"pair"`` (one secret with gopqr's five keys),
+    ``"alternating"`` (one secret, rotated by AWS's alternating-users rotation) or ``"two-secrets"``; by default it is
+    detected from the secret's keys.
 
-    ``session``, ``region_name``, ``endpoint_url`` and ``config`` are passed on to aioboto3; ``role_arn`` names a role
-    to assume. The client is opened by the first fetch and closed by :meth:`aclose`, which the refresher calls.
+    ``session``, ``region_name``, ``endpoint_url`` and ``config`` are passed to aioboto3; ``role_arn`` names a role to
+    assume. The first fetch opens the client, and :meth:`aclose`, which the refresher calls, closes it.
 
-    ``interval`` is the time in seconds between two polls. The very first fetch waits for a random time of up to
-    ``start_spread`` seconds, so that a fleet that starts together does not call the store all at once. Use 0 for a
-    command line, a Lambda, or a service of few instances. (The refresher spreads all later fetches.)
+    ``interval`` is the time in seconds between polls. The very first fetch is delayed by a random time of up to
+    ``start_spread`` seconds, so that a fleet that starts together does not call AWS all at once. Use 0 for a command
+    line tool, a Lambda, or a service with few instances. (The refresher spreads all later fetches.)
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class SecretsManagerSource:
         return f"SecretsManagerSource({', '.join(repr(secret.secret_id) for secret in self._secrets)})"
 
     async def fetch(self) -> CredentialPair:
-        """Return the pair as the stages have it now. Raises :class:`SecretsManagerError`. May be cancelled."""
+        """Return the pair that the secret's stages hold now. Raises :class:`SecretsManagerError`. May be cancelled."""
         spread, self._spread = self._spread, 0.0
         if spread:
             await asyncio.sleep(random.uniform(0.0, spread))
@@ -97,24 +99,24 @@ class SecretsManagerSource:
         return _composed(lambda: _LAYOUTS[layout](stages), secret.secret_id)
 
     async def _fetch_two(self) -> CredentialPair:
-        """If one of the two is gone permanently, the other one is used, with what was last known of the first."""
+        """Read both secrets. If one fails for good, its last known value is used; without one, the pair is degraded."""
         found: list[Stages | None] = []
         problems: list[SecretsManagerError] = []
         for secret in self._secrets:
             try:
                 found.append(await secret.read())
             except SecretsManagerError as exc:
-                if exc.trouble.is_passing:
+                if exc.trouble.is_transient:
                     raise
                 found.append(secret.last)
                 problems.append(exc)
-                if secret.complained != exc.trouble:
+                if secret.warned_of != exc.trouble:
                     logger.warning(
-                        "%s; going on with %s", exc, "its last value" if secret.last else "the other account alone"
+                        "%s; continuing with %s", exc, "its last value" if secret.last else "the other account alone"
                     )
-                secret.complained = exc.trouble
+                secret.warned_of = exc.trouble
             else:
-                secret.complained = None
+                secret.warned_of = None
         if len(problems) == len(self._secrets):
             raise problems[0]
         names = " and ".join(secret.secret_id for secret in self._secrets)
@@ -122,23 +124,23 @@ class SecretsManagerSource:
 
 
 class _Secret:
-    """One secret, and the values of its versions that are known already."""
+    """One secret, with a cache of the values of its versions."""
 
     def __init__(self, client: SecretsManagerClient, secret_id: str) -> None:
         self._client = client
         self.secret_id = secret_id
         self.last: Stages | None = None
-        self.complained: Trouble | None = None
+        self.warned_of: Trouble | None = None
         self._values: dict[str, Value | InvalidSecret] = {}
         self._created: dict[str, datetime | None] = {}
 
     async def read(self) -> Stages:
-        """The values of its stages, all as of one DescribeSecret."""
+        """Read the values of all stages, consistent with a single DescribeSecret."""
         for _ in range(_READS - 1):
             try:
                 return await self._read()
             except SecretsManagerError as exc:
-                # A version that a stage has just left is gone soon after: the stages are looked up again.
+                # AWS deletes a version soon after a stage has left it. Look the stages up again.
                 if exc.trouble is not Trouble.NO_VALUE:
                     raise
         return await self._read()
@@ -159,14 +161,14 @@ class _Secret:
         return self.last
 
     async def _value(self, version: str, needed: bool) -> Value | None:
-        """A version's value. Of those that are not needed, one that is missing or makes no sense counts as absent."""
+        """The value of a version. If it is not ``needed``, None stands for a value that is missing or invalid."""
         if version not in self._values:
             try:
                 answer = await self._client.request("get_secret_value", self.secret_id, VersionId=version)
                 self._values[version], self._created[version] = _parsed(answer), answer.get("CreatedDate")
             except SecretsManagerError as exc:
                 if exc.trouble is Trouble.NO_VALUE and not needed:
-                    return None  # AWSPENDING's version exists before its value does
+                    return None  # AWS creates the version in AWSPENDING before it has a value
                 raise
         value = self._values[version]
         if not isinstance(value, InvalidSecret):
@@ -177,7 +179,7 @@ class _Secret:
 
 
 def _parsed(answer: dict[str, Any]) -> Value | InvalidSecret:
-    """The answer of GetSecretValue, of which no text is kept."""
+    """Parse an answer of GetSecretValue. An error is returned, so that it can be cached; it holds none of the text."""
     try:
         return parse(answer["SecretString"] if "SecretString" in answer else answer["SecretBinary"])
     except InvalidSecret as exc:

@@ -1,7 +1,7 @@
 """Vault and OpenBao as a source, and the ways to log in to them.
 
-``source`` is the public class; ``static_roles``, ``kv`` and ``leases`` read what lies in Vault; ``client`` asks
-over the connection that ``reach`` sets up, ``auth`` logs in, and ``errors`` says what went wrong.
+``source`` has the public class. ``static_roles``, ``kv`` and ``leases`` read the credentials. ``client`` makes the
+requests, over the connection that ``reach`` sets up. ``auth`` logs in, and ``errors`` explains what went wrong.
 """
 
 from .auth import JWT, AppRole, Kubernetes, TokenFile

@@ -1,6 +1,6 @@
-"""Ways to log in to Vault: each is called with an ``hvac.Client``, in a thread, and returns Vault's answer.
+"""Ways to log in to Vault: each is a callable that gets an ``hvac.Client``, in a thread, and returns Vault's answer.
 
-Any function of that kind will do as ``auth=``, such as ``lambda client: client.auth.aws.iam_login(...)``.
+Any such function works as ``auth=``, for example ``lambda client: client.auth.aws.iam_login(...)``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 
 class AppRole:
-    """Log in by AppRole. ``secret_id`` may also lie in a file, which is read at each login."""
+    """Log in by AppRole. Pass the ``secret_id``, or the path of a file that contains it and is read at each login."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class AppRole:
 
 @dataclass(frozen=True, slots=True)
 class Kubernetes:
-    """Log in with the pod's service account token, which is read at each login: Kubernetes replaces it."""
+    """Log in with the pod's service account token. It is read at each login, since Kubernetes replaces it."""
 
     role: str
     mount: str = "kubernetes"
@@ -62,7 +62,7 @@ class Kubernetes:
 
 @dataclass(frozen=True, slots=True)
 class JWT:
-    """Log in with a JSON Web Token in a file, which is read at each login (CI systems, SPIFFE, cloud identities)."""
+    """Log in with a JSON Web Token from a file (CI systems, SPIFFE, cloud identities). It is read at each login."""
 
     role: str
     token_file: str | os.PathLike[str]
@@ -75,7 +75,7 @@ class JWT:
 
 @dataclass(frozen=True, slots=True)
 class TokenFile:
-    """Use the token in a file that somebody else keeps fresh, such as Vault Agent's sink. It is read for each fetch."""
+    """Use the token in a file that something else keeps fresh, such as Vault Agent. It is read for each fetch."""
 
     path: str | os.PathLike[str]
 

@@ -1,7 +1,7 @@
-"""One connection to Vault or OpenBao, by hvac. It is opened by the first request, and keeps its login alive.
+"""A client for Vault or OpenBao, based on hvac. The first request connects, and later ones keep the login alive.
 
-hvac blocks, so everything here is plain blocking code that runs in one thread of its own (:meth:`VaultClient.run`). It
-is called by nobody else, so it needs no locks; and a request that was given up still ends in order, in that thread.
+hvac blocks, so this is plain blocking code that runs in one dedicated thread (:meth:`VaultClient.run`). Nothing else
+calls it, so it needs no locks. If a caller gives up, the request still finishes in that thread, before the next begins.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LOOK_UP_AFTER = 4.0, 9.0
 
 @dataclass(slots=True)
 class _Life:
-    """How long our token is good for, in seconds of the monotonic clock."""
+    """How long our token is valid. Times are in seconds of the monotonic clock."""
 
     full: float
     renewable: bool
@@ -44,13 +44,13 @@ class _Life:
 
     @classmethod
     def of(cls, seconds: float, renewable: bool, now: float, full: float | None = None) -> _Life:
-        if seconds <= 0:  # a root token, or one whose keeper is somebody else
+        if seconds <= 0:  # a root token, or a token that something else renews
             return cls(0.0, False, float("inf"), float("inf"))
         return cls(full or seconds, renewable, now + seconds * random.uniform(0.45, 0.6), now + seconds)
 
 
 class VaultClient:
-    """A client of one Vault, opened by the first request, and usable again after :meth:`close`."""
+    """A client of one Vault. The first request opens it, also after :meth:`close`."""
 
     def __init__(
         self,
@@ -77,53 +77,53 @@ class VaultClient:
         self._pid = 0
         self._life: _Life | None = None
         self._look_up_at = 0.0
-        self._held_until = 0.0
+        self._throttled_until = 0.0
 
     def __repr__(self) -> str:
         return f"<VaultClient of {self.url}>"
 
     @property
     def url(self) -> str:
-        """Where Vault is, without what may be a password."""
+        """Vault's address, without the user and password that it may contain."""
         base = self._given.adapter.base_uri if self._given is not None else self._url
         parts = urlsplit(base)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
 
     @property
     def due_in(self) -> float:
-        """Seconds until the token should be renewed, which the next fetch does."""
+        """Seconds until the token should be renewed. The next fetch after that renews it."""
         due = self._life.renew_at if self._life is not None else self._look_up_at
         return max(due - time.monotonic(), 0.0)
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """Run blocking work with this client, in its thread. An error has none of the frames that held secrets."""
+        """Run blocking work in the client's thread. Frames that held secrets are removed from any error."""
         error: AiopqrError
         try:
             return await self._thread.run(work)
         except AiopqrError as exc:
             error = without_frames(exc)
-        except Exception as exc:  # an answer that lacks what it should have
+        except Exception as exc:  # an answer lacks something that it should contain
             error = VaultError(
-                f"what Vault at {self.url} answered makes no sense ({type(exc).__name__})", Trouble.OTHER
+                f"Vault at {self.url} sent an answer that makes no sense ({type(exc).__name__})", Trouble.OTHER
             )
         raise error
 
-    async def serve(self, work: Callable[[], _T]) -> _T:
-        """As :meth:`run`, after the token was renewed, or a new login was made, if that is due."""
+    async def run_logged_in(self, work: Callable[[], _T]) -> _T:
+        """Like :meth:`run`, but first renews the token or logs in again, if that is due."""
 
-        def attended() -> _T:
-            self._attend()
+        def logged_in() -> _T:
+            self._keep_login()
             return work()
 
-        return await self.run(attended)
+        return await self.run(logged_in)
 
-    def _attend(self) -> None:
+    def _keep_login(self) -> None:
         now = time.monotonic()
         self._client()
         if isinstance(self._auth, TokenFile) or (self._auth and self._life is None):
             self._log_in()
         elif self._life is None:
-            # What a token that was given to us is good for is asked later, by itself: a fleet that starts asks little.
+            # Look up a given token's lifetime only a few seconds later, so that a starting fleet makes fewer requests.
             self._look_up_at = self._look_up_at or now + random.uniform(*_LOOK_UP_AFTER)
             if now >= self._look_up_at:
                 self._look_up()
@@ -131,24 +131,24 @@ class VaultClient:
             self._renew(self._life, now)
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """One request: Vault's JSON. Raises :class:`VaultError`. Makes a new login where the token is refused."""
+        """Make a request and return Vault's JSON. Logs in again if the token is refused. Raises :class:`VaultError`."""
         try:
             return self._send(method, path, body)
         except VaultError as exc:
-            error = self._explained(exc)
+            error = self._diagnosed(exc)
         if error.trouble is Trouble.CREDENTIALS and self._auth is not None:
             self._log_in()
             return self._send(method, path, body)
         raise error
 
     def close(self) -> None:
-        """Close the connections. The next request opens others."""
+        """Close the connections. The next request opens new ones."""
         client, self._hvac, self._life, self._look_up_at = self._hvac, None, None, 0.0
         if client is not None and client is not self._given and self._pid == os.getpid():
             client.adapter.close()
 
     def _client(self) -> Any:
-        if self._hvac is not None and self._pid == os.getpid():  # a forked child uses no connection of its parent
+        if self._hvac is not None and self._pid == os.getpid():  # a forked child must not use its parent's connections
             return self._hvac
         if self._given is not None:
             client = self._given
@@ -170,9 +170,9 @@ class VaultClient:
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         what = f"{method} {path} of Vault at {self.url}"
-        left = self._held_until - time.monotonic()
+        left = self._throttled_until - time.monotonic()
         if left > 0:
-            problem = f"{what}: {ADVICE[Trouble.THROTTLED]}, for {left:.0f} s yet"
+            problem = f"{what}: {ADVICE[Trouble.THROTTLED]}; Vault allows the next request in {left:.0f} s"
             raise VaultError(problem, Trouble.THROTTLED, retry_after=left)
         client = self._client()
         try:
@@ -182,15 +182,16 @@ class VaultClient:
         else:
             if isinstance(answer, dict):
                 return answer
-            told = _json(answer)
-            if answer.ok and (told is not None or not answer.content):
-                return told or {}
-            error = of_answer(what, answer.status_code, told, answer.headers.get("Retry-After"), quoted=body is None)
-            self._held_until = time.monotonic() + (error.retry_after or 0.0)
+            content = _json(answer)
+            if answer.ok and (content is not None or not answer.content):
+                return content or {}
+            retry_after = answer.headers.get("Retry-After")
+            error = of_answer(what, answer.status_code, content, retry_after, quoted=body is None)
+            self._throttled_until = time.monotonic() + (error.retry_after or 0.0)
         raise error
 
-    def _explained(self, error: VaultError) -> VaultError:
-        """``error``, or what it hides: of a bad token, too, Vault says only "permission denied"."""
+    def _diagnosed(self, error: VaultError) -> VaultError:
+        """``error``, or a CREDENTIALS error if the token is bad: Vault says "permission denied" in that case too."""
         if error.trouble is not Trouble.DENIED or error.by_policy:
             return error
         try:
@@ -216,25 +217,25 @@ class VaultClient:
         raise error
 
     def _look_up(self) -> None:
-        """How long a token is good for that was given to us. Where it may not be asked, it is used as it is."""
+        """Look up how long the token that we were given is valid. If policy forbids that, use the token as it is."""
         now, life = time.monotonic(), _Life.of(0.0, False, 0.0)
         if self._client().token:
             try:
                 data = self._send("GET", "auth/token/lookup-self")["data"]
                 life = _Life.of(float(data.get("ttl") or 0), bool(data.get("renewable")), now)
             except VaultError as exc:
-                if exc.trouble.is_passing:
+                if exc.trouble.is_transient:
                     return
         self._life = life
 
     def _renew(self, life: _Life, now: float) -> None:
-        """Renew the token. If that is not possible, log in again; without ``auth``, log one warning."""
+        """Renew the token. If that is impossible, log in again or, without ``auth``, log a single warning."""
         error: VaultError | None = None
         if life.renewable:
             try:
                 auth = self._send("POST", "auth/token/renew-self", {})["auth"]
                 seconds = float(auth.get("lease_duration") or 0)
-                # Once its maximum TTL cuts it short, a renewal gains nothing, and a login does.
+                # Near the maximum TTL, renewals get shorter and shorter. Only a new login helps then.
                 renewable = bool(auth.get("renewable")) and not (self._auth and seconds < life.full / 2)
                 self._life = _Life.of(seconds, renewable, now, life.full)
                 return
@@ -248,13 +249,14 @@ class VaultClient:
                 error = exc
                 if now >= life.ends_at:
                     raise
-        if error is not None and error.trouble.is_passing:
+        if error is not None and error.trouble.is_transient:
             life.renew_at = now + random.uniform(0.5, 1.0) * _TRY_AGAIN
             return
         life.renew_at = float("inf") if self._auth is None else now + _TRY_AGAIN
         why = "it is not renewable" if error is None else str(error)
         logger.warning(
-            "the token for Vault at %s ends in %.0f s and cannot be renewed (%s); pass auth= so that it is replaced",
+            "the token for Vault at %s expires in %.0f s and cannot be renewed (%s); pass auth= so that aiopqr can log "
+            "in again",
             self.url,
             max(life.ends_at - now, 0.0),
             why,
@@ -263,7 +265,7 @@ class VaultClient:
 
 def _json(answer: Any) -> dict[str, Any] | None:
     try:
-        told = answer.json()
+        content = answer.json()
     except ValueError:
         return None
-    return told if isinstance(told, dict) else None
+    return content if isinstance(content, dict) else None

@@ -1,4 +1,4 @@
-"""What went wrong with a request to Vault: HTTP status and text, or an exception, in; a :class:`VaultError` out."""
+"""Turns what went wrong with a request to Vault (an HTTP answer or an exception) into a :class:`VaultError`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ RETRY_MAX = 300.0
 class VaultError(SourceError):
     """A request to Vault failed. ``trouble`` is the kind of failure. The text is safe to log.
 
-    ``retry_after`` is the number of seconds after which a throttled request may be made again, where Vault says it.
-    ``by_policy`` says for sure that a policy denied the request; without it, the token may be at fault.
+    ``retry_after`` is the number of seconds to wait after a throttled request, or None if Vault does not say.
+    ``by_policy`` is True if a policy certainly denied the request; otherwise the token may be bad.
     """
 
     def __init__(self, message: str, trouble: Trouble, *, retry_after: float | None = None) -> None:
@@ -31,13 +31,13 @@ ADVICE = {
     Trouble.DELETED: "the newest version is deleted: restore it with `vault kv undelete`",
     Trouble.DENIED: "permission denied: the token is valid, but its policies do not allow this",
     Trouble.CREDENTIALS: "Vault does not accept our token: it has expired or was revoked, or there is none; "
-    "use auth= to log in again by itself",
+    "pass auth= so that aiopqr logs in again by itself",
     Trouble.SEALED: "Vault is sealed or not initialised: an operator has to unseal it",
-    Trouble.STANDBY: "this is a standby node, and it knows no active one: wait for the election, or check the cluster",
+    Trouble.STANDBY: "this is a standby node without an active node: wait for the election, or check the cluster",
     Trouble.THROTTLED: "throttled: one of Vault's rate limit quotas is used up",
     Trouble.NETWORK: "no answer: check the address (url= or VAULT_ADDR) and the network",
     Trouble.TLS: "the TLS connection failed: check verify= (VAULT_CACERT), cert= and the server's name",
-    Trouble.CONFLICT: "the secret has changed in the meantime",
+    Trouble.CONFLICT: "the secret was changed in the meantime",
     Trouble.INVALID: "Vault refused the request as invalid",
     Trouble.OTHER: "Vault failed",
 }
@@ -55,7 +55,7 @@ _BY_STATUS = {
     503: Trouble.SEALED,
     504: Trouble.NETWORK,
 }
-# What a status says only together with a text.
+# Kinds that can only be told from the status and the text together.
 _BY_TEXT = (
     (400, "check-and-set", Trouble.CONFLICT),
     (400, "unknown role", Trouble.NOT_FOUND),
@@ -73,30 +73,31 @@ _BY_TEXT = (
 def of_answer(
     what: str, status: int, answer: Mapping[str, Any] | None, retry_after: str | None = None, *, quoted: bool = True
 ) -> VaultError:
-    """The error that an answer stands for. ``answer`` is its JSON, None where it is not Vault's.
+    """The error for an HTTP answer. ``answer`` is its JSON, or None if the answer is not Vault's.
 
-    ``quoted`` says that Vault's own words may be shown: those about what we have sent might repeat it.
+    With ``quoted``, Vault's own message is shown. Do not show it for requests that send secrets: it may repeat them.
     """
-    said = [str(text) for text in (answer or {}).get("errors") or ()]
-    told = "; ".join(" ".join(text.replace("1 error occurred:", "").split()).lstrip("* ") for text in said)
-    trouble = next((kind for code, text, kind in _BY_TEXT if code == status and text in told), None)
+    messages = [str(text) for text in (answer or {}).get("errors") or ()]
+    message = "; ".join(" ".join(text.replace("1 error occurred:", "").split()).lstrip("* ") for text in messages)
+    trouble = next((kind for code, text, kind in _BY_TEXT if code == status and text in message), None)
     trouble = trouble or _BY_STATUS.get(status, Trouble.OTHER)
     if trouble is Trouble.SEALED and answer is None:
-        trouble = Trouble.NETWORK  # a load balancer without a healthy node
+        trouble = Trouble.NETWORK  # from a load balancer without a healthy node
     if trouble is Trouble.NOT_FOUND and _is_deleted(answer):
         trouble = Trouble.DELETED
     seconds = min(float(retry_after), RETRY_MAX) if retry_after and retry_after.isdecimal() else None
-    details = f"HTTP {status}, {told}" if told and quoted else f"HTTP {status}"
+    details = f"HTTP {status}, {message}" if message and quoted else f"HTTP {status}"
     text = f"{what}: {ADVICE[trouble]} ({details})"
     if seconds is not None:
         text += f"; Vault allows the next request in {seconds:.0f} s"
     error = VaultError(text, trouble, retry_after=seconds)
-    error.by_policy = any("error occurred" in text for text in said)  # a bad token is not reported as a list of errors
+    # Vault reports a policy's denial as a list of errors, and a bad token as a plain "permission denied".
+    error.by_policy = any("error occurred" in text for text in messages)
     return error
 
 
 def of_exception(what: str, exc: Exception) -> VaultError:
-    """The error for what hvac, requests, or a login's own code raised. Their texts may hold what was sent."""
+    """The error for an exception from hvac, requests or a login function, without its text, which may hold secrets."""
     import hvac.exceptions
     import requests.exceptions
 
@@ -110,14 +111,14 @@ def of_exception(what: str, exc: Exception) -> VaultError:
     if isinstance(exc, requests.exceptions.SSLError):
         trouble = Trouble.TLS
     elif isinstance(exc, FileNotFoundError | PermissionError | UnicodeDecodeError):
-        # A login's own file; or, as requests calls it, the CA bundle that verify= names.
+        # A file that a login function reads, or the CA bundle that verify= names.
         return VaultError(f"{what}: a file cannot be read: {_named(exc)}", Trouble.INVALID)
     elif isinstance(exc, requests.exceptions.ConnectionError | requests.exceptions.Timeout | OSError):
         is_request = isinstance(exc, requests.exceptions.RequestException)
         if is_request and not isinstance(exc, requests.exceptions.ConnectionError | requests.exceptions.Timeout):
-            trouble = Trouble.INVALID  # a URL that makes no sense, too many redirects
+            trouble = Trouble.INVALID  # an invalid URL, or too many redirects
         elif not is_request and "TLS" in str(exc) and "invalid path" in str(exc):
-            trouble = Trouble.TLS  # as requests says it of a file that verify= or cert= names
+            trouble = Trouble.TLS  # requests' error for a missing file that verify= or cert= names
         else:
             trouble = Trouble.NETWORK
     else:

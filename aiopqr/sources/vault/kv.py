@@ -1,4 +1,4 @@
-"""A pair in a KV engine, version 2: its metadata first, and its value only when there is a new version."""
+"""Reads a pair from a KV engine, version 2. It checks the metadata first, and reads the value only if it is new."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class KvReader:
         return f"kv, {self._mount}/{self._path}"
 
     def read(self, client: VaultClient) -> CredentialPair:
-        """The pair as Vault has it now."""
+        """The pair that is in Vault now."""
         if self._known is not None and self._sees_metadata and self._is_current(client, self._known[0]):
             return self._known[1]
         data = client.ask("GET", f"{self._mount}/data/{self._path}")["data"]
@@ -40,7 +40,7 @@ class KvReader:
         raise VaultError(f"secret {self._mount}/{self._path} of Vault at {client.url}: {problem}", Trouble.INVALID)
 
     def close(self, client: VaultClient) -> None:
-        """Nothing to do: a secret that was read need not be given back."""
+        """Does nothing: reading a secret leaves nothing to clean up."""
 
     def _is_current(self, client: VaultClient, known: object) -> bool:
         path = f"{self._mount}/metadata/{self._path}"
@@ -50,7 +50,7 @@ class KvReader:
             if exc.trouble is not Trouble.DENIED:
                 raise
             self._sees_metadata = False
-            logger.warning("%s; the whole secret is read each time. Allow read on %s", exc, path)
+            logger.warning("%s; reading the whole secret each time instead. Allow read on %s", exc, path)
             return False
         number = metadata["current_version"]
         version = metadata["versions"].get(str(number), {})
@@ -60,5 +60,5 @@ class KvReader:
 
 
 def _version(metadata: dict[str, object]) -> object:
-    """What distinguishes two versions. The number alone does not, if a secret was deleted and written again."""
+    """Identifies a version. The number alone cannot: a secret that was deleted and rewritten starts again at 1."""
     return metadata["version"], metadata["created_time"]

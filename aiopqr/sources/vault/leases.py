@@ -1,8 +1,8 @@
-"""Dynamic roles: accounts that Vault makes for us, each under a lease. Two leases that overlap are the pair.
+"""Dynamic roles: Vault creates an account for each lease, and two overlapping leases make the pair.
 
-A lease is renewed when about half of it has passed. In the end its maximum TTL cuts a renewal short; then the account
-is replaced by a new one, while about half a lease remains, in which pools move to the new one. The two accounts are
-never replaced in the same fetch. What was replaced is left to its end: pools may still be leaving it.
+A lease is renewed after about half of its time. Sooner or later its maximum TTL cuts a renewal short. Then the account
+is replaced by a new one while about half a lease remains, which is the time for pools to move over. The two accounts
+are never replaced in the same fetch. The lease of a replaced account is not revoked, since pools may still use it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from .errors import VaultError
 
 logger = logging.getLogger("aiopqr")
 
-_CUT_SHORT = 0.75  # of a whole lease: a renewal that brings less has met the maximum TTL
+_CUT_SHORT = 0.75  # a renewal for less than this share of a whole lease has been cut short by the maximum TTL
 _SOONEST = 0.1
 
 
 @dataclass(slots=True)
 class _Lease:
-    """One account. Times are of the monotonic clock, except for the expiry of its credential, which is for pools."""
+    """One account and its lease. Times are on the monotonic clock, except for the credential's expiry."""
 
     id: str
     credential: Credential
-    full: float  # seconds of a whole lease
+    full: float  # the length of a whole lease, in seconds
     is_last: bool  # whether another renewal would gain nothing
     ends_at: float
     act_at: float
 
 
 class LeaseReader:
-    """Keeps two leases of one role. Its methods block."""
+    """Holds two leases of one role. Its methods block."""
 
     def __init__(self, role: str, mount: str) -> None:
         self._role = role
@@ -47,26 +47,25 @@ class LeaseReader:
         self._old: list[_Lease] = []
         self._due = 0.0
         self._pid = os.getpid()
-        self._complained = False
+        self._has_warned = False
 
     def __repr__(self) -> str:
         return f"dynamic role, {self._mount}: {self._role}"
 
     def read(self, client: VaultClient) -> CredentialPair:
-        """The pair, with new leases where those before have ended, or soon will."""
-        if self._pid != os.getpid():  # the leases belong to the process that this one was forked from
+        """The pair. Renews leases that are due, and replaces those that have ended or soon will."""
+        if self._pid != os.getpid():  # the leases belong to the parent of this forked process
             self._leases, self._old, self._pid = {}, [], os.getpid()
         now = time.monotonic()
-        # Somebody asks before it was due: perhaps because an account is refused. A renewal shows whether a lease is
-        # good.
-        is_asked = now < self._due
+        # An early call may mean that an account is refused. Renewing its lease shows whether the lease still exists.
+        is_early = now < self._due
         is_replaced = False
         for parity, lease in sorted(self._leases.items(), key=lambda item: item[1].ends_at):
-            if not lease.is_last and (is_asked or now >= lease.act_at):
+            if not lease.is_last and (is_early or now >= lease.act_at):
                 self._renew(client, lease)
             if not lease.is_last or now < lease.act_at or lease.ends_at <= now:
                 continue
-            if is_replaced:  # not both at once
+            if is_replaced:  # never replace both at once
                 lease.act_at = now + min(lease.ends_at - now, lease.full / 2) / 6
             else:
                 self._take(client, parity)
@@ -78,18 +77,18 @@ class LeaseReader:
         self._old = [lease for lease in self._old if lease.ends_at > now]
         now = time.monotonic()
         refresh_in = max(min(lease.act_at for lease in self._leases.values()) - now, _SOONEST)
-        self._due = now + refresh_in / 2  # a refresher may come somewhat early
+        self._due = now + refresh_in / 2  # with tolerance, since the refresher may call a little early
         odd, even = (self._leases[parity].credential for parity in Parity)
         return CredentialPair(odd, even, refresh_in=refresh_in)
 
     def max_ttl(self, client: VaultClient) -> float:
-        """For how many seconds from now a lease can be had at most, which is what a lease of ours then has."""
+        """The longest time, in seconds from now, for which Vault renews a lease. Renews one of ours to find out."""
         lease = next(iter(self._leases.values()))
         body = {"lease_id": lease.id, "increment": 10 * 365 * 86400}
         return float(client.ask("POST", "sys/leases/renew", body)["lease_duration"])
 
     def close(self, client: VaultClient) -> None:
-        """Revoke all leases, as far as Vault answers."""
+        """Revoke all leases. Stops at the first network error."""
         leases, self._leases, self._old = [*self._leases.values(), *self._old], {}, []
         self._due = 0.0
         if self._pid != os.getpid():
@@ -109,7 +108,7 @@ class LeaseReader:
             raise error
 
     def _take(self, client: VaultClient, parity: Parity) -> None:
-        """A new account for this half of the pair."""
+        """Get a new account for this half of the pair."""
         asked = time.monotonic()
         answer = client.ask("GET", f"{self._mount}/creds/{self._role}")
         seconds = float(answer["lease_duration"])
@@ -126,18 +125,18 @@ class LeaseReader:
         )
 
     def _renew(self, client: VaultClient, lease: _Lease) -> None:
-        """Renew a lease, and find out whether it can be renewed again."""
+        """Renew a lease, and note whether another renewal would help."""
         asked = time.monotonic()
         try:
             seconds = float(client.ask("POST", "sys/leases/renew", {"lease_id": lease.id})["lease_duration"])
         except VaultError as exc:
-            if exc.trouble is Trouble.NOT_FOUND:  # revoked by somebody, or by a Vault that has lost it
+            if exc.trouble is Trouble.NOT_FOUND:  # somebody revoked it, or Vault has lost it
                 lease.ends_at = asked
             elif exc.trouble in (Trouble.DENIED, Trouble.INVALID):
-                lease.is_last = True  # so it is replaced when it would have been renewed
-                if not self._complained:
-                    logger.warning("%s; leases are replaced instead. Allow update on sys/leases/renew", exc)
-                self._complained = True
+                lease.is_last = True  # replace it instead of renewing it
+                if not self._has_warned:
+                    logger.warning("%s; replacing leases instead. Allow update on sys/leases/renew", exc)
+                self._has_warned = True
             else:
                 raise
             return
@@ -150,11 +149,11 @@ class LeaseReader:
 
 
 def _credential(username: str, password: str, seconds: float, asked: float) -> Credential:
-    """An account that ends with its lease, which began no earlier than it was asked for."""
+    """A credential that expires with its lease. To be safe, count the lease from when we asked for it."""
     left = seconds - (time.monotonic() - asked)
     return Credential(username, password, expires_at=datetime.now(UTC) + timedelta(seconds=left), ends_sessions=True)
 
 
 def _half(seconds: float) -> float:
-    """When to act on a lease of so many seconds; jittered, since a fleet starts together."""
+    """About half of a lease's length, with jitter, since the instances of a fleet start together."""
     return seconds * random.uniform(0.4, 0.5)

@@ -1,4 +1,4 @@
-"""How Vault is reached: the options for it, and what the environment says where they are not given."""
+"""How to reach Vault: the options, their defaults from the environment, and the hvac client that they make."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class VaultOptions(TypedDict, total=False):
 
 
 def setting(name: str) -> str | None:
-    """What the environment says, as the commands ``vault`` and ``bao`` read it."""
+    """A setting from the environment, read as the commands ``vault`` and ``bao`` do."""
     return os.environ.get(f"VAULT_{name}") or os.environ.get(f"BAO_{name}")
 
 
 def usual_verify() -> bool | str:
-    """Whether, or with which authorities, the server's certificate is verified."""
+    """The default for ``verify=``: a CA bundle's path, or whether to verify the server's certificate."""
     if (setting("SKIP_VERIFY") or "").lower() in ("1", "t", "true"):
         return False
     return setting("CACERT") or setting("CAPATH") or True
 
 
 def usual_cert() -> tuple[str, str] | None:
-    """The client's own certificate and its key, as files."""
+    """The default for ``cert=``: the paths of the client's certificate and its key."""
     cert, key = setting("CLIENT_CERT"), setting("CLIENT_KEY")
     return (cert, key) if cert and key else None
 
 
 def new_client(*, verify: bool | str, cert: tuple[str, str] | None, **options: Any) -> Any:
-    """hvac's client. Raises :class:`MissingExtra` where there is no hvac."""
+    """Make an hvac client. Raises :class:`MissingExtra` if hvac is not installed."""
     try:
         import hvac
         import requests
@@ -51,7 +51,7 @@ def new_client(*, verify: bool | str, cert: tuple[str, str] | None, **options: A
 
     class Session(requests.Session):
         def get_redirect_target(self, resp: requests.Response) -> str | None:
-            """Where a standby sends us; never from https to http, since the token goes along."""
+            """Follow a standby's redirect, but never from https to http, since the request carries the token."""
             target = super().get_redirect_target(resp)
             return None if target and str(resp.url).startswith("https:") and target.startswith("http:") else target
 

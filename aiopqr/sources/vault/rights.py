@@ -1,4 +1,4 @@
-"""What a token's policies allow, without trying it."""
+"""Asks Vault what a token's policies allow, without trying it out."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .errors import VaultError
 
 
 def lacking(client: VaultClient, rights: Mapping[str, str]) -> dict[str, str] | None:
-    """Those of ``rights`` (a capability for each path) that the token lacks; None where it may not ask. Blocks."""
+    """The ``rights`` (a capability for each path) that the token lacks, or None if it may not ask. Blocks."""
     try:
-        told: Mapping[str, Any] = client.ask("POST", "sys/capabilities-self", {"paths": list(rights)})["data"]
+        granted: Mapping[str, Any] = client.ask("POST", "sys/capabilities-self", {"paths": list(rights)})["data"]
     except VaultError as exc:
         if exc.trouble is not Trouble.DENIED:
             raise
         return None
-    return {path: right for path, right in rights.items() if not {right, "root"} & set(told.get(path) or ())}
+    return {path: right for path, right in rights.items() if not {right, "root"} & set(granted.get(path) or ())}
 
 
 def in_policy(path: str, capability: str) -> str:
-    """What a policy has to say to allow it (HCL)."""
+    """The HCL that allows ``capability`` on ``path`` in a policy."""
     return f'path "{path}" {{ capabilities = ["{capability}"] }}'

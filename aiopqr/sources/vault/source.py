@@ -1,4 +1,4 @@
-"""Vault and OpenBao as a source: a pair of static roles, a secret of a KV engine, or the leases of a dynamic role."""
+"""Vault and OpenBao as a source: a pair of static roles, a secret in a KV engine, or the leases of a dynamic role."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("aiopqr")
 
 
 class Reader(Protocol):
-    """One way in which credentials lie in Vault. Its methods block, and run in the client's thread."""
+    """Reads credentials from one kind of Vault engine. Its methods block, and run in the client's thread."""
 
     def read(self, client: VaultClient) -> CredentialPair: ...
 
@@ -29,7 +29,7 @@ class Reader(Protocol):
 
 
 class VaultSource:
-    """Credentials in Vault or OpenBao; needs the extra ``aiopqr[vault]``.
+    """Credentials in Vault or OpenBao. Needs the extra ``aiopqr[vault]``.
 
     Make one with :meth:`static_roles`, :meth:`kv` or :meth:`dynamic`. All of them take these options:
 
@@ -37,17 +37,17 @@ class VaultSource:
       request; default 5).
     * ``token`` (default: ``VAULT_TOKEN``, or ``~/.vault-token``); or ``auth``, one of :mod:`aiopqr.sources.vault.auth`:
       ``AppRole``, ``Kubernetes``, ``JWT``, ``TokenFile``, or any function that logs an ``hvac.Client`` in and returns
-      Vault's answer. The token is renewed; where it cannot be, ``auth`` logs in again.
+      Vault's answer. The token is renewed. When that is no longer possible, ``auth`` logs in again.
     * ``verify`` (a CA bundle's path, or False; default: ``VAULT_CACERT``, ``VAULT_CAPATH``), ``cert`` (the paths of a
       client certificate and its key; default: ``VAULT_CLIENT_CERT`` and ``VAULT_CLIENT_KEY``).
     * ``client``: an ``hvac.Client`` of your own, used as it is instead of the above, and never closed. Nothing else
       should use it at the same time.
-    * ``interval``: seconds between routine fetches (default 60). A fetch comes sooner if a password is about to change,
-      or if a lease or the token is about to end.
-    * ``start_spread``: the very first fetch waits for a random time of up to this many seconds (default 1), so that a
-      fleet that starts together does not call Vault all at once.
+    * ``interval``: seconds between routine fetches (default 60). The next fetch comes sooner if a password is about to
+      change, or if a lease or the token is about to expire.
+    * ``start_spread``: the very first fetch is delayed by a random time of up to this many seconds (default 1), so that
+      a fleet that starts together does not call Vault all at once.
 
-    :meth:`fetch` raises :class:`VaultError`; the pair in use then stays in use.
+    If a fetch raises :class:`VaultError`, pools keep the pair they have.
     """
 
     def __init__(
@@ -70,9 +70,10 @@ class VaultSource:
         start_spread: float = 1.0,
         **options: Unpack[VaultOptions],
     ) -> VaultSource:
-        """Two static roles of a database engine, or one. Vault changes the passwords; each change is fetched at once.
+        """Use one or two static roles of a database engine.
 
-        The policy needs ``read`` on ``database/static-creds/ROLE`` of both.
+        Vault changes the passwords, and each change is fetched right after it. The policy needs ``read`` on
+        ``database/static-creds/ROLE`` for each role.
         """
         reader = StaticRolesReader(odd, even, mount)
         return cls(reader, interval=interval, start_spread=start_spread, **options)
@@ -87,7 +88,7 @@ class VaultSource:
         start_spread: float = 1.0,
         **options: Unpack[VaultOptions],
     ) -> VaultSource:
-        """A secret of a KV engine, version 2, with the keys that a file may have (:class:`FileSource`).
+        """Use a secret in a KV engine (version 2), with the same keys as for :class:`FileSource`.
 
         The policy needs ``read`` on ``secret/data/PATH`` and ``secret/metadata/PATH``.
         """
@@ -103,10 +104,10 @@ class VaultSource:
         start_spread: float = 1.0,
         **options: Unpack[VaultOptions],
     ) -> VaultSource:
-        """Two leases of a dynamic role: two accounts that Vault makes for us, and drops when a lease ends.
+        """Use two leases of a dynamic role: Vault creates an account for each lease, and drops it when the lease ends.
 
         The leases are renewed up to their maximum TTL and then replaced, one at a time. Connections are replaced before
-        the lease of their account ends. :meth:`aclose` revokes the leases.
+        their account's lease ends. :meth:`aclose` revokes the leases.
 
         The policy needs ``read`` on ``database/creds/ROLE``, and ``update`` on ``sys/leases/renew`` and
         ``sys/leases/revoke``.
@@ -117,21 +118,24 @@ class VaultSource:
         return f"VaultSource({self._reader!r} at {self._client.url})"
 
     async def fetch(self) -> CredentialPair:
-        """Return the pair as Vault has it now. Raises :class:`VaultError`. If cancelled, a request still ends."""
+        """Return the pair that is in Vault now. Raises :class:`VaultError`.
+
+        Cancelling the call does not stop a request that has begun.
+        """
         spread, self._spread = self._spread, 0.0
         if spread:
             await asyncio.sleep(random.uniform(0.0, spread))
-        return await self._client.serve(self._read)
+        return await self._client.run_logged_in(self._read)
 
     async def aclose(self) -> None:
-        """Revoke leases and close the connections, within about twice ``timeout``. A later fetch starts afresh."""
+        """Revoke the leases and close the connections, within about twice ``timeout``. A later fetch starts afresh."""
         try:
             async with asyncio.timeout(self._close_timeout):
                 await self._client.run(self._close)
         except TimeoutError:
-            logger.warning("%r does not answer, so it was not closed cleanly; any leases end by themselves", self)
+            logger.warning("%r does not answer, so it was not closed cleanly; any leases will expire", self)
         except VaultError as exc:
-            logger.warning("%r could not be closed cleanly (%s); any leases end by themselves", self, exc)
+            logger.warning("%r could not be closed cleanly (%s); any leases will expire", self, exc)
 
     def _read(self) -> CredentialPair:
         pair = self._reader.read(self._client)

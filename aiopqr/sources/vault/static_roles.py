@@ -1,6 +1,6 @@
-"""Static roles of a database engine: accounts of ours whose passwords Vault changes, each by a period of its own.
+"""Static roles of a database engine: existing accounts whose passwords Vault changes, each on its own schedule.
 
-Each answer says in how many seconds Vault will change the password again, so the next fetch comes just after that.
+Each answer contains the number of seconds until the next change, so the next fetch is made just after that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .errors import VaultError
 
 logger = logging.getLogger("aiopqr")
 
-_LEAST = 0.5  # seconds after a change is due: Vault's are whole seconds, rounded down
+_LEAST = 0.5  # seconds to wait after a change is due, since Vault rounds down to whole seconds
 _SPREAD_MAX = 10.0
 _OVERDUE_MAX = 60.0
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -26,17 +26,17 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(slots=True)
 class _Role:
-    """One role, and what was last known of it."""
+    """One role, with what was last read of it."""
 
     name: str
     credential: Credential | None = None
     changed_at: datetime = _NEVER
-    complained: Trouble | None = None
-    overdue: int = 0  # reads in a row after the time for a change, which had not come
+    warned_of: Trouble | None = None
+    overdue: int = 0  # how many reads in a row found a change that was due but had not happened
 
 
 class StaticRolesReader:
-    """Reads one role or two. Its methods block."""
+    """Reads one or two roles. Its methods block."""
 
     def __init__(self, odd: str, even: str | None, mount: str) -> None:
         self._roles = [_Role(name) for name in (odd, even) if name is not None]
@@ -47,9 +47,9 @@ class StaticRolesReader:
         return f"static roles, {self._mount}: {names}"
 
     def read(self, client: VaultClient) -> CredentialPair:
-        """The pair as Vault has it now.
+        """The pair that is in Vault now.
 
-        One of two roles may be gone for good, or denied; then the pair goes on with what was last known of it.
+        If one of two roles is gone or access to it is denied, the pair contains what was last known of that role.
         """
         problems: list[VaultError] = []
         due = [wait for role in self._roles if (wait := self._read_role(client, role, problems)) is not None]
@@ -65,7 +65,7 @@ class StaticRolesReader:
         return replace(pair, refresh_in=min(due))
 
     def close(self, client: VaultClient) -> None:
-        """Nothing to do: Vault keeps static roles by itself."""
+        """Does nothing: static roles stay in Vault."""
 
     def _pair(self) -> CredentialPair:
         odd = self._roles[0]
@@ -73,26 +73,26 @@ class StaticRolesReader:
             assert odd.credential is not None
             return CredentialPair.single(odd.credential)
         even = self._roles[1]
-        # The password that was changed last stays longest.
+        # The password that was changed last will be valid longest.
         active = Parity.EVEN if even.changed_at > odd.changed_at else Parity.ODD
         return CredentialPair(odd.credential, even.credential, active)
 
     def _read_role(self, client: VaultClient, role: _Role, problems: list[VaultError]) -> float | None:
-        """Read a role; the seconds until it is worth reading again, or None where it could not be read."""
+        """Read a role. Returns the seconds until it should be read again, or None if it could not be read."""
         try:
             answer = client.ask("GET", f"{self._mount}/static-creds/{role.name}")["data"]
         except VaultError as exc:
-            if exc.trouble.is_passing or exc.trouble is Trouble.CREDENTIALS:
+            if exc.trouble.is_transient or exc.trouble is Trouble.CREDENTIALS:
                 raise
             problems.append(exc)
-            if role.complained is not exc.trouble and len(self._roles) > 1:
+            if role.warned_of is not exc.trouble and len(self._roles) > 1:
                 rest = "its last password" if role.credential else "the other role alone"
-                logger.warning("%s; the pair goes on with %s", exc, rest)
-            role.complained = exc.trouble
+                logger.warning("%s; continuing with %s", exc, rest)
+            role.warned_of = exc.trouble
             return None
         role.credential = Credential(answer["username"], answer["password"])
         role.changed_at = datetime.fromisoformat(answer["last_vault_rotation"])
-        role.complained = None
+        role.warned_of = None
         ttl = float(answer["ttl"])
         role.overdue = role.overdue + 1 if ttl <= 0 else 0
         wait: float = max(ttl, 0.0) + min(_LEAST * 2 ** min(max(role.overdue - 1, 0), 16), _OVERDUE_MAX)

@@ -193,7 +193,7 @@ async def test_a_network_failure_is_told_so(aws_secret: AwsSecret, unused_tcp_po
         with pytest.raises(SecretsManagerError, match="no answer from the endpoint") as caught:
             await fetch()
     assert caught.value.trouble is Trouble.NETWORK
-    assert caught.value.trouble.is_passing
+    assert caught.value.trouble.is_transient
 
 
 class _Refusing:

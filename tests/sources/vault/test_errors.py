@@ -101,8 +101,8 @@ async def test_an_answer_is_told_by_what_there_is_to_do(
 async def test_a_throttled_source_asks_no_more_until_it_may(stub: Any) -> None:
     stub.status, stub.body, stub.headers_ = 429, said("quota"), {"Retry-After": "30"}
     source = VaultSource.kv("orders", url=stub.url, token="t", start_spread=0)
-    for words in ("allows the next request in 30 s", "for 30 s yet", "for 30 s yet"):
-        with pytest.raises(VaultError, match=words) as caught:
+    for _ in range(3):
+        with pytest.raises(VaultError, match="allows the next request in 30 s") as caught:
             await source.fetch()
         assert caught.value.trouble is Trouble.THROTTLED
         assert caught.value.retry_after == pytest.approx(30.0, abs=1.0)

@@ -108,7 +108,7 @@ async def test_without_the_right_to_renew_leases_are_replaced(
     await own.aclose()
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [text for text in warned if "Allow update on sys/leases/renew" in text]
-    assert "leases end by themselves" in warned[-1]
+    assert "leases will expire" in warned[-1]
 
 
 async def orphans(postgres: RotatingPostgres, margin: float) -> int:

@@ -65,7 +65,7 @@ async def test_while_one_of_two_roles_cannot_be_read_the_pair_goes_on(
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1
     assert "static-creds/even" in warned[0]
-    assert "goes on with the other role alone" in warned[0]
+    assert "continuing with the other role alone" in warned[0]
     async with closing(source(vault_database, "no", "such")) as own:
         with pytest.raises(VaultError, match="static-creds/no") as caught:
             await own.fetch()
