@@ -1,6 +1,6 @@
-"""For tests that need a real Postgres and passwords that change: servers, accounts, and a source that a test scripts.
+"""Tools for tests that need a real Postgres and changing passwords: servers, accounts, and a scriptable source.
 
-The fixture ``rotating_postgres`` of the pytest plugin combines them.
+The pytest plugin's fixture ``rotating_postgres`` combines them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ __all__ = [
 
 
 def server_of(kind: str) -> PostgresServer:
-    """A server that is not started yet: ``embedded`` (16), ``embedded18``, ``system``, ``testcontainers``, or a DSN.
+    """Make a server of the given kind, without starting it.
 
-    ``testcontainers:IMAGE`` names the image of the container.
-
-    Raises :class:`NotAvailable`, with a text that says what is missing.
+    ``kind`` is ``embedded`` (Postgres 16), ``embedded18``, ``system``, ``testcontainers``, ``testcontainers:IMAGE``, or
+    a DSN. Raises :class:`NotAvailable`, with a text that says what is missing.
     """
     name, _, image = kind.partition(":")
     if name == "testcontainers":

@@ -1,6 +1,6 @@
-"""AWS Secrets Manager for tests and examples: moto's server, a process of its own on 127.0.0.1, or LocalStack.
+"""AWS Secrets Manager for tests and examples: moto's server in a separate process on 127.0.0.1, or LocalStack.
 
-Both are reached over HTTP as AWS is. :meth:`SecretsManager.options` are what a source or a store takes.
+Both are reached over HTTP, as AWS is. Pass :attr:`SecretsManager.options` to a source or a store.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .errors import NotAvailable, ServerError
 
 REGION = "eu-central-1"
 
-# It ends when the pipe from its parent closes, however the parent died.
+# It exits when the pipe from its parent closes, no matter how the parent died.
 _SERVE = """
 import sys, threading
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
@@ -39,17 +39,17 @@ sys.stdin.read()
 
 
 class SecretsManager(ABC):
-    """A service that speaks Secrets Manager's protocol. Starting and stopping it blocks for some seconds."""
+    """A service that speaks the protocol of Secrets Manager. Starting and stopping it blocks for some seconds."""
 
     endpoint_url: str = ""
 
     @abstractmethod
     def start(self) -> Self:
-        """Start it and wait until it answers. Raises :class:`NotAvailable` where that is not possible."""
+        """Start it and wait until it answers. Raises :class:`NotAvailable` if that is not possible here."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Stop it. All secrets are lost. A second call does nothing."""
+        """Stop it and lose all secrets. A second call does nothing."""
 
     def __enter__(self) -> Self:
         return self.start()
@@ -59,18 +59,18 @@ class SecretsManager(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """``SecretsManagerSource(name, **options)``; the session's own credentials are made up."""
+        """The arguments for ``SecretsManagerSource(name, **options)``. The session's AWS credentials are made up."""
         return {"session": _session(), "endpoint_url": self.endpoint_url}
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Any]:
-        """A plain client, to do what an operator or AWS itself would do."""
+        """Open a plain client, to do what an operator or AWS itself would do."""
         options = self.options
         async with core_of(options.pop("session")).create_client("secretsmanager", **options) as client:
             yield client
 
     async def create_secret(self, value: Mapping[str, Any] | str | bytes, name: str | None = None) -> str:
-        """Create a secret with this value (as JSON, if it is a mapping) and return its name."""
+        """Create a secret with this value (a mapping is stored as JSON) and return its name."""
         name = name or f"test/{uuid.uuid4()}"
         kind = "SecretBinary" if isinstance(value, bytes) else "SecretString"
         async with self.client() as client:
@@ -78,7 +78,7 @@ class SecretsManager(ABC):
         return name
 
 
-@functools.cache  # it keeps the service models, which take long to read
+@functools.cache  # the session keeps the service models, which are slow to load
 def _session() -> Any:
     session = default_session()
     core_of(session).set_credentials("testing", "testing")
@@ -120,7 +120,7 @@ class EmbeddedSecretsManager(SecretsManager):
 
 
 class ContainerSecretsManager(SecretsManager):
-    """LocalStack in a container, by ``testcontainers``, where Docker answers."""
+    """LocalStack in a container, run by ``testcontainers``. Needs Docker."""
 
     def __init__(self, image: str = "localstack/localstack:3.8") -> None:
         self.image = image

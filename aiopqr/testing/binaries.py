@@ -1,7 +1,7 @@
-"""Finds Postgres' programs, and a user that can run them.
+"""Finds the programs of Postgres, and a user that can run them.
 
-Postgres refuses to run as root, and another user may be unable to reach its programs: in a
-virtualenv below /root, for example.
+Postgres refuses to run as root, and another user may have no access to its programs, for example if they are in a
+virtualenv below /root.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ _UNPRIVILEGED = ("nobody", "postgres")
 
 @dataclass(frozen=True, slots=True)
 class Binaries:
-    """An installation of Postgres: the directory of its programs, and its version, such as ``16.14``."""
+    """An installation of Postgres: the directory with its programs, and its version, such as ``16.14``."""
 
     bindir: Path
     version: str
 
     @classmethod
     def find(cls, which: str | Path = "embedded") -> Binaries:
-        """``embedded`` (16), ``embedded18``, ``system`` (``pg_config``, PATH, Debian's place), or a bin directory.
+        """Find an installation of Postgres.
 
-        Raises :class:`NotAvailable`, with a text that says what is missing.
+        ``which`` is ``embedded`` (Postgres 16), ``embedded18``, ``system`` (from ``pg_config``, PATH, or Debian's
+        directory), or the path of a directory with the programs. Raises :class:`NotAvailable`, with a text that says
+        what is missing.
         """
         if which in _EMBEDDED:
             return cls._embedded(_EMBEDDED[str(which)])
@@ -44,7 +46,7 @@ class Binaries:
         bindir = Path(which)
         if not bindir.is_absolute() or not (bindir / "initdb").exists():
             kinds = ", ".join([*_EMBEDDED, "system"])
-            raise NotAvailable(f"no Postgres server in {str(which)!r}: give {kinds} or a directory with initdb")
+            raise NotAvailable(f"no Postgres server in {str(which)!r}: pass {kinds}, or a directory with initdb")
         return cls(bindir, _version(bindir))
 
     @classmethod
@@ -81,7 +83,7 @@ class Binaries:
 
 @dataclass(frozen=True, slots=True)
 class RunAs:
-    """The user that runs the server: the current one, or another, since Postgres refuses to run as root."""
+    """The user that runs the server: the current one or, since Postgres refuses to run as root, another."""
 
     uid: int
     gid: int
@@ -103,12 +105,12 @@ class RunAs:
         raise NotAvailable(f"Postgres does not run as root, and this system has no user {wanted} to run it as")
 
     def popen(self) -> dict[str, Any]:
-        """The arguments of ``subprocess.Popen`` that run a program as this user, detached from our terminal."""
+        """Arguments for ``subprocess.Popen`` that run a program as this user, detached from our terminal."""
         kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH") if key in os.environ}
         arguments: dict[str, Any] = {
-            "env": {**kept, "LC_ALL": "C", "TZ": "UTC"},  # no PG* variable of ours reaches the server
+            "env": {**kept, "LC_ALL": "C", "TZ": "UTC"},  # our own PG* variables must not reach the server
             "stdin": subprocess.DEVNULL,
-            "start_new_session": True,  # Ctrl-C is for the tests: they stop the server in order
+            "start_new_session": True,  # Ctrl-C goes to the tests, which then stop the server properly
         }
         if self.is_other:
             arguments |= {"user": self.uid, "group": self.gid, "extra_groups": []}
@@ -123,7 +125,7 @@ class RunAs:
                     os.chown(os.path.join(directory, name), self.uid, self.gid, follow_symlinks=False)
 
     def can_run(self, binaries: Binaries) -> bool:
-        """Whether this user can read and run the programs and their libraries."""
+        """Whether this user can run the programs, with their libraries."""
         try:
             ran = subprocess.run(
                 [binaries["postgres"], "-V"], cwd="/", check=False, capture_output=True, timeout=30.0, **self.popen()
@@ -136,9 +138,9 @@ class RunAs:
 
 
 def workspace(run_as: RunAs) -> Path:
-    """A new directory that ``run_as`` owns and can enter, with a path short enough for a Unix socket in it."""
+    """Make a directory that ``run_as`` owns and can enter, with a path short enough for a Unix socket in it."""
     for parent in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
-        if len(parent) > 70 or not os.path.isdir(parent):  # a socket's whole path ends at 103 bytes on macOS
+        if len(parent) > 70 or not os.path.isdir(parent):  # on macOS, a socket's path is limited to 103 bytes
             continue
         path = Path(tempfile.mkdtemp(prefix="aiopqr-", dir=parent))
         run_as.own(path)
@@ -146,17 +148,17 @@ def workspace(run_as: RunAs) -> Path:
             return path
         path.rmdir()
     raise NotAvailable(
-        f"no temporary directory that {run_as.name} can write to: set TMPDIR to a short path that it may enter"
+        f"no temporary directory that {run_as.name} can write to: set TMPDIR to a short path that this user can enter"
     )
 
 
 def copy_to(binaries: Binaries, directory: Path, run_as: RunAs) -> Binaries:
-    """A copy of the installation below ``directory``: its programs find their files relative to themselves."""
+    """Copy the installation to ``directory``. That works because programs find their files relative to themselves."""
     prefix = binaries.bindir.parent
     copy = directory / prefix.parent.name / prefix.name
     unneeded = shutil.ignore_patterns("include", "*.a", "pkgconfig", "__pycache__")
     shutil.copytree(prefix, copy, symlinks=True, ignore=unneeded)
-    # Where the tool that made the wheel put the libraries that it needs.
+    # The wheel bundles the libraries that it needs in a directory next to the package.
     libraries = f"{prefix.parent.name}.libs"
     if (prefix.parent.parent / libraries).is_dir():
         shutil.copytree(prefix.parent.parent / libraries, directory / libraries)
@@ -166,11 +168,11 @@ def copy_to(binaries: Binaries, directory: Path, run_as: RunAs) -> Binaries:
 
 def _version(bindir: Path) -> str:
     try:
-        told = subprocess.run([str(bindir / "postgres"), "-V"], capture_output=True, text=True, check=True).stdout
+        output = subprocess.run([str(bindir / "postgres"), "-V"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.SubprocessError) as exc:
         raise NotAvailable(f"{bindir / 'postgres'} does not run: {exc}") from exc
-    found = re.search(r"\d+(\.\d+|devel|beta\d+|rc\d+)?", told)
-    return found[0] if found else told.strip()
+    found = re.search(r"\d+(\.\d+|devel|beta\d+|rc\d+)?", output)
+    return found[0] if found else output.strip()
 
 
 def _number(text: str) -> float:

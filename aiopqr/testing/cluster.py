@@ -1,6 +1,6 @@
-"""The files of a Postgres server: its data directory, its configuration, and how to see that it is ready.
+"""The files of a Postgres server: its data directory, its configuration, and the file that says whether it is ready.
 
-initdb takes half a second, so it runs once for each process and version, and every further server starts from a copy.
+initdb takes half a second, so it runs once per process and version. Every server starts from a copy of the result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .guarded import GuardedDirectory
 #: The superuser's password of all servers of this process.
 ADMIN_PASSWORD = Secret(secrets.token_urlsafe(24))
 
-# The data is deleted when the test ends, so nothing must be safe on disk. A crash of the server alone loses nothing.
+# The data is deleted when the test ends, so it need not survive a power failure. It does survive a server crash.
 _FAST = {
     "fsync": False,
     "full_page_writes": False,
@@ -47,7 +47,7 @@ def create(binaries: Binaries, data: Path, run_as: RunAs, admin: str) -> None:
 def write_configuration(
     data: Path, run_as: RunAs, settings: Mapping[str, object], admin: str, hba: Sequence[str] | None
 ) -> None:
-    """Write ``postgresql.conf`` and ``pg_hba.conf``. Whatever ``hba`` says, ``admin`` gets in, over TCP and socket."""
+    """Write ``postgresql.conf`` and ``pg_hba.conf``. ``admin`` can always log in, whatever ``hba`` says."""
     lines = [f"{name} = {setting(value)}\n" for name, value in {**_FAST, **settings}.items()]
     for name, text in (("postgresql.conf", "".join(lines)), ("pg_hba.conf", hba_text(admin, hba))):
         new = data / f"{name}.new"
@@ -57,14 +57,14 @@ def write_configuration(
 
 
 def hba_text(admin: str, lines: Sequence[str] | None) -> str:
-    """A ``pg_hba.conf`` of ``lines`` (None: SCRAM for everyone), in which ``admin`` always gets in."""
+    """A ``pg_hba.conf`` made of ``lines`` (None: SCRAM for everyone) that always lets ``admin`` log in."""
     entrance = [f'local all "{admin}" scram-sha-256']
     entrance += [f'host {database} "{admin}" all scram-sha-256' for database in ("all", "replication")]
     return "".join(f"{line}\n" for line in (*entrance, *(_SCRAM_FOR_ALL if lines is None else lines)))
 
 
 def is_ready(postmaster_pid: Path) -> bool:
-    """Whether the server that wrote this file takes logins (its eighth line; see Postgres' pidfile.h)."""
+    """Whether the server that wrote this file accepts logins: its eighth line says so (see Postgres' pidfile.h)."""
     try:
         lines = postmaster_pid.read_text().splitlines()
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def is_ready(postmaster_pid: Path) -> bool:
 
 @functools.cache
 def reachable(binaries: Binaries, run_as: RunAs) -> Binaries:
-    """``binaries``, or a copy of them where ``run_as`` can read it: a virtualenv below /root is closed to others."""
+    """``binaries``, or a copy of them if ``run_as`` cannot read them, for example in a virtualenv below /root."""
     if run_as.can_run(binaries):
         return binaries
     copy = copy_to(binaries, GuardedDirectory(run_as).path, run_as)
@@ -105,7 +105,7 @@ def _template(binaries: Binaries, run_as: RunAs, admin: str) -> Path:
 
 
 def setting(value: object) -> str:
-    """``value`` as ``postgresql.conf`` and ``ALTER SYSTEM`` want it."""
+    """``value`` in the syntax of ``postgresql.conf`` and ``ALTER SYSTEM``."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""A Postgres in a container, where Docker answers."""
+"""A Postgres server in a Docker container."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ _NO_LOGIN_YET = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnect
 
 
 class ContainerPostgres(PostgresServer):
-    """A Postgres in a container, by ``testcontainers``, where Docker answers.
+    """A Postgres server in a container, run by ``testcontainers``. Needs Docker.
 
-    ``image`` behaves as the official ``postgres`` images do; its default is the environment's ``AIOPQR_TEST_IMAGE``, or
-    else ``postgres:17-alpine``. The server takes logins on 127.0.0.1, where Docker's proxy passes them on. With
-    ``own_network`` it is alone on a network of its own, as a host elsewhere is, and not on Docker's default bridge.
+    ``image`` must behave like the official ``postgres`` images. The default is the environment variable
+    ``AIOPQR_TEST_IMAGE`` or else ``postgres:17-alpine``. The server is reached on 127.0.0.1, through Docker's proxy.
+    With ``own_network``, the container gets a separate network instead of Docker's default bridge, like a server on
+    another host.
 
-    Raises :class:`NotAvailable` where Docker does not answer or has no such image, and :class:`ServerError`, with the
-    end of the server's log, where the server did not start.
+    Raises :class:`NotAvailable` if Docker does not answer or does not have the image, and :class:`ServerError`, with
+    the end of the server's log, if the server did not start.
     """
 
     host = "127.0.0.1"
@@ -65,7 +66,7 @@ class ContainerPostgres(PostgresServer):
     def admin_password(self) -> Secret:
         return self._password
 
-    # Life and death; these block.
+    # Starting and stopping. start() and stop() block.
 
     def start(self) -> Self:
         for _ in range(5):
@@ -114,11 +115,11 @@ class ContainerPostgres(PostgresServer):
         await self._answer()
 
     async def cut_off(self) -> None:
-        """Take the server off its network, while it runs. Nobody reaches it until :meth:`join`."""
+        """Disconnect the running server from its network, so that nobody can reach it until :meth:`join`."""
         await in_a_thread(lambda: self._on_its_network("disconnect"))
 
     async def join(self) -> None:
-        """Put the server back on its network, after :meth:`cut_off`."""
+        """Connect the server to its network again, after :meth:`cut_off`."""
         await in_a_thread(lambda: self._on_its_network("connect"))
         await self._answer()
 
@@ -127,9 +128,9 @@ class ContainerPostgres(PostgresServer):
         getattr(network, action)(self._wrapped)
 
     async def _answer(self) -> Any:
-        """The server's version, as soon as it takes logins.
+        """Wait until the server accepts logins, and return its version.
 
-        The image starts the server twice, the first time without TCP. Until it listens, Docker's proxy accepts
+        The image starts the server twice, the first time without TCP. Until the server listens, Docker's proxy accepts
         connections and closes them.
         """
         deadline = time.monotonic() + _START_TIMEOUT
@@ -139,7 +140,7 @@ class ContainerPostgres(PostgresServer):
             except _NO_LOGIN_YET as exc:
                 if time.monotonic() > deadline:
                     raise ServerError(
-                        f"{self!r} took no login within {_START_TIMEOUT:.0f} s. The end of its log:\n"
+                        f"{self!r} accepted no login within {_START_TIMEOUT:.0f} s. The end of its log:\n"
                         f"{self._written().decode(errors='replace')[-3000:]}"
                     ) from exc
             await asyncio.sleep(0.1)
@@ -193,16 +194,16 @@ class ContainerPostgres(PostgresServer):
     # The log.
 
     def _log(self) -> bytes:
-        """The server's standard error. Docker passes it on a little later, so wait for a line of our own."""
+        """The server's standard error. Docker shows it with a delay, so log a line and wait until that shows up."""
         line = f"aiopqr reads the log {secrets.token_hex(8)}"
         try:
             run_apart(self.execute(f"DO $$ BEGIN RAISE LOG '{line}'; END $$"))
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            return self._written()  # it is down, and writes nothing more
+            return self._written()  # the server is down, so nothing more will be logged
         deadline = time.monotonic() + _LOG_TIMEOUT
         while line.encode() not in (log := self._written()):
             if time.monotonic() > deadline:
-                raise ServerError(f"the log of {self!r} cannot be read: Docker does not show what was just logged")
+                raise ServerError(f"the log of {self!r} cannot be read: Docker does not show a line just logged")
             time.sleep(0.01)
         return log
 
@@ -218,30 +219,30 @@ class ContainerPostgres(PostgresServer):
 
 
 def container_of(image: str, ports: dict[int, int | None], environment: dict[str, str]) -> Any:
-    """A container, not started yet, whose ``ports`` are published on 127.0.0.1 (None: a port that Docker chooses).
+    """Make a container without starting it. Its ``ports`` are published on 127.0.0.1 (None lets Docker choose one).
 
-    Raises :class:`NotAvailable` where Docker does not answer or has no such image.
+    Raises :class:`NotAvailable` if Docker does not answer or does not have the image.
     """
     try:
         from testcontainers.core.container import DockerContainer
     except ImportError:
         raise NotAvailable("a container needs testcontainers: pip install testcontainers") from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # Docker's client forgets a socket that does not connect
+        warnings.simplefilter("ignore", ResourceWarning)  # Docker's client leaks a socket if it cannot connect
         problem = _why_it_cannot_be_had(image)
         gc.collect()
     if problem:
         raise NotAvailable(problem)
     container: Any = DockerContainer(image)
     for inside, outside in ports.items():
-        container.ports[str(inside)] = ("127.0.0.1", outside)  # a pair; `with_bind_ports` would bind to 0.0.0.0
+        container.ports[str(inside)] = ("127.0.0.1", outside)  # `with_bind_ports` would bind to 0.0.0.0
     for key, value in environment.items():
         container.with_env(key, value)
     return container
 
 
 def new_network() -> Any:
-    """A network that is there for one container."""
+    """Make a network for one container."""
     from testcontainers.core.network import Network
 
     return Network().create()

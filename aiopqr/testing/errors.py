@@ -10,8 +10,8 @@ class ServerError(AiopqrError, RuntimeError):
 
 
 class NotAvailable(ServerError):
-    """This kind of server is not available here. The text says what is missing, so it can be the reason of a skip."""
+    """This kind of server is not available here. The text says what is missing, so use it as the reason of a skip."""
 
 
 class NotSupported(ServerError):
-    """This kind of server cannot do that. For example, a server given by a DSN cannot be restarted."""
+    """This kind of server cannot do that. For example, a server named by a DSN cannot be restarted."""

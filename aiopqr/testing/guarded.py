@@ -1,4 +1,4 @@
-"""A directory that is removed when its process ends, together with the server in it.
+"""A directory that is removed when our process ends. A server that runs in it is killed.
 
 A shell waits for the end of a pipe that only our process holds open, so even SIGKILL leaves nothing behind.
 """
@@ -41,11 +41,11 @@ class GuardedDirectory:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process made it. A forked child must not remove its parent's directory."""
+        """Whether this process created the directory. A forked child must not remove its parent's."""
         return self._creator == os.getpid()
 
     def remove(self) -> None:
-        """Remove it. A second call does nothing, nor does one in a forked child."""
+        """Remove the directory. A second call does nothing, and neither does a call in a forked child."""
         if self.is_ours:
             atexit.unregister(self.remove)
             shutil.rmtree(self.path, ignore_errors=True)

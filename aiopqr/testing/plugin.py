@@ -1,6 +1,6 @@
-"""The pytest plugin. pytest always loads it, so everything else is imported when a fixture is used.
+"""The pytest plugin. pytest always loads it, so it imports everything else only when a fixture is used.
 
-Its fixtures are not async, so they serve tests under pytest-asyncio, under anyio and without either.
+Its fixtures are not async, so they work with pytest-asyncio, with anyio, and without either.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def aiopqr_server() -> Iterator[PostgresServer]:
     """The server that ``rotating_postgres`` uses, one for the whole run. Override this fixture to use another server.
 
-    The environment variable ``AIOPQR_TEST_POSTGRES`` chooses it: ``embedded`` (default), ``embedded18``, ``system``,
-    ``testcontainers``, ``testcontainers:IMAGE``, or the DSN of a superuser.
+    Choose it with the environment variable ``AIOPQR_TEST_POSTGRES``: ``embedded`` (default), ``embedded18``,
+    ``system``, ``testcontainers``, ``testcontainers:IMAGE``, or the DSN of a superuser.
     """
     from . import server_of
 
@@ -49,7 +49,7 @@ def rotating_postgres(aiopqr_server: PostgresServer) -> Iterator[RotatingPostgre
 
 @pytest.fixture(scope="session")
 def vault() -> Iterator[Vault]:
-    """A real OpenBao, which has Vault's API, one for the whole run. Skips if there is none for this platform."""
+    """A real OpenBao server, which has Vault's API, one for the whole run. Skips the test if OpenBao is missing."""
     from . import NotAvailable, Vault
 
     try:
@@ -62,7 +62,7 @@ def vault() -> Iterator[Vault]:
 
 @pytest.fixture
 def vault_database(vault: Vault, rotating_postgres: RotatingPostgres) -> Iterator[VaultDatabase]:
-    """A database engine of ``vault`` for the database of ``rotating_postgres``.
+    """A database engine in ``vault`` for the database of ``rotating_postgres``.
 
     ::
 

@@ -1,6 +1,6 @@
 """A real Postgres server in a temporary directory, which is removed when the server is stopped.
 
-:mod:`.cluster` makes its files, and :mod:`.binaries` finds its programs.
+:mod:`.cluster` creates its files, and :mod:`.binaries` finds its programs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .server import PostgresServer, in_a_thread, reload
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 20.0
 _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-# Outside the range from which the system takes ports for outgoing connections, so ours stays free during a restart.
+# Outside the range that the system uses for outgoing connections, so our port stays free during a restart.
 PORTS = range(15000, 32000)
 
 NEED_A_RESTART = "SELECT 1 FROM pg_settings WHERE context = 'postmaster' AND name = ANY($1::text[])"
@@ -36,14 +36,14 @@ NEED_A_RESTART = "SELECT 1 FROM pg_settings WHERE context = 'postmaster' AND nam
 class EmbeddedPostgres(PostgresServer):
     """A real Postgres server on 127.0.0.1 and a Unix socket, both with SCRAM, in a temporary directory.
 
-    ``binaries`` is ``"embedded"`` (16), ``"embedded18"``, ``"system"`` or a directory of programs. ``settings`` go to
-    ``postgresql.conf``. As root, the server runs as ``run_as`` (default: nobody).
+    ``binaries`` is ``"embedded"`` (Postgres 16), ``"embedded18"``, ``"system"``, or a directory with the programs.
+    ``settings`` go to ``postgresql.conf``. If you are root, the server runs as the user ``run_as`` (default: nobody).
 
     Use it as a context manager, with ``async with`` or ``with``, or call :meth:`start` and :meth:`stop`, which block
-    for about a second. Stopping removes its directory; so does the end of the process, even by SIGKILL.
+    for about a second. The directory is removed when the server is stopped or the process ends, even by SIGKILL.
 
-    Raises :class:`NotAvailable` where no server can run, and :class:`ServerError`, with the end of the server's log, if
-    the server did not start.
+    Raises :class:`NotAvailable` if no server can run here, and :class:`ServerError`, with the end of the server's log,
+    if the server did not start.
     """
 
     host = "127.0.0.1"
@@ -80,7 +80,7 @@ class EmbeddedPostgres(PostgresServer):
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process id while the server runs."""
+        """The postmaster's process id, or None if the server is not running."""
         return self._process.pid if self._process is not None and self.is_running else None
 
     @property
@@ -99,12 +99,12 @@ class EmbeddedPostgres(PostgresServer):
             raise ServerError(f"{self!r} is not started")
         return self.home
 
-    # Life and death; these block.
+    # Starting and stopping. start() and stop() block.
 
     def start(self) -> Self:
-        """Create the server and wait until it accepts logins. This blocks; ``async with`` does it in a thread."""
+        """Create the server and wait until it accepts logins. This blocks; ``async with`` runs it in a thread."""
         if self.home is not None:
-            raise ServerError(f"{self!r} is started already")
+            raise ServerError(f"{self!r} has already been started")
         self._directory = GuardedDirectory(self.run_as)
         self.home = self._directory.path
         self.socket_dir = str(self.home)
@@ -119,7 +119,7 @@ class EmbeddedPostgres(PostgresServer):
         return self
 
     def stop(self) -> None:
-        """End the server and remove its directory. A second call does nothing."""
+        """Stop the server and remove its directory. A second call does nothing."""
         if self._directory is None or not self._directory.is_ours:
             return
         atexit.unregister(self.stop)
@@ -140,15 +140,15 @@ class EmbeddedPostgres(PostgresServer):
 
     async def configure(self, **settings: object) -> None:
         before, wanted = self._settings, self._settings | settings
-        take = self._reload
+        apply = self._reload
         if await self.execute(NEED_A_RESTART, list(settings)):
-            take = self.restart
+            apply = self.restart
         try:
             self._settings = {name: value for name, value in wanted.items() if value is not None}
-            await take()
+            await apply()
         except ServerError:
             self._settings = before
-            await take()
+            await apply()
             raise
 
     async def set_hba(self, lines: Sequence[str] | None) -> None:
@@ -162,7 +162,7 @@ class EmbeddedPostgres(PostgresServer):
 
     async def enable_tls(self) -> str:
         if not await self.fetchval("SELECT setting FROM pg_settings WHERE name = 'ssl_library'"):
-            raise NotSupported(f"{self!r} was built without TLS: binaries='system' has it on most systems")
+            raise NotSupported(f"{self!r} was built without TLS: try binaries='system', which usually has it")
         from .tls import write_certificates
 
         certificates = await in_a_thread(functools.partial(write_certificates, self._home / "tls"))
@@ -172,7 +172,7 @@ class EmbeddedPostgres(PostgresServer):
         return certificates.ca
 
     async def _reload(self) -> None:
-        """Write the configuration and have the server read it. Returns when new sessions use it."""
+        """Write the configuration and make the server read it. Returns when new sessions use it."""
         cluster.write_configuration(self.data, self.run_as, self._all_settings(), self.admin, self._hba)
         if self.is_running:
             await reload(self)
@@ -194,7 +194,7 @@ class EmbeddedPostgres(PostgresServer):
         cluster.create(self.binaries, self.data, self.run_as, self.admin)
 
     def _listen(self) -> None:
-        """Launch on a free port. Another process can take it before we do: then on another."""
+        """Launch the server on a free port. If another process takes that port first, try the next one."""
         for _ in range(5):
             self.port = free_port(self.host)
             with contextlib.suppress(_PortTaken):
@@ -205,7 +205,7 @@ class EmbeddedPostgres(PostgresServer):
     def _launch(self) -> None:
         cluster.write_configuration(self.data, self.run_as, self._all_settings(), self.admin, self._hba)
         status = self.data / "postmaster.pid"
-        status.unlink(missing_ok=True)  # of a crash; a live server of this directory would be our child
+        status.unlink(missing_ok=True)  # left by a crash: a live server in this directory would be our child
         with self.log.open("ab") as log:
             mark = log.tell()
             self._process = subprocess.Popen(
@@ -229,7 +229,7 @@ class EmbeddedPostgres(PostgresServer):
             time.sleep(0.005)
 
     def _shut_down(self, mode: str) -> None:
-        """End the process: as asked, then by SIGQUIT, then by SIGKILL."""
+        """Stop the process in the given mode; if that takes too long, with SIGQUIT and then with SIGKILL."""
         process = self._process
         if process is None:
             return
@@ -246,7 +246,7 @@ class _PortTaken(ServerError):
 
 
 def free_port(host: str) -> int:
-    """A port that nobody listens on now."""
+    """A port that is free at the moment, or 0 if none was found."""
     for port in random.sample(PORTS, 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((host, port))

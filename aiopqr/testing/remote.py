@@ -1,4 +1,4 @@
-"""A server that runs already, named by a DSN."""
+"""A server that is already running, named by a DSN."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .server import PostgresServer, run_apart
 
 
 class ExistingPostgres(PostgresServer):
-    """A server that runs already, given by the DSN of a superuser or of a role that may create roles and databases.
+    """A server that is already running, named by the DSN of a superuser or a role that may create roles and databases.
 
-    The DSN's parameters, such as ``sslmode``, are kept. The server cannot be stopped or configured, nor its log read.
+    The DSN's parameters, such as ``sslmode``, are kept. You cannot stop or configure the server, or read its log.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -44,7 +44,7 @@ class ExistingPostgres(PostgresServer):
         try:
             version = run_apart(self.fetchval("SHOW server_version"))
         except (OSError, asyncpg.InvalidAuthorizationSpecificationError, TimeoutError) as exc:
-            raise NotAvailable(f"no login as {self.admin} on {self.host}:{self.port}: {exc}") from exc
+            raise NotAvailable(f"cannot log in as {self.admin} on {self.host}:{self.port}: {exc}") from exc
         self._version = str(version).split()[0]
         return self
 
@@ -59,7 +59,7 @@ class ExistingPostgres(PostgresServer):
 
     async def admin_connect(self, database: str = "postgres", **options: Any) -> asyncpg.Connection[asyncpg.Record]:
         dsn = urlunsplit(self._parts._replace(path=f"/{database}"))
-        # Without a password in the DSN, asyncpg looks into PGPASSWORD and ~/.pgpass.
+        # If the DSN has no password, asyncpg looks in PGPASSWORD and ~/.pgpass.
         options = {"password": self._password or None, "timeout": 30.0, "statement_cache_size": 100, **options}
         connection: asyncpg.Connection[asyncpg.Record] = await connect_once(dsn, user=self.admin, **options)
         return connection

@@ -1,4 +1,4 @@
-"""A database with two accounts whose passwords a test changes, first in the database and then in the store."""
+"""A database with two accounts whose passwords a test can change, first in the database and then in the store."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .source import ScriptedSource
 
 
 class RotatingPostgres:
-    """A database of its own on ``server``, two accounts, and a :class:`ScriptedSource` that knows their passwords.
+    """A separate database on ``server``, two accounts, and a :class:`ScriptedSource` that knows their passwords.
 
-    :attr:`pair` is what the database accepts now; ``source.pair`` is what the store shows.
+    :attr:`pair` is what the database accepts now, and ``source.pair`` is what the store shows.
     """
 
     def __init__(self, server: PostgresServer, database: str, pair: CredentialPair, owner: str) -> None:
@@ -32,7 +32,7 @@ class RotatingPostgres:
 
     @classmethod
     async def create(cls, server: PostgresServer) -> Self:
-        """Create the accounts and the database, under names that nobody else uses."""
+        """Create the accounts and the database, with unique names."""
         name = f"app_{secrets.token_hex(4)}"
         pair = await server.create_accounts(f"{name}_odd", f"{name}_even", owner=name, database=name)
         return cls(server, name, pair, name)
@@ -44,7 +44,7 @@ class RotatingPostgres:
 
     @property
     def dsn(self) -> str:
-        """Where the database is, with neither user nor password."""
+        """The database's DSN, without a user or a password."""
         return self.server.dsn_of(self.database)
 
     @property
@@ -53,7 +53,7 @@ class RotatingPostgres:
         return tuple(account.username for account in self.pair.credentials())
 
     async def connect(self, parity: str | Parity = Parity.ODD) -> asyncpg.Connection[asyncpg.Record]:
-        """A plain connection of one account."""
+        """Open a plain connection with one account."""
         account = self._account(Parity(parity))
         connection: asyncpg.Connection[asyncpg.Record] = await connect_once(
             self.dsn, user=account.username, password=account.password, timeout=60.0, statement_cache_size=100
@@ -65,20 +65,20 @@ class RotatingPostgres:
     ) -> CredentialPair:
         """Change one password in the database, and ``store_delay`` seconds later in the source (None: never).
 
-        Returns the pair that is in force.
+        Returns the pair that the database accepts now.
         """
         return await self._rotate([Parity(parity)], password, store_delay)
 
     async def rotate_both(self, *, store_delay: float | None = 0.0) -> CredentialPair:
-        """Change both passwords in the database, in one transaction, and then in the source as :meth:`rotate` does."""
+        """Change both passwords in the database, in one transaction, and then in the source, as :meth:`rotate` does."""
         return await self._rotate(list(Parity), None, store_delay)
 
     def failed_logins(self) -> int:
-        """How many logins of the two accounts were refused for their password so far."""
+        """Return how many logins of the two accounts have been refused so far because of a wrong password."""
         return sum(self.server.failed_logins(username=name) for name in self.usernames)
 
     async def sessions(self, parity: str | Parity | None = None) -> list[asyncpg.Record]:
-        """The rows of ``pg_stat_activity`` of both accounts, or of one."""
+        """Return the rows of ``pg_stat_activity`` for both accounts, or for one."""
         return await self.server.sessions(*self._names(parity))
 
     async def terminate(self, parity: str | Parity | None = None) -> int:

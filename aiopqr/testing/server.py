@@ -1,7 +1,8 @@
 """What every test server can do with SQL: accounts, passwords, sessions, logins.
 
-The kinds of server (a process of our own, a container, a server that runs already) differ in how they are reached and
-in what else they can do. What one of them cannot do raises :class:`NotSupported`, which fixtures turn into a skip.
+The kinds of server (a process of our own, a container, a server that is already running) differ in how they are reached
+and in what else they can do. A method that a kind does not support raises :class:`NotSupported`, which fixtures can
+turn into a skip.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class PostgresServer(ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """Such as ``16.14``."""
+        """The server's version, such as ``16.14``."""
 
     @property
     @abstractmethod
@@ -50,26 +51,26 @@ class PostgresServer(ABC):
 
     @property
     def dsn(self) -> str:
-        """Where the ``postgres`` database is, with neither user nor password."""
+        """The DSN of the ``postgres`` database, without a user or a password."""
         return self.dsn_of("postgres")
 
     def dsn_of(self, database: str, *, socket: bool = False, **parameters: str) -> str:
-        """Where ``database`` is, with neither user nor password; ``parameters`` as in ``sslmode="verify-full"``."""
+        """Return a DSN of ``database`` without user and password. ``parameters``: for example ``sslmode="require"``."""
         if socket:
             if self.socket_dir is None:
-                raise NotSupported(f"{self!r} has no Unix socket that we know of")
+                raise NotSupported(f"{self!r} has no known Unix socket")
             parameters = {"host": self.socket_dir, "port": str(self.port), **parameters}
         place = "" if socket else f"{_bracketed(self.host)}:{self.port}"
         query = f"?{urlencode(parameters)}" if parameters else ""
         return f"postgresql://{place}/{quote(database, safe='')}{query}"
 
     def admin_dsn(self, database: str = "postgres") -> str:
-        """The superuser's DSN, **with its password**, for a program that accepts nothing else. Never log it."""
+        """Return the superuser's DSN **with its password**, for programs that accept nothing else. Never log it."""
         user, password = (quote(text, safe="") for text in (self.admin, self.admin_password.reveal()))
         return self.dsn_of(database).replace("//", f"//{user}:{password}@", 1)
 
     async def admin_connect(self, database: str = "postgres", **options: Any) -> asyncpg.Connection[asyncpg.Record]:
-        """A new connection of the superuser."""
+        """Open a connection as the superuser."""
         options = {
             "host": self.host,
             "port": self.port,
@@ -84,7 +85,7 @@ class PostgresServer(ABC):
         return connection
 
     async def execute(self, sql: str, *args: object, database: str = "postgres") -> list[asyncpg.Record]:
-        """Run ``sql`` as the superuser, on a connection of its own. Several statements when there are no ``args``."""
+        """Run ``sql`` as the superuser, on a new connection. Without ``args``, it may be several statements."""
         connection = await self.admin_connect(database)
         try:
             with no_frames():  # a statement may hold a verifier
@@ -99,7 +100,7 @@ class PostgresServer(ABC):
             await connection.close()
 
     async def fetchval(self, sql: str, *args: object, database: str = "postgres") -> Any:
-        """The first column of the first row of ``sql``, run as the superuser."""
+        """Run ``sql`` as the superuser, and return the first column of the first row."""
         connection = await self.admin_connect(database)
         try:
             return await connection.fetchval(sql, *args)
@@ -107,7 +108,7 @@ class PostgresServer(ABC):
             await connection.close()
 
     async def create_database(self, database: str, *, owner: str | None = None) -> None:
-        """An empty database."""
+        """Create an empty database."""
         belongs = f" OWNER {identifier(owner)}" if owner else ""
         await self.execute(f"CREATE DATABASE {identifier(database)}{belongs} TEMPLATE template0")
 
@@ -124,9 +125,10 @@ class PostgresServer(ABC):
         database: str | None = None,
         active: str = "odd",
     ) -> CredentialPair:
-        """Two LOGIN members of a NOLOGIN ``owner``, with random passwords; ``database`` is created for them, if given.
+        """Create two LOGIN roles with random passwords, members of a NOLOGIN role ``owner``. Returns them as a pair.
 
-        Each acts as ``owner`` (``SET role``), so what either creates belongs to both.
+        Each acts as ``owner`` (``SET role``), so both own what either of them creates. If ``database`` is given, it is
+        created for them.
         """
         pair = CredentialPair(
             odd=Credential(odd, secrets.token_urlsafe(18)),
@@ -144,7 +146,7 @@ class PostgresServer(ABC):
         return pair
 
     async def drop_accounts(self, *usernames: str) -> None:
-        """Drop roles, ending their sessions first. What they own must be gone."""
+        """Drop roles, ending their sessions first. They must not own anything."""
         await self.terminate(*usernames)
         await self.execute("; ".join(f"DROP ROLE IF EXISTS {identifier(name)}" for name in usernames))
 
@@ -159,7 +161,7 @@ class PostgresServer(ABC):
         )
 
     async def sessions(self, *usernames: str, database: str | None = None) -> list[asyncpg.Record]:
-        """The rows of ``pg_stat_activity`` for client backends: all but our own, or only those of ``usernames``."""
+        """Return the ``pg_stat_activity`` rows of client backends except our own, by default of all users."""
         return await self.execute(
             "SELECT * FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
             " AND ($1::text[] = '{}' OR usename = ANY($1)) AND datname = coalesce($2, datname)"
@@ -174,21 +176,21 @@ class PostgresServer(ABC):
         await self.execute("SELECT pg_terminate_backend(pid, 10000) FROM unnest($1::int[]) AS pid", pids)
         return len(pids)
 
-    # Life and death.
+    # Starting and stopping.
 
     @abstractmethod
     def start(self) -> Self:
-        """Start the server and wait until it accepts logins. This blocks; ``async with`` does it in a thread.
+        """Start the server and wait until it accepts logins. This blocks; ``async with`` runs it in a thread.
 
-        Raises :class:`NotAvailable` where there is no such server, and :class:`ServerError` if it did not start.
+        Raises :class:`NotAvailable` if there is no such server, and :class:`ServerError` if it did not start.
         """
 
     @abstractmethod
     def stop(self) -> None:
-        """Stop using the server. One that was started here is removed. A second call does nothing."""
+        """Stop using the server. If it was started here, it is stopped and removed. A second call does nothing."""
 
     async def aclose(self) -> None:
-        """:meth:`stop` in a thread. If it is cancelled, it finishes first."""
+        """Run :meth:`stop` in a thread. If cancelled, it finishes first."""
         await in_a_thread(self.stop)
 
     def __enter__(self) -> Self:
@@ -212,7 +214,7 @@ class PostgresServer(ABC):
     # What only some kinds of server can do.
 
     async def halt(self, mode: str = "fast") -> None:
-        """Stop the server, keeping its data: ``fast`` ends all sessions, ``immediate`` is a crash."""
+        """Stop the server and keep its data. ``fast`` ends all sessions; ``immediate`` is like a crash."""
         raise NotSupported(f"{self!r} cannot be stopped")
 
     async def resume(self) -> None:
@@ -220,7 +222,7 @@ class PostgresServer(ABC):
         raise NotSupported(f"{self!r} cannot be started")
 
     async def restart(self, mode: str = "fast") -> None:
-        """:meth:`halt` and :meth:`resume`."""
+        """Call :meth:`halt` and then :meth:`resume`."""
         await self.halt(mode)
         await self.resume()
 
@@ -229,23 +231,23 @@ class PostgresServer(ABC):
         raise NotSupported(f"{self!r} cannot be configured")
 
     async def set_hba(self, lines: Sequence[str] | None) -> None:
-        """Replace ``pg_hba.conf`` by ``lines`` (None: SCRAM for everyone). The superuser always gets in."""
+        """Replace ``pg_hba.conf`` with ``lines`` (None: SCRAM for everyone). The superuser can always log in."""
         raise NotSupported(f"the pg_hba.conf of {self!r} cannot be changed")
 
     async def enable_tls(self) -> str:
-        """Turn on TLS, with a certificate for ``localhost`` and 127.0.0.1. Returns ``ca_file``."""
+        """Turn on TLS, with a certificate for ``localhost`` and 127.0.0.1. Returns the path of the CA's certificate."""
         raise NotSupported(f"{self!r} cannot be given a certificate")
 
     def mark(self) -> int:
-        """The end of the server's log, for ``since=``."""
+        """Return the current end of the server's log, to pass as ``since=`` later."""
         return len(self._log())
 
     def log_text(self, since: int = 0) -> str:
-        """The server's log after ``since``."""
+        """Return the server's log after ``since``."""
         return self._log()[since:].decode(errors="replace")
 
     def failed_logins(self, since: int = 0, *, username: str | None = None) -> int:
-        """How many logins were refused for a wrong password, according to the server's log after ``since``."""
+        """Return how many logins were refused because of a wrong password, by the server's log after ``since``."""
         whose = f'{_LOGIN_FAILED} for user "{username}"' if username else _LOGIN_FAILED
         return len(re.findall(rf"FATAL: +{re.escape(whose)}", self.log_text(since)))
 
@@ -254,7 +256,7 @@ class PostgresServer(ABC):
 
 
 async def reload(server: PostgresServer) -> None:
-    """Have ``server`` read its configuration files. Returns when new sessions use them."""
+    """Make ``server`` read its configuration files. Returns when new sessions use them."""
     mark, before = server.mark(), await server.fetchval("SELECT pg_conf_load_time()")
     await server.fetchval("SELECT pg_reload_conf()")
     deadline = time.monotonic() + _RELOAD_TIMEOUT
@@ -262,18 +264,18 @@ async def reload(server: PostgresServer) -> None:
         if time.monotonic() > deadline:
             raise ServerError(f"{server!r} did not read its configuration:\n{server.log_text(mark)}")
         await asyncio.sleep(0.01)
-    if re.search(r"contains errors|was not reloaded", told := server.log_text(mark)):
-        raise ServerError(f"{server!r} rejected its configuration:\n{told}")
+    if re.search(r"contains errors|was not reloaded", log := server.log_text(mark)):
+        raise ServerError(f"{server!r} rejected its configuration:\n{log}")
 
 
 def run_apart(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run a coroutine to its end, in a thread with an event loop of its own. The caller need not be async."""
+    """Run a coroutine to its end in a thread with its own event loop. The caller need not be async."""
     with ThreadPoolExecutor(1, thread_name_prefix="aiopqr-testing") as thread:
         return thread.submit(asyncio.run, work).result()
 
 
 async def in_a_thread(work: Callable[[], _T]) -> _T:
-    """Run blocking work in a thread, and wait for it even when cancelled, since a thread cannot be cancelled."""
+    """Run blocking work in a thread. If cancelled, wait for it to finish, since a thread cannot be cancelled."""
     future = asyncio.get_running_loop().run_in_executor(None, work)
     try:
         return await asyncio.shield(future)

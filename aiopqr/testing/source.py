@@ -1,4 +1,4 @@
-"""A credentials source that a test controls: it publishes, delays, fails, lies or hangs."""
+"""A credentials source that a test controls: it can publish, delay, fail, lie or hang."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ HANG = _Hang()
 class ScriptedSource:
     """A source for tests. It answers with :attr:`pair` unless it is scripted otherwise.
 
-    ``interval`` is the refresher's, in seconds. Like a real store, it reads its value when a fetch *begins*: a fetch
-    that is delayed by :attr:`latency` or :attr:`gate` returns what was published before it began.
+    ``interval`` is the time in seconds between routine fetches. Like a real store, the source reads its value when a
+    fetch *begins*: a fetch that is delayed by :attr:`latency` or :attr:`gate` returns what was published before it
+    began.
     """
 
     def __init__(self, pair: CredentialPair, *, interval: float = 60.0, latency: float = 0.0) -> None:
         self.interval = interval
-        #: Seconds that each fetch takes.
+        #: How many seconds each fetch takes.
         self.latency = latency
-        #: While there is one that is not set, fetches wait for it.
+        #: If this is an event, fetches wait until it is set.
         self.gate: asyncio.Event | None = None
-        #: Raised by each fetch while it is not None.
+        #: If this is not None, each fetch raises it.
         self.error: BaseException | None = None
-        #: How many fetches were begun, and how many of them have ended, by an answer, an error or cancellation.
+        #: How many fetches have begun, and how many of them have ended, by an answer, an error or a cancellation.
         self.fetches = 0
         self.ended = 0
         self._pair: Any = pair
@@ -47,7 +48,7 @@ class ScriptedSource:
 
     @property
     def pair(self) -> CredentialPair:
-        """What the store has now. Assign another pair to publish it, or anything else to publish nonsense."""
+        """What the store holds now. Assign another pair to publish it, or anything else to publish nonsense."""
         now = time.monotonic()
         while self._due and self._due[0][0] <= now:
             self._pair = self._due.pop(0)[1]
@@ -60,7 +61,7 @@ class ScriptedSource:
         self._pair = pair
 
     def publish(self, pair: Any, *, after: float = 0.0) -> None:
-        """Have the store show ``pair`` in ``after`` seconds."""
+        """Make the store show ``pair`` in ``after`` seconds."""
         self._due.append((time.monotonic() + after, pair))
         self._due.sort(key=lambda due: due[0])
 
@@ -69,10 +70,10 @@ class ScriptedSource:
         self._script.extend(answers)
 
     async def fetch(self) -> CredentialPair:
-        """Whatever the script says next; when it is through, ``pair``, or ``error``."""
+        """Give the next scripted answer. If there is none, raise :attr:`error` if it is set, or return :attr:`pair`."""
         answer = self._script.popleft() if self._script else self.error or self.pair
         self.fetches += 1
-        self._tell()
+        self._notify()
         try:
             if self.gate is not None:
                 await self.gate.wait()
@@ -86,18 +87,18 @@ class ScriptedSource:
             return pair
         finally:
             self.ended += 1
-            self._tell()
+            self._notify()
 
     async def wait_begun(self, count: int) -> None:
-        """Wait until ``count`` fetches have begun, of all since the source was made."""
+        """Wait until ``count`` fetches have begun since the source was made."""
         while self.fetches < count:
             await self._progress.wait()
 
     async def wait_fetched(self, count: int) -> None:
-        """Wait until ``count`` fetches have ended, of all since the source was made."""
+        """Wait until ``count`` fetches have ended since the source was made."""
         while self.ended < count:
             await self._progress.wait()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._progress.set()
         self._progress = asyncio.Event()

@@ -1,4 +1,4 @@
-"""A certificate authority for one test server. It needs ``trustme``."""
+"""A certificate authority for one test server. Needs ``trustme``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .errors import NotAvailable
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """Paths of the authority's certificate, and of the server's certificate and key."""
+    """The paths of the authority's certificate and of the server's certificate and key."""
 
     ca: str
     cert: str
@@ -18,11 +18,11 @@ class Certificates:
 
 
 def write_certificates(directory: Path) -> Certificates:
-    """A new authority and a certificate for ``localhost`` and 127.0.0.1, in files in ``directory``."""
+    """Create an authority and a certificate for ``localhost`` and 127.0.0.1, as files in ``directory``."""
     try:
         import trustme
     except ImportError:
-        raise NotAvailable("a server that speaks TLS needs a certificate: pip install trustme") from None
+        raise NotAvailable("a server with TLS needs a certificate: pip install trustme") from None
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost", "127.0.0.1")
     directory.mkdir(exist_ok=True)

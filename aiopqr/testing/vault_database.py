@@ -1,4 +1,4 @@
-"""A database engine of a real Vault: it manages the accounts of a test's database."""
+"""A database engine in a real Vault, which manages the accounts of a test's database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PATIENCE = 30.0
 
 
 class VaultDatabase:
-    """A database engine of Vault, mounted for one database. ``mount`` and ``options`` are for a source."""
+    """A database engine in Vault for one database. Pass :attr:`options`, which include ``mount``, to a source."""
 
     def __init__(self, vault: Vault, postgres: RotatingPostgres) -> None:
         self.vault = vault
@@ -26,23 +26,22 @@ class VaultDatabase:
 
     @property
     def options(self) -> dict[str, Any]:
-        """``VaultSource.static_roles("odd", "even", **database.options)``."""
+        """The arguments for ``VaultSource.static_roles("odd", "even", **database.options)``."""
         return {"mount": self.mount, **self.vault.options}
 
     async def static_role(self, name: str, username: str, period: str = "24h") -> None:
-        """A static role: Vault changes the account's password now, and every ``period`` (5 s is the shortest)."""
+        """Create a static role. Vault changes the account's password now, and every ``period`` (at least 5 s)."""
         await self._write(f"static-roles/{name}", db_name="db", username=username, rotation_period=period)
 
     async def static_roles(self, period: str = "24h") -> None:
-        """The two accounts as static roles ``odd`` and ``even``."""
+        """Make the two accounts static roles, named ``odd`` and ``even``."""
         for name, username in zip(("odd", "even"), self.postgres.usernames, strict=True):
             await self.static_role(name, username, period)
 
     async def rotate(self, role: str) -> None:
-        """Let Vault change a static role's password now.
+        """Make Vault change a static role's password now.
 
-        While a Vault that was just unsealed fills its queue of rotations, it answers 500 (duplicate item), and is asked
-        again.
+        Just after an unseal, Vault answers 500 (duplicate item) while it fills its queue of rotations. This retries.
         """
         deadline = time.monotonic() + _PATIENCE
         while True:
@@ -55,7 +54,7 @@ class VaultDatabase:
             await asyncio.sleep(0.1)
 
     async def dynamic_role(self, name: str, *, ttl: str = "1h", max_ttl: str = "24h") -> None:
-        """A dynamic role, whose users act as members of the database's owner."""
+        """Create a dynamic role, whose accounts are members of the database's owner."""
         owner = identifier(self.postgres.owner)
         create = [
             "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'",
@@ -64,7 +63,7 @@ class VaultDatabase:
         await self._write(f"roles/{name}", db_name="db", creation_statements=create, default_ttl=ttl, max_ttl=max_ttl)
 
     async def leases(self, role: str) -> list[str]:
-        """The ids of the leases of a dynamic role that are not over."""
+        """Return the ids of a dynamic role's current leases."""
         prefix = f"{self.mount}/creds/{role}/"
         try:
             found = await self.vault.ask("LIST", f"sys/leases/lookup/{prefix}")
