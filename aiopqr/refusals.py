@@ -38,7 +38,7 @@ class Verdict(enum.StrEnum):
         return self in (Verdict.CREDENTIAL, Verdict.ACCOUNT, Verdict.ACCOUNT_FULL)
 
     @property
-    def passes(self) -> bool:
+    def is_transient(self) -> bool:
         """Whether the same login may succeed later, without any change."""
         return self in (Verdict.OUTAGE, Verdict.SERVER_FULL)
 

@@ -1,4 +1,4 @@
-"""A connection with a pair of accounts: which account next, what a refusal means, how an outage is waited out."""
+"""Connecting with a pair of accounts: which account to use, what a refusal means, and how to wait out an outage."""
 
 from .connector import Connector, maker_of
 from .maker import CONNECT_TIMEOUT, Made, Maker

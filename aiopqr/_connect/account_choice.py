@@ -1,23 +1,25 @@
-"""Which account a connect uses, who is suspect, what a refusal means: a state machine without clock, loop or socket.
+"""Which account a connect uses, which are refused, and what a refusal means: pure state, without clock, loop or socket.
 
 The rules, and why:
 
 * :meth:`Alternator.begin` decides from what is known now, without awaiting. It uses the account that the previous
-  connection did not, unless that one is refused and the other is not. While both accounts work, new connections split
-  evenly, even when opened concurrently.
+  connection did not, unless only that one is refused. While both accounts work, new connections split evenly, even when
+  opened concurrently.
 * A refusal counts against a password, never against an account. A late refusal of an old password says nothing about
-  the new one, and a refused password is not tried again because the store returns to it. So a rotation costs one failed
-  login, or as many as were in flight; servers and proxies lock out, alarm and rate-limit on failed logins.
-* A fallback uses the account that *this attempt* did not, never whatever would be next by now.
-* A password that is known to be refused is not used, except by a probe: one at a time, 30 s after the refusal, then at
-  doubling intervals up to 10 min. While any account works, probes run in the background.
-* A pending password (one that the store holds but nobody promised to be in force) is the last resort. It announces that
-  its account is about to change, so while the :class:`Announcement` counts, the other account is used as long as it
-  works. Whatever moment the rotator then picks for the change, nobody is refused.
-* The account that a store of one account named before (``last_resort``) is used only while all others are refused.
-* An expired credential makes no login at all. A newer password of an account that expires is a renewal, not a rotation.
-* A refusal that depends on the database or host (no LOGIN, no CONNECT, connection limit) stays with this alternator; a
-  refused password is the same for all that share the :class:`Quarantine`.
+  the new one, and if the store returns to a refused password, that alone is no reason to try it again. So a rotation
+  costs one failed login, or as many as were in flight. That matters, because servers and proxies react to failed logins
+  with lockouts, alarms and rate limits.
+* A fallback uses the account that *this attempt* did not, which may differ from the next one in turn.
+* A password that is known to be refused is only used for probes: one at a time, 30 s after the refusal, then at
+  doubling intervals of up to 10 min. While any account works, probes run in the background.
+* A pending password (in the store, but perhaps not yet in the database) is a last resort. It announces that its account
+  is about to change. So while the :class:`Announcement` lasts, the other account is used as long as it works. Then no
+  login is refused, no matter when the rotator makes the change.
+* The account that a single-account store named before (``last_resort``) is used only while all others are refused.
+* An expired credential is never used to log in. If an account's credentials expire, a new password is a renewal, not a
+  rotation: connections that were opened with the old one need not be replaced.
+* A refusal that depends on the database or host (no LOGIN, no CONNECT, connection limit) only affects this alternator.
+  A refused password affects everything that shares the :class:`Quarantine`.
 """
 
 from __future__ import annotations
@@ -30,20 +32,20 @@ from ..credentials import Credential, CredentialPair, Parity
 from ..refusals import Verdict
 
 FULL_PAUSE = 5.0
-ENDING = 30.0  # seconds before the end of an account's sessions from which the other one is used
-EXPIRED_PAUSE = 30.0  # only newer credentials help, and those wake everyone who waits
+ENDING = 30.0  # use the other account if this one's sessions end within so many seconds
+EXPIRED_PAUSE = 30.0  # long, because only newer credentials help, and their arrival ends the wait
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """No login is worth making before ``until``, unless newer credentials come first."""
+    """No login is worth trying before ``until``, unless newer credentials arrive first."""
 
     until: float
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Alternator:
-    """Chooses the account for each login of one connector. It owns the pair."""
+    """Chooses the account for each login of one connector, and holds the connector's pair."""
 
     pair: CredentialPair
     refused: Quarantine = field(default_factory=Quarantine)
@@ -55,7 +57,7 @@ class Alternator:
     _last: Parity | None = None
 
     def begin(self, now: float) -> Attempt | Wait:
-        """The login that a connect starts with."""
+        """Choose the login with which a connect starts."""
         preferred = self._last.other if self._last else self.pair.active
         if self._steps_aside(preferred, now):
             preferred = preferred.other
@@ -67,7 +69,7 @@ class Alternator:
         return Wait(self._next_chance(now))
 
     def fallback(self, attempt: Attempt, now: float) -> Attempt | None:
-        """The other account than this attempt's, or None when it is not worth a login either."""
+        """Choose the other account than this attempt's, or return None if that one is not usable either."""
         parity = attempt.parity.other
         credential = self.pair[parity]
         if credential and credential != attempt.credential and self._is_usable(credential, now):
@@ -75,7 +77,7 @@ class Alternator:
         return None
 
     def probe(self, now: float) -> Attempt | None:
-        """A login that finds out, in the background, whether a refused account works again."""
+        """Choose a login for the background that tests whether a refused account works again, if one is due."""
         for parity in Parity:
             credential = self.pair[parity]
             if not credential or not self._is_refused(credential):
@@ -85,7 +87,7 @@ class Alternator:
         return None
 
     def rejected(self, attempt: Attempt, verdict: Verdict, now: float) -> bool:
-        """The server refused the attempt. True if its password was not known to be refused."""
+        """Record that the server refused the attempt. Returns True if that was not known yet."""
         match verdict:
             case Verdict.CREDENTIAL:
                 return self.refused.refuse(attempt, now)
@@ -97,69 +99,69 @@ class Alternator:
         return False
 
     def accepted(self, attempt: Attempt, now: float) -> float | None:
-        """The attempt logged in. Returns for how long its password had been refused, or None if it was not."""
+        """Record that the attempt logged in. Returns how long it had been refused before, or None if it had not."""
         self._full_until.pop(attempt.credential.username, None)
         locally = self._local.accept(attempt, now)
         shared = self.refused.accept(attempt, now)
         return shared if locally is None else locally
 
     def abandoned(self, attempt: Attempt, now: float) -> None:
-        """The attempt was inconclusive: an outage, or a cancellation. If it was a probe, another one is allowed now."""
+        """Record that the attempt was inconclusive (an outage, a cancellation). If it was a probe, allow another."""
         if attempt.probe:
             self.refused.release_probe(attempt, now)
             self._local.release_probe(attempt, now)
 
     def replace(self, pair: CredentialPair) -> None:
-        """Use a newer pair. The alternation goes on where it was, and a password that changed is no longer refused."""
+        """Use a newer pair. The alternation continues where it was."""
         self.version += pair != self.pair
-        self.pair = pair  # also one that is equal: it may expire later
+        self.pair = pair  # even if it is equal, since it may expire later
 
     def is_superseded(self, attempt: Attempt, now: float) -> bool:
-        """Whether the account has another password by now, or is no longer one of the pair's.
+        """Whether the account has a new password by now, or is no longer in the pair.
 
-        A newer password of an account that expires is a renewal: what was opened with the one before stays as good.
+        If the account's credentials expire, a new password is only a renewal and supersedes nothing.
         """
         if attempt.credential == self.pair.last_resort:
-            return not self.is_refused(now)  # it serves for as long as the others are refused, or have expired
+            return not self.is_refused(now)  # needed as long as the others are refused or have expired
         if self._is_current(attempt):
             return False
         account = self.account(attempt.credential.username)
         return account is None or account.expires_at is None
 
     def has_left(self, attempt: Attempt) -> bool:
-        """Whether the pair no longer knows the account of this attempt at all."""
+        """Whether the account of this attempt is no longer in the pair, not even with another password."""
         return not self._is_current(attempt) and self.account(attempt.credential.username) is None
 
     def account(self, username: str) -> Credential | None:
-        """The account of that name, as the pair has it now."""
+        """The account of that name in the current pair."""
         return next((account for account in self.pair.credentials() if account.username == username), None)
 
     def ends_at(self, attempt: Attempt) -> float:
-        """When the sessions of this attempt's account end, in loop time: with its lease; infinity without one."""
+        """When the lease of this attempt's account ends its sessions, in loop time; infinity without a lease."""
         account = self.account(attempt.credential.username) or attempt.credential
         return self._end(account)
 
     def lasts_until(self, now: float) -> float:
-        """When the sessions end of the account that lasts longest, among those that may be used."""
+        """The latest time until which sessions of a usable account last."""
         usable = [account for account in (self.pair.odd, self.pair.even) if account and self._is_usable(account, now)]
         return max((self._end(account) for account in usable), default=-math.inf)
 
     def is_worthwhile(self, attempt: Attempt, now: float) -> bool:
-        """Whether an attempt that had to wait is still to be made: what is newer, refused or expired is known now."""
+        """Whether an attempt that had to wait is still worth making: not superseded, refused or expired meanwhile."""
         credential = attempt.credential
         if not self._is_current(attempt) or self.expiry.has_passed(credential, now):
             return False
         return attempt.probe or not self._is_refused(credential)
 
     def is_refused(self, now: float) -> bool:
-        """Whether every account of the pair is refused, or expired at ``now``. A pending password does not count."""
+        """Whether every account of the pair is refused or has expired. A pending password does not count."""
         return not any(
             account and not self._is_refused(account) and not self.expiry.has_passed(account, now)
             for account in (self.pair.odd, self.pair.even)
         )
 
     def expires_in(self, credential: Credential, now: float) -> float | None:
-        """Seconds until a credential expires, below 0 if it has; None if it does not."""
+        """Seconds until a credential expires: negative if it has expired, None if it never does."""
         end = self.expiry.at(credential)
         return None if end == math.inf else end - now
 
@@ -180,7 +182,7 @@ class Alternator:
         return Attempt(parity, credential, self.version, now, probe)
 
     def _steps_aside(self, parity: Parity, now: float) -> bool:
-        """Whether the account is about to change or to end, and the other one works."""
+        """Whether the account is about to change, or its lease to end, while the other account works."""
         account, other = self.pair[parity], self.pair[parity.other]
         if other is None:
             return False
@@ -207,7 +209,7 @@ class Alternator:
         return None
 
     def _next_chance(self, now: float) -> float:
-        # A pending password is a chance only where both accounts are refused.
+        # A pending password is only tried when both accounts are refused.
         candidates = self.pair.credentials() if self.is_refused(now) else (self.pair.odd, self.pair.even)
         chances = [
             max(self.retry_at(c) if self._is_refused(c) else now, self._full_until.get(c.username, now))
@@ -228,7 +230,7 @@ class Alternator:
 
     def _claim_probe(self, credential: Credential, now: float) -> bool:
         holders = [q for q in (self.refused, self._local) if credential in q]
-        # A probe may have found the account full, which does not say whether the refusal still stands.
+        # Also wait if a probe found the account's connection limit reached: that does not show whether it works again.
         if not holders or self.expiry.has_passed(credential, now):
             return False
         if now < max(self.retry_at(credential), self._full_until.get(credential.username, now)):

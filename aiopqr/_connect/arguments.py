@@ -1,4 +1,4 @@
-"""What one connect passes to the driver, and where that leads."""
+"""The arguments that one connect passes to the driver, and the servers that they lead to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from .._trust import Trust, take_trust
 from ..credentials import Endpoint
 from ..errors import ConfigurationError
 
-# What a connect's target and trust depend on, beside the service file: where that may be read, nothing is kept.
+# The arguments and variables that decide a connect's target and trust, apart from the service file. If a service file
+# may be involved, nothing is cached.
 _DECISIVE = frozenset(
     {"dsn", "host", "port", "database", "target_session_attrs", "service", "servicefile", "require_auth",
      "channel_binding"}
@@ -30,10 +31,10 @@ _VARIABLES = (
 
 
 class Arguments:
-    """What the driver's connect is called with, except for account, password and timeout.
+    """The arguments of the driver's connect, except for user, password and timeout.
 
-    ``target`` says where they lead; it is None where that is not ours to know: a user's own ``connect=`` may mean
-    anything by its arguments.
+    ``target`` says where they lead. It is None if we cannot know that, since a user's own ``connect=`` may interpret
+    its arguments in any way.
     """
 
     def __init__(
@@ -50,9 +51,9 @@ class Arguments:
 
     @classmethod
     def for_asyncpg(cls, args: tuple[Any, ...], kwargs: dict[str, Any], endpoint: Endpoint | None) -> Arguments:
-        """Read what asyncpg would. What nothing else names comes from the secret's ``endpoint``.
+        """Read the arguments as asyncpg would. The secret's ``endpoint`` supplies the defaults.
 
-        Raises :class:`ConfigurationError` if no database is named, and what asyncpg raises for what it cannot read.
+        Raises :class:`ConfigurationError` if no database is named, and asyncpg's error for arguments it cannot read.
         """
         args, kwargs, trust = take_trust(args, kwargs, os.environ)
         target = read_target(args, kwargs)
@@ -82,10 +83,10 @@ class Arguments:
 
     @classmethod
     def for_own_connect(cls, args: tuple[Any, ...], kwargs: dict[str, Any], endpoint: Endpoint | None) -> Arguments:
-        """For a user's own ``connect=``, which gets its arguments as they are.
+        """The arguments for a user's own ``connect=``, which are passed unchanged.
 
-        The secret's ``endpoint`` is added where nothing else says where to connect to. Raises
-        :class:`ConfigurationError` for ``require_auth`` and ``channel_binding``, which it cannot be made to obey.
+        The secret's ``endpoint`` is added if nothing else says where to connect to. Raises :class:`ConfigurationError`
+        for ``require_auth`` and ``channel_binding``, which cannot be enforced there.
         """
         if take_trust(args, kwargs, os.environ)[2].explicit:
             raise ConfigurationError(OWN_CONNECT)
@@ -97,27 +98,27 @@ class Arguments:
 
     @property
     def addresses(self) -> tuple[Address | None, ...]:
-        """Where to log in, in the order given; (None,) where the driver finds its way itself."""
+        """The servers to try, in the given order; (None,) if only the driver knows them."""
         return self.target.addresses if self.target else (None,)
 
     @property
     def session_attribute(self) -> str:
-        """The ``target_session_attrs``; "any" where the driver finds its way itself."""
+        """The ``target_session_attrs``; "any" if only the driver knows it."""
         return self.target.session_attribute if self.target else "any"
 
     @property
     def prefers_standby(self) -> bool:
-        """Whether a server that is no standby will do only where none is one."""
+        """Whether to use a primary only if there is no standby."""
         return self.session_attribute == "prefer-standby"
 
     def kwargs_for(self, address: Address | None) -> dict[str, Any]:
-        """The arguments that lead to this address alone."""
+        """The arguments that lead to this address only."""
         if address is None or self.target is None or len(self.target.addresses) == 1:
             return self.kwargs
         return {**self.kwargs, "host": address.host, "port": address.port or 5432}
 
     def explained(self, exc: Exception) -> Exception:
-        """Name the file that a ``FileNotFoundError`` of the driver is about: its text does not."""
+        """For a ``FileNotFoundError`` of the driver, which does not name the file: an error that does."""
         missing = missing_file(self.args, self.kwargs) if self.target else None
         if missing is None:
             return exc
@@ -127,14 +128,14 @@ class Arguments:
 
 
 class Reader:
-    """Reads the arguments of a connector's connects for asyncpg, and keeps what the last ones led to."""
+    """Reads the arguments of a connector's connects for asyncpg, and caches the last result."""
 
     def __init__(self) -> None:
         self._asked: tuple[object, ...] | None = None
         self._found = Arguments((), {})
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any], endpoint: Endpoint | None) -> Arguments:
-        """As :meth:`Arguments.for_asyncpg`."""
+        """See :meth:`Arguments.for_asyncpg`."""
         decisive, others = dict[str, Any](), dict[str, Any]()
         for key, value in kwargs.items():
             if key in _DECISIVE:
@@ -156,6 +157,6 @@ def _names_service(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 async def resolved(address: Address) -> list[Address]:
-    """The addresses that a host's name has."""
+    """Look up a host's name, and return one address for each of its IP addresses."""
     ips = await addresses_of(address.host, address.port, asyncio.get_running_loop())
     return [replace(address, ip=ip) for ip in ips]

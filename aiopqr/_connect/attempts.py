@@ -1,7 +1,8 @@
 """One connect in progress.
 
-It goes in rounds: first the account whose turn it is, then the other one if the first was refused. While the server is
-down, connects take turns. Within a turn, logins race: one host after the other, and an extra one while one is silent.
+A connect works in rounds. Each round tries the account whose turn it is, and then the other one if the first is
+refused. While the server is down, concurrent connects take turns. For each account, logins race: one host after the
+other, and an extra login while one gets no answer.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from .logins import Connected
 from .race import Down, Race, Refused
 from .state import ConnectorState
 
-# How long no server needs to have the wanted role: a switchover takes some seconds. After that it is a mistake again.
+# For so many seconds, wait if no server has the wanted role, since a switchover takes a while. After that, it is an
+# error.
 SWITCHOVER = 10.0
 
 
@@ -40,7 +42,7 @@ class Connect:
         self._tries = 0
 
     async def run(self, on_begin: Callable[[], None]) -> Connected:
-        """The connection, and the attempt that made it. ``on_begin`` is called as each round begins."""
+        """Return the connection with the attempt that made it. ``on_begin`` is called at the start of each round."""
         try:
             while True:
                 first = self._state.alternator.begin(self._loop.time())
@@ -51,7 +53,7 @@ class Connect:
                 if connected := await self._round(self._not_silent(first)):
                     return connected
         except _TimeIsUp:
-            # One that waited for its turn may have met nothing itself.
+            # A connect that only waited for its turn has no failure of its own.
             cause = self._last or self._state.last_failure
             self._state.counts.failed += 1
             raise self._failure(cause) from cause
@@ -59,12 +61,12 @@ class Connect:
             self._state.counts.failed += 1
             raise
         except BaseException:
-            # A caller that gives up while logins fail counts as a failed connect.
+            # If the caller gives up while logins are failing, that counts as a failed connect.
             self._state.counts.failed += self._last is not None or self._state.outage.since is not None
             raise
 
     async def _round(self, first: Attempt) -> Connected | None:
-        """Log in with one account, and with the other one if that is refused."""
+        """Try to log in with one account and, if that is refused, with the other one."""
         alternator = self._state.alternator
         if connected := await self._try(first):
             return connected
@@ -88,7 +90,10 @@ class Connect:
         return connected
 
     def _not_silent(self, first: Attempt) -> Attempt:
-        """The other account, if the server is slow to answer this one alone (to refuse it, under ``auth_delay``)."""
+        """``first``, or the other account if only logins with the first get no answer.
+
+        That happens if ``auth_delay`` makes the server slow to refuse them.
+        """
         now = self._loop.time()
         silent = self._state.logins.silent(now - self._state.pace.silence)
         if first.probe or first.credential not in silent:
@@ -97,7 +102,7 @@ class Connect:
         return second if second and second.credential not in silent else first
 
     async def _try(self, attempt: Attempt) -> Connected | None:
-        """A connection, or None if the account was refused, or is not worth trying any more. Waits out an outage."""
+        """A connection, or None if the account was refused or is no longer worth trying. Waits out an outage."""
         state = self._state
         try:
             if state.outage.since is None:
@@ -106,7 +111,7 @@ class Connect:
                     return _connected(outcome)
             while True:
                 async with _Turn(state, self._deadline):
-                    # Much may have become known while this one waited.
+                    # Other connects may have learned something about the account in the meantime.
                     if not state.alternator.is_worthwhile(attempt, self._loop.time()):
                         state.abandoned(attempt, self._loop.time())
                         return None
@@ -136,7 +141,7 @@ class Connect:
         return outcome
 
     async def _wait_for_newer(self, until: float) -> None:
-        """Wait for newer credentials, or until a login is worth making all the same."""
+        """Wait for newer credentials, but no longer than until a login is worth trying without them."""
         if self._state.alternator.is_refused(self._loop.time()):
             self._state.request_newer()
         try:
@@ -163,20 +168,20 @@ class Connect:
                 for parity, c in accounts
             )
             if padded := [c.username for _, c in accounts if c.is_padded]:
-                advice += f"; the password of {' and '.join(padded)} begins or ends with white space: should it?"
+                advice += f"; the password of {' and '.join(padded)} begins or ends with white space: is that intended?"
             return CredentialsRefused(
                 f"{state.name}: the server refused {names}. The credentials were last fetched "
                 f"{state.feed.pair_age:.0f} s ago, and no newer ones came within {waited}{advice}",
                 state.refusals(),
             )
-        last = describe(cause) if cause else "none was worth making"
+        last = describe(cause) if cause else "none was worth trying"
         return ConnectTimeout(
             f"{state.name}: no connection within {waited}, {self._tries} logins tried; last: {last}{advice}"
         )
 
 
 class _Turn:
-    """A turn to log in during an outage: begins when no other is under way, or the others have been silent."""
+    """A turn to log in during an outage. It begins when no other is in progress, or the others get no answer."""
 
     def __init__(self, state: ConnectorState, deadline: float) -> None:
         self._state = state
@@ -200,7 +205,7 @@ class _Turn:
 
 
 class _TimeIsUp(Exception):
-    """The connect's time is up."""
+    """The connect's timeout has passed."""
 
 
 def _connected(outcome: Connected | Refused) -> Connected | None:

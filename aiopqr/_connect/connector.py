@@ -1,6 +1,6 @@
-"""The public class: ``connect()`` with a pair of accounts, for what a pool is not for (LISTEN, migrations).
+"""The public class :class:`Connector`: connects with a pair of accounts, for LISTEN, migrations and the like.
 
-``maker`` does the work, for pools too.
+``maker`` does the work, and pools use it too.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from .maker import Maker
 
 
 class Connector:
-    """Makes asyncpg connections with the accounts of a pair in turn.
+    """Makes asyncpg connections with the accounts of a pair in turn. Use it where a pool does not fit.
 
-    Takes what :func:`asyncpg.connect` takes, except ``user`` and ``password``. ``credentials`` is a source, an async
-    callable, a fixed pair or a shared :class:`Refresher`. ``connect`` is called in asyncpg's place, with the chosen
-    ``user=`` and ``password=`` (a callable, which asyncpg accepts too; it only works during that call). ``scram_cache``
-    keeps the SCRAM keys of the passwords in use, so that they are derived once. ``require_auth`` and
-    ``channel_binding``, also in the DSN, say what the server may ask for, as in libpq. A server that asks for more gets
-    neither account's password, and the connect raises :class:`UntrustedServer`.
+    It takes the arguments of :func:`asyncpg.connect`, except ``user`` and ``password``. ``credentials`` is a source, an
+    async callable, a fixed pair or a shared :class:`Refresher`. ``connect`` is called instead of asyncpg's, with the
+    chosen ``user=`` and ``password=`` (a callable, which asyncpg accepts too; it only works during that call).
+    ``scram_cache`` keeps the SCRAM keys of the passwords in use, so that they are derived only once. ``require_auth``
+    and ``channel_binding``, which may also be in the DSN, restrict what the server may ask for, as in libpq. A server
+    that asks for anything else gets neither account's password, and the connect raises :class:`UntrustedServer`.
 
-    Use it as an async context manager. It closes the refresher that it made, never one that you passed in. Close the
-    connections yourself.
+    Use it as an async context manager. It closes a refresher that it made itself, but not one that you passed in. Close
+    the connections yourself.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Connector:
         self._owns_refresher = not isinstance(credentials, Refresher)
         if isinstance(credentials, Refresher):
             if refresh_interval is not None:
-                raise ConfigurationError("refresh_interval belongs to the Refresher that is given as credentials")
+                raise ConfigurationError("set refresh_interval on the Refresher that you pass as credentials")
             if not keep_renamed:
-                raise ConfigurationError("keep_renamed belongs to the Refresher that is given as credentials")
+                raise ConfigurationError("set keep_renamed on the Refresher that you pass as credentials")
             self._refresher = credentials
         else:
             self._refresher = Refresher(
@@ -76,17 +76,17 @@ class Connector:
 
     @property
     def name(self) -> str:
-        """The name in its events and log lines."""
+        """The name that events and log lines show."""
         return self._maker.name
 
     @property
     def events(self) -> Emitter:
-        """Where listeners are added and removed."""
+        """The emitter of this connector's events. Add and remove listeners here."""
         return self._maker.events
 
     @property
     def refresher(self) -> Refresher:
-        """What keeps its credentials fresh."""
+        """The refresher that keeps the credentials fresh."""
         return self._refresher
 
     @property
@@ -95,22 +95,23 @@ class Connector:
         return self._refresher.pair
 
     async def start(self) -> Self:
-        """Fetch the first credentials. Raises what the source raised. A second call does nothing."""
+        """Fetch the first credentials. Raises the source's error if that fails. A second call does nothing."""
         await self._maker.start()
         return self
 
     async def connect(
         self, *args: Any, **connect_arguments: Unpack[OneConnectArguments]
     ) -> asyncpg.Connection[asyncpg.Record]:
-        """An ordinary asyncpg connection, made with the account whose turn it is, or with the other one.
+        """Open an ordinary asyncpg connection, with the account whose turn it is or, if that is refused, the other one.
 
-        Arguments given here replace the connector's own. ``timeout`` is in seconds (default 60) and covers everything:
-        the fallback to the other account, waiting for newer credentials, and waiting for a server that is down. A login
-        that is silent for a second goes on, while another is tried with the next host or account.
+        Arguments given here override the connector's own. ``timeout`` is in seconds (default 60) and covers everything:
+        the fallback to the other account, waiting for newer credentials, and waiting for a server that is down. If a
+        login gets no answer for a second, it continues, and another one is tried with the next host or account.
 
-        Raises :class:`CredentialsRefused` if all accounts stay refused and :class:`ConnectTimeout` if the server stays
-        down, both only after ``timeout``. Raises :class:`ConfigurationError` if no database is named, or no host where
-        none answers on this machine, and any other error of the driver, at once. Cancelling it gives up its logins.
+        Raises :class:`CredentialsRefused` if all accounts stay refused, or :class:`ConnectTimeout` if the server stays
+        down, but only after ``timeout``. Raises at once: :class:`ConfigurationError` if no database is named, or if no
+        host is named and no server runs on this machine, and all other errors of the driver. Cancelling the call
+        abandons its logins.
         """
         if args or connect_arguments:
             check_connect_arguments(args, connect_arguments, connect=self._own_connect)
@@ -122,28 +123,28 @@ class Connector:
         await self._refresher.refresh()
 
     def is_superseded(self, con: Any) -> bool:
-        """Whether the connection was made with a password that is no longer the newest: it is time for a new one."""
+        """Whether the connection was made with an outdated password, so that you should open a new one."""
         attempt = self._maker.attempt_of(con)
         return attempt is not None and self._maker.is_superseded(attempt)
 
     @property
     def connect_time(self) -> Histogram:
-        """How long successful logins took. Add an observer to get each measurement."""
+        """How long successful logins took. Add an observer to get every single measurement."""
         return self._maker.connect_time
 
     def stats(self) -> ConnectorStats:
-        """A frozen snapshot. No secret is in it."""
+        """Return a frozen snapshot of the counters. It contains no secrets."""
         return ConnectorStats(**self._maker.stats_fields())
 
     async def close(self) -> None:
-        """End the background work, and close the refresher if it is the connector's own. A second call does nothing."""
+        """Stop the background work, and close the refresher unless you passed it in. A second call does nothing."""
         self._maker.close()
         await self._maker.wait_ended()
         if self._owns_refresher:
             await self._refresher.close()
 
     def terminate(self) -> None:
-        """As :meth:`close`, where nothing can be awaited."""
+        """Do the same as :meth:`close` without waiting for it. Use this where you cannot await."""
         self._maker.close()
         if self._owns_refresher:
             self._refresher.terminate()
@@ -162,5 +163,5 @@ class Connector:
 
 
 def maker_of(connector: Connector) -> Maker:
-    """What pools and engines use of a connector."""
+    """The maker behind a connector, which pools and engines use."""
     return connector._maker

@@ -1,8 +1,8 @@
 """The logins of a connector that are in flight, each a task that belongs to the connector.
 
-A connect that has succeeded or was cancelled abandons its other logins; nobody waits for them to end. A login that no
-connect needs (an extra one while another is silent, a probe, one left running for its verdict) exists only while there
-is room for another socket.
+A connect that has succeeded or was cancelled abandons its other logins, and does not wait for them to end. Logins that
+are nice to have (an extra one while another gets no answer, a probe, an abandoned one whose outcome is of interest) are
+only made, and only kept, while there is room for another socket.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A login failed, and what that means."""
+    """A login failed. The verdict says what that means."""
 
     verdict: Verdict
     error: BaseException
@@ -44,12 +44,12 @@ Outcome = Connected | Failed
 
 
 class Kind(enum.Enum):
-    """Whom a login is for. The order is that in which they are cut where there is no room for another."""
+    """What a login is for. When sockets run out, the kinds with lower values are cancelled first."""
 
-    LEFT = 0  # nobody any more: only its verdict counts
-    PROBE = 1  # nobody: it finds out whether a refused account works again
-    EXTRA = 2  # a connect whose own login is silent
-    OWN = 3  # a connect, which has a place in the pool
+    ABANDONED = 0  # its connect is over, and only the verdict is of interest
+    PROBE = 1  # it tests in the background whether a refused account works again
+    EXTRA = 2  # it helps a connect whose own login gets no answer
+    OWN = 3  # a connect's own login, for which the pool has reserved a place
 
 
 @dataclass(slots=True, eq=False)
@@ -57,19 +57,19 @@ class Login:
     """A login in flight."""
 
     attempt: Attempt
-    address: Address | None  # None where the driver finds its way itself
+    address: Address | None  # None if only the driver knows it
     kind: Kind
     begun: float
-    on_end: Callable[[], object] = lambda: None  # called when it is about to end; perhaps once more when it has ended
+    on_end: Callable[[], object] = lambda: None  # called when it is about to end, and perhaps again when it has ended
     further: list[Address | None] = field(default_factory=list)  # more addresses of the same host
-    is_cut: bool = False
+    is_cancelled: bool = False
     task: asyncio.Task[Outcome] = field(init=False)
 
 
 class Logins:
     """All logins in flight of one connector.
 
-    ``room`` says how many sockets there may be besides those of the connects themselves. A pool sets it.
+    ``room`` returns how many sockets there may be in addition to one for each connect. A pool sets it.
     """
 
     def __init__(self, name: str) -> None:
@@ -88,76 +88,76 @@ class Logins:
         return login
 
     def take(self, login: Login) -> Outcome | None:
-        """What came of a login that has ended, for the caller to keep; None if it was cut."""
+        """Hand the outcome of a login that has ended over to the caller. None if the login was cancelled."""
         self._in_flight.pop(login.task, None)
-        return None if login.is_cut or login.task.cancelled() else login.task.result()
+        return None if login.is_cancelled or login.task.cancelled() else login.task.result()
 
     def next_extra(self, silence: float) -> float:
-        """When the next extra login may begin: there is at most one, and no more than three in a second."""
+        """When the next extra login may begin: at most one is in flight, and at most three begin in a second."""
         return max(self._last_extra + EXTRA_SPACING, *(login.begun + silence for login in self.extras()), -math.inf)
 
     def extras(self) -> list[Login]:
         """The extra login in flight, if there is one."""
-        return [login for login in self._beside() if login.kind is Kind.EXTRA]
+        return [login for login in self._without_place() if login.kind is Kind.EXTRA]
 
     def make_room(self, kind: Kind) -> bool:
-        """Cut what matters less than a login of ``kind`` until there is room for it. False if there is none."""
-        needed = 0 if kind is Kind.OWN else 1  # the pool has counted a connect's own already
-        while len(beside := self._beside()) + needed > self.room():
-            expendable = [login for login in beside if login.kind.value < kind.value]
+        """Cancel less important logins until there is room for one of ``kind``. Returns False if there is none."""
+        needed = 0 if kind is Kind.OWN else 1  # the pool has already counted a connect's own login
+        while len(without_place := self._without_place()) + needed > self.room():
+            expendable = [login for login in without_place if login.kind.value < kind.value]
             if not expendable:
                 return False
             self.give_up(min(expendable, key=lambda login: (login.kind.value, login.begun)))
         return True
 
     def give_up(self, login: Login) -> None:
-        """Nobody wants the login any more: cut it, and close what it may have brought already."""
-        login.kind, login.is_cut = Kind.LEFT, True
+        """Cancel a login that is no longer wanted, and close its connection if it has made one already."""
+        login.kind, login.is_cancelled = Kind.ABANDONED, True
         if login.task.done():
             _discard(login.task)
         else:
             login.task.cancel()
 
-    def leave(self, login: Login, longest: float) -> None:
-        """Nobody wants the login any more, but let it go on for its verdict, for up to ``longest`` seconds."""
-        if login.task.done() or any(other.kind is Kind.LEFT for other in self._beside()):
+    def let_finish(self, login: Login, longest: float) -> None:
+        """Let an unwanted login run for up to ``longest`` more seconds, because its verdict is of interest."""
+        if login.task.done() or any(other.kind is Kind.ABANDONED for other in self._without_place()):
             self.give_up(login)
             return
-        login.kind = Kind.LEFT
+        login.kind = Kind.ABANDONED
         timer = asyncio.get_running_loop().call_later(longest, self.give_up, login)
         login.task.add_done_callback(lambda _: timer.cancel())
         self.make_room(Kind.OWN)
 
     def silent(self, since: float) -> set[Credential]:
-        """The credentials with which a login is in flight that began before ``since``."""
+        """The credentials of logins that began before ``since`` and have not been answered yet."""
         return {login.attempt.credential for login in self._in_flight.values() if login.begun < since}
 
     def cancel(self) -> None:
-        """Cut all of them. A closed loop cannot run them any more."""
+        """Cancel all logins, except those of a closed loop, which cannot be cancelled."""
         for login in tuple(self._in_flight.values()):
             if not login.task.get_loop().is_closed():
                 self.give_up(login)
 
     async def wait_ended(self) -> None:
-        """Wait until those that were cut have ended."""
+        """Wait until the logins that were cancelled have ended."""
         if self._in_flight:
             await asyncio.wait(tuple(self._in_flight))
 
-    def _beside(self) -> list[Login]:
-        """Those that have no place of their own in the pool."""
-        return [login for login in self._in_flight.values() if login.kind is not Kind.OWN and not login.is_cut]
+    def _without_place(self) -> list[Login]:
+        """The logins for which the pool has not reserved a place."""
+        return [login for login in self._in_flight.values() if login.kind is not Kind.OWN and not login.is_cancelled]
 
     def _ended(self, task: asyncio.Task[Outcome]) -> None:
         login = self._in_flight.pop(task, None)
-        if login is None:  # it was taken
+        if login is None:  # somebody has taken its outcome
             return
-        login.on_end()  # one that is cut before it begins is not performed
-        if login.kind in (Kind.LEFT, Kind.PROBE):
+        login.on_end()  # for a task that was cancelled before it first ran, and so could not call it
+        if login.kind in (Kind.ABANDONED, Kind.PROBE):
             _discard(task)
 
 
 def _discard(task: asyncio.Task[Outcome]) -> None:
-    """Close what a login has brought that nobody wants."""
+    """Close the connection, if any, that an unwanted login has made."""
     if task.cancelled():
         return
     if error := task.exception():

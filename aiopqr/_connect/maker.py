@@ -1,5 +1,6 @@
-"""What is behind a :class:`Connector`, for the pool or the engine that uses it: it makes the connections, and remembers
-which account each belongs to.
+"""The implementation of :class:`Connector`, which pools and engines use directly.
+
+It makes the connections, and remembers which account each belongs to.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ CONNECT_TIMEOUT = 60.0  # asyncpg's own default
 class Made:
     """A connection, or whatever a user's own ``connect=`` returned, and the login that made it.
 
-    ``session_attribute`` is what its server had to be, as far as aiopqr knows: with a ``connect=`` of the user, "any".
+    ``session_attribute`` is the ``target_session_attrs`` that its server had to satisfy; "any" for a user's own
+    ``connect=``.
     """
 
     con: Any
@@ -41,9 +43,9 @@ class Made:
 
 
 class Maker:
-    """Makes connections with the accounts of the pair that ``feed`` keeps fresh, and hears of newer ones.
+    """Makes connections with the accounts of the pair that ``feed`` keeps fresh.
 
-    ``connect`` is called in asyncpg's place. The SCRAM keys of the passwords in use are kept in ``keys``.
+    ``connect`` is called instead of asyncpg's. ``keys`` caches the SCRAM keys of the passwords in use.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Maker:
                 self._keys.keep_only(self._feed.pair.credentials())
 
     async def connect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Made:
-        """See :meth:`Connector.connect`. The arguments are all that there are, and have been checked."""
+        """See :meth:`Connector.connect`. The arguments must be complete and already checked."""
         if self.is_closed:
             raise PoolClosing(f"{self.name}: the connector is closed")
         self._feed.revive()
@@ -96,17 +98,17 @@ class Maker:
             self._attempts[inner] = connected.attempt
         return Made(connected.con, connected.attempt, arguments.session_attribute)
 
-    def be_wary(self) -> None:
-        """For a minute, do not believe a new connection's server that it takes writes, where it has to, but ask it."""
-        self._started.be_wary()
+    def check_roles(self) -> None:
+        """For a minute, ask the server of each new connection whether it accepts writes, if it has to."""
+        self._started.check_roles()
 
     def limit_extra_logins(self, room: Callable[[], float]) -> None:
-        """From now on, there are at most ``room()`` sockets besides those of the connects themselves."""
+        """From now on, allow at most ``room()`` sockets in addition to one for each connect."""
         self._started.logins.room = room
 
     @property
     def is_started(self) -> bool:
-        """Whether it has a pair to connect with."""
+        """Whether it has credentials to connect with."""
         return self._state is not None
 
     @property
@@ -116,9 +118,7 @@ class Maker:
 
     @property
     def last_failure(self) -> BaseException | None:
-        """Why there is no login: all credentials have expired; or else what the last one failed with, if none has
-        succeeded since.
-        """
+        """Why connecting fails: either all credentials have expired, or the error of the latest login if it failed."""
         return (self._state.expired() or self._state.last_failure) if self._state else None
 
     def attempt_of(self, con: Any) -> Attempt | None:
@@ -126,7 +126,7 @@ class Maker:
         return self._attempts.get(_unwrapped(con))
 
     def is_superseded(self, attempt: Attempt) -> bool:
-        """Whether the login used a password that is no longer the newest."""
+        """Whether the login used an outdated password."""
         return self._started.alternator.is_superseded(attempt, asyncio.get_running_loop().time())
 
     def has_left(self, attempt: Attempt) -> bool:
@@ -138,19 +138,19 @@ class Maker:
         return self._started.alternator.ends_at(attempt)
 
     def lasts_until(self) -> float:
-        """When sessions that begin now end, in loop time, if they are of the account that lasts longest."""
+        """When a session that begins now must end at the latest, in loop time, with the account that lasts longest."""
         return self._started.alternator.lasts_until(asyncio.get_running_loop().time())
 
     def close(self) -> None:
-        """Make no connections any more, and cut the logins in flight."""
+        """Make no more connections, and cancel the logins in flight."""
         self.is_closed = True
         self._logins.cancel()
 
     async def wait_ended(self) -> None:
-        """Wait until the logins that were cut have ended."""
+        """Wait until the logins that were cancelled have ended."""
         await self._logins.wait_ended()
 
-    # What the feed calls on its subscribers.
+    # Called by the feed: this is one of its subscribers.
 
     def replace(self, pair: CredentialPair) -> None:
         if self._state:
@@ -200,7 +200,7 @@ class Maker:
         return self._state
 
     def _probe(self, arguments: Arguments) -> None:
-        """While accounts work, find out in the background whether a refused one does again."""
+        """If an account works and a probe of a refused one is due, start it in the background."""
         state = self._started
         now = asyncio.get_running_loop().time()
         if not state.alternator.is_refused(now) and (attempt := state.alternator.probe(now)):
@@ -208,7 +208,7 @@ class Maker:
 
 
 def _unwrapped(con: Any) -> Any:
-    """The connection itself: agents such as ddtrace put a proxy (of wrapt) around it."""
+    """The connection itself. Agents such as ddtrace wrap it in a proxy (by wrapt)."""
     while (inner := getattr(con, "__wrapped__", None)) is not None:
         con = inner
     return con
@@ -219,9 +219,9 @@ _inherited: list[Any] = []  # never collected, which would touch the parent's so
 
 
 def _leave_to_parent() -> None:
-    """After a fork, in the child: the connections stay the parent's, so let them count as closed, without a word.
+    """In the child of a fork, mark the connections as closed without touching them, since they belong to the parent.
 
-    Closing one would take its socket out of the parent's event loop, whose epoll object the child shares.
+    Closing one would remove its socket from the parent's event loop, whose epoll object the child shares.
     """
     for maker in tuple(_alive):
         _inherited.append(maker)

@@ -1,11 +1,11 @@
-"""Is the server down, and who may log in when it is silent? Decisions without a clock, a loop or a socket.
+"""Decides whether the server is down, and who may log in meanwhile. It needs no clock, loop or socket.
 
-* An outage begins when a login fails for a reason that passes, or is silent for longer than :attr:`Pace.patience`. It
-  ends with the first answer, a refusal included. However many connects meet it, it is one outage.
-* During an outage, connects take turns, so that no herd meets a server that comes back. A turn that is over, or has
-  been silent for a while, lets the next connect begin. Each failure makes the pause before the next turn longer.
-* Slow is not down. A slow login goes on, and after a while an extra one is tried alongside: at most one for all
-  connects together, and at most three a second. How long "a while" is depends on how long the last ten successful
+* An outage begins when a login fails for a transient reason, or gets no answer for longer than :attr:`Pace.patience`.
+  It ends with the server's first answer, even a refusal. No matter how many connects fail, it counts as one outage.
+* During an outage, connects take turns, so that they do not all storm a server that comes back. The next connect begins
+  when a turn is over, or has had no answer for a while. Each failure lengthens the pause before the next turn.
+* Slow is not down. A slow login continues, and after a while an extra one is tried alongside it: at most one for all
+  connects together, and at most three per second. The length of "a while" depends on how long the last ten successful
   logins took.
 """
 
@@ -29,27 +29,27 @@ EXTRA_SPACING = 1 / 3
 
 
 class Pace:
-    """How long logins take, and thus how long a silent one is left alone."""
+    """How long logins take, and therefore how long to wait for an answer."""
 
     def __init__(self) -> None:
         self._latest: deque[float] = deque(maxlen=10)
         self.slowest = 0.0  # of the last ten successful logins
 
     def record(self, seconds: float) -> None:
-        """A login succeeded, and took that long."""
+        """Record how long a successful login took."""
         self._latest.append(seconds)
         self.slowest = max(self._latest)
 
     @property
     def patience(self) -> float:
-        """How long a login may be silent before it counts as an outage."""
+        """How long a login may go unanswered before that counts as an outage."""
         if not self._latest:
             return PATIENCE_UNKNOWN
         return min(max(4 * self.slowest, PATIENCE_MIN), PATIENCE_MAX)
 
     @property
     def silence(self) -> float:
-        """How long a login may be silent before an extra one is tried."""
+        """How long a login may go unanswered before an extra one is tried."""
         return max(SILENCE, 1.5 * self.slowest)
 
 
@@ -59,17 +59,17 @@ class Outage:
     def __init__(self, *, uniform: Callable[[float, float], float] = random.uniform) -> None:
         self._uniform = uniform
         self.since: float | None = None
-        self.failures = 0  # in a row; those that come together count once
+        self.failures = 0  # in a row; simultaneous ones count once
         self._pause_until = -math.inf
-        self._turns = 0  # under way
+        self._turns = 0  # in progress
         self._turn_began = -math.inf
 
     def lasts(self, now: float, seconds: float) -> bool:
-        """Whether the server has been down for longer than that."""
+        """Whether the server has been down for longer than ``seconds``."""
         return self.since is not None and now - self.since > seconds
 
     def failed(self, now: float) -> bool:
-        """A login failed for a reason that passes. Returns True if that begins an outage."""
+        """Record a login that failed for a transient reason. Returns True if an outage begins."""
         begins = self.since is None
         if begins:
             self.since = now
@@ -80,13 +80,13 @@ class Outage:
         return begins
 
     def answered(self, now: float) -> float | None:
-        """The server let an account in, or refused it. Returns how long the outage lasted, None if there was none."""
+        """Record that the server accepted or refused a login. Returns how long the outage lasted, or None."""
         lasted = None if self.since is None else now - self.since
         self.since, self.failures, self._pause_until = None, 0, -math.inf
         return lasted
 
     def next_turn(self, silence: float) -> float:
-        """When the next of those who take turns may begin. The end of another's turn may bring that forward."""
+        """When the next turn may begin. It may be earlier if a turn in progress ends."""
         return max(self._pause_until, self._turn_began + silence if self._turns else -math.inf)
 
     def begin_turn(self, now: float) -> None:
@@ -98,7 +98,7 @@ class Outage:
 
 
 class Hosts:
-    """The order in which hosts are tried. One that was silent while another answered is tried last for a while."""
+    """The order in which to try hosts. A host that did not answer while another one did is tried last for a minute."""
 
     LAST_FOR = 60.0
 

@@ -1,9 +1,10 @@
-"""The logins of one attempt: one host after the other, and an extra one while one is silent.
+"""The logins of one attempt: one host after the other, and an extra login while one gets no answer.
 
-The first login goes to the first host. If that is down, the next host is tried. A silent login is left running, since
-slow is not down, and an extra one starts alongside: at the next host, and then with the other account. That helps when
-the server is slow to refuse this account, or when the network lost the first login and would let a new one through.
-The first to succeed is used. A refused account ends the race: it is not tried at each host.
+The first login goes to the first host. If that is down, the next host is tried. A login without an answer is left
+running, since slow is not down, and an extra one starts alongside it: at the next host, and later with the other
+account. That helps if the server is slow to refuse this account, or if the network lost the first login but would let a
+new one through. The first login to succeed is used. A refusal ends the race, since other hosts would refuse the account
+too.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from .logins import Connected, Failed, Kind, Login, Outcome
 from .outage import EXTRA_SPACING
 from .state import ConnectorState
 
-_LOOK_AGAIN = 0.25  # seconds, where a login is silent and there is no room for another
+_LOOK_AGAIN = 0.25  # seconds between looks while a login gets no answer and there is no room for another
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The server refused the account, or the attempt is not worth making any more."""
+    """The server refused the account, or the attempt is no longer worth making."""
 
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """No host can be reached at the moment, or none will do; the error is the last one met."""
+    """No host can be reached at the moment, or none has the wanted role. ``error`` is the latest error."""
 
     error: BaseException
 
@@ -51,44 +52,44 @@ class Race:
         self._loop = asyncio.get_running_loop()
         self._untried = self._all_hosts()
         self._racing: list[Login] = []
-        self._wake = asyncio.Event()  # one of them has ended, or it is time to look again
+        self._wake = asyncio.Event()  # a login has ended, or it is time to look again
         self._failures: list[Failed] = []
-        self._primaries: set[Address | None] = set()  # where a standby is preferred: those to come back to
+        self._primaries: set[Address | None] = set()  # primaries to fall back to if a standby is preferred
         self._is_refused = False
         self.tries = 0
         self.last: BaseException | None = None
 
     async def run(self) -> Connected | Refused | Down:
-        """Race until one login succeeds, or all have failed. Raises what waiting would not mend, and ``TimeoutError``.
+        """Race until one login succeeds or all have failed.
 
-        However it ends, no login of the race is left to the caller.
+        Raises errors that waiting cannot cure, and ``TimeoutError``. However the race ends, it cleans up its logins.
         """
         self._state.logins.make_room(Kind.OWN)
         winner: Connected | None = None
         try:
             self._begin(Kind.OWN)
             while self._racing and winner is None:
-                look_again = min(self._mind_silence(), self._deadline)
+                look_again = min(self._handle_silence(), self._deadline)
                 if not self._racing:
-                    break  # nothing that was silent is worth waiting for
+                    break  # none of the unanswered logins is worth waiting for
                 await wait_until(look_again, self._wake)
                 self._wake.clear()
-                winner = await self._take_those_done()
+                winner = await self._take_done()
                 if winner is None and self._racing and self._deadline - self._loop.time() <= TICK:
-                    self._note_silence(at_deadline=True)
+                    self._record_silence(at_deadline=True)
                     raise TimeoutError
             return winner or self._nobody_won()
         finally:
             self._end(winner)
 
-    # What ended.
+    # Logins that have ended.
 
-    async def _take_those_done(self) -> Connected | None:
+    async def _take_done(self) -> Connected | None:
         for login in [login for login in self._racing if login.task.done()]:
             self._racing.remove(login)
             outcome = _unless_lost(self._state.logins.take(login))
             self._add_further(login)
-            if isinstance(outcome, Connected) and await self._will_do(outcome.con, login.address):
+            if isinstance(outcome, Connected) and await self._has_wanted_role(outcome.con, login.address):
                 self._mark_silent_hosts(login)
                 return outcome
             if isinstance(outcome, Failed):
@@ -96,13 +97,14 @@ class Race:
             elif self._untried and not self._racing:
                 self._begin(Kind.OWN)
         if self._racing and all(login.kind is not Kind.OWN for login in self._racing):
-            self._racing[0].kind = Kind.OWN  # the connect's place is free again
+            self._racing[0].kind = Kind.OWN  # it takes over the connect's place in the pool
         return None
 
-    async def _will_do(self, con: Any, address: Address | None) -> bool:
-        """Whether the connection is to be used. With prefer-standby, a primary is one only where nothing else is.
+    async def _has_wanted_role(self, con: Any, address: Address | None) -> bool:
+        """Whether to use the connection. With prefer-standby, a primary is used only if there is no standby.
 
-        A primary is closed and comes last: kept open meanwhile, it would be a socket that no place of the pool covers.
+        A primary is closed, and tried again after all others. If it were kept open, it would be a socket for which the
+        pool has no place.
         """
         if not self._arguments.prefers_standby or address in self._primaries or self._primaries >= {*self._untried}:
             return True
@@ -124,14 +126,14 @@ class Race:
                 self._give_up(other)
             if login.attempt.credential == self._attempt.credential:
                 self._is_refused = True
-                self._untried = [one for one in self._untried if one in self._primaries]  # which let it in just now
+                self._untried = [one for one in self._untried if one in self._primaries]  # these accepted it just now
                 if self._untried and not self._racing:
                     self._begin(Kind.OWN)
-        elif failed.verdict.passes or tries_next_host(failed.error):
+        elif failed.verdict.is_transient or tries_next_host(failed.error):
             self._failures.append(failed)
             if self._untried:
                 self._begin(login.kind)
-            elif self._racing and failed.verdict.passes:  # those that are silent may be so for long
+            elif self._racing and failed.verdict.is_transient:  # do not wait for the others, which may take long
                 self._state.unavailable(failed.error, self._loop.time())
         else:
             raise failed.error
@@ -139,19 +141,19 @@ class Race:
     def _nobody_won(self) -> Refused | Down:
         if self._is_refused or not self._failures:
             return Refused()
-        passing = [failed for failed in self._failures if failed.verdict.passes]
-        if passing and self._is_nowhere():
+        transient = [failed for failed in self._failures if failed.verdict.is_transient]
+        if transient and self._finds_no_server():
             raise ConfigurationError(
                 f"{self._state.name}: no host is named, and no server runs on this machine (there is no socket, and "
                 "localhost refused the connection). Name the host in the DSN, with host=, in PGHOST, or as host in "
                 "the secret"
-            ) from passing[-1].error
-        if passing:
-            return Down(passing[-1].error)
+            ) from transient[-1].error
+        if transient:
+            return Down(transient[-1].error)
         raise self._failures[-1].error
 
-    def _is_nowhere(self) -> bool:
-        """Whether nothing names a host, and nothing is where asyncpg looks by default."""
+    def _finds_no_server(self) -> bool:
+        """Whether no host is named, and there is no server in the places where asyncpg looks by default."""
         target = self._arguments.target
         return (
             target is not None
@@ -161,37 +163,37 @@ class Race:
             and any(isinstance(failed.error, FileNotFoundError) for failed in self._failures)
         )
 
-    # What is silent.
+    # Logins that get no answer.
 
-    def _mind_silence(self) -> float:
-        """Start an extra login while one is silent, if that is allowed. Returns when to look again."""
+    def _handle_silence(self) -> float:
+        """If a login gets no answer, start an extra one if that is allowed. Returns when to look again."""
         state, now, silence = self._state, self._loop.time(), self._state.pace.silence
         for login in self._racing:
             self._add_further(login)
         oldest, newest = self._racing[0], self._racing[-1]
         if now < newest.begun + silence - TICK:
             return newest.begun + silence
-        self._note_silence()
+        self._record_silence()
         if not state.alternator.is_worthwhile(self._attempt, now):  # refused or superseded meanwhile
             for login in [one for one in self._racing if one.attempt.credential == self._attempt.credential]:
                 self._give_up(login)
             if not self._racing:
-                self._is_refused = True  # the next round knows better
+                self._is_refused = True  # end the race; the next round chooses a better login
                 return now
             self._attempt = self._using = self._racing[0].attempt  # the other account's login goes on
             return now
         if self._moves_on(oldest, now):
             return self._begin(Kind.OWN).begun + silence
         if (when := state.logins.next_extra(silence)) > now + TICK:
-            return min(when, now + EXTRA_SPACING)  # another's extra login may end before that
+            return min(when, now + EXTRA_SPACING)  # another connect's extra login may end before that
         if len(self._racing) > 1 and now - oldest.begun >= 2 * state.pace.patience:
             self._give_up(oldest)
             newest.kind = Kind.OWN
         self._plan_next(now)
         if state.logins.make_room(Kind.EXTRA):
-            for login in state.logins.extras():  # silent for long enough, this race's or another's
+            for login in state.logins.extras():  # it has been unanswered for long enough, in this race or another
                 state.logins.give_up(login)
-            self._racing = [login for login in self._racing if not login.is_cut]
+            self._racing = [login for login in self._racing if not login.is_cancelled]
             return self._begin(Kind.EXTRA).begun + silence
         if now - oldest.begun < state.pace.patience:
             return now + _LOOK_AGAIN
@@ -199,7 +201,7 @@ class Race:
         return self._begin(Kind.OWN).begun + silence
 
     def _moves_on(self, oldest: Login, now: float) -> bool:
-        """Whether to leave a host that was silent while another one answered somebody else."""
+        """Abandon the login if its host did not answer others either while another host did. Returns whether it did."""
         hosts = self._state.hosts
         if len(self._racing) > 1 or not self._untried:
             return False
@@ -209,13 +211,13 @@ class Race:
         return True
 
     def _plan_next(self, now: float) -> None:
-        """After the last host, start again at the first, with the other account if it may be used."""
+        """After the last host, start again with the first one, with the other account if that is usable."""
         if not self._untried:
             self._untried = self._all_hosts()
             other = self._state.alternator.fallback(self._attempt, now) if self._using == self._attempt else None
             self._using = other or self._attempt
 
-    def _note_silence(self, *, at_deadline: bool = False) -> None:
+    def _record_silence(self, *, at_deadline: bool = False) -> None:
         oldest, now = self._racing[0], self._loop.time()
         where = f"{oldest.address} has" if oldest.address else "the server has"
         error = TimeoutError(f"{where} not answered a login for {now - oldest.begun:.1f} s")
@@ -223,7 +225,7 @@ class Race:
             self.last = error
         self._state.last_failure = self._state.last_failure or error
         silent_for = self._state.pace.silence if at_deadline else self._state.pace.patience
-        # Where the server has answered others since, it is this login that hangs.
+        # If the server has answered other logins since, only this login hangs, and the server is not down.
         since = max(oldest.begun, self._state.answered_at)
         if self._state.outage.since is None and now - since >= silent_for - TICK:
             self._state.unavailable(error, now)
@@ -246,7 +248,7 @@ class Race:
         return self._state.hosts.in_order(self._arguments.addresses, asyncio.get_running_loop().time())
 
     def _add_further(self, login: Login) -> None:
-        """Further addresses of the login's host come next."""
+        """Try the other addresses of the login's host next."""
         self._untried[:0] = login.further
         login.further = []
 
@@ -258,13 +260,13 @@ class Race:
     def _end(self, winner: Connected | None) -> None:
         for login in self._racing:
             if winner and login.attempt.credential != winner.attempt.credential:
-                self._state.logins.leave(login, 2 * self._state.pace.patience)
+                self._state.logins.let_finish(login, 2 * self._state.pace.patience)
             else:
                 self._state.logins.give_up(login)
 
 
 def _unless_lost(outcome: Outcome | None) -> Outcome | None:
-    """A connection that has ended since its login, which is one turn of the loop ago at least, is as good as none."""
+    """The outcome, or a failure if the connection was lost between its login and now, a few loop iterations later."""
     if isinstance(outcome, Connected) and isinstance(outcome.con, asyncpg.Connection) and outcome.con.is_closed():
         error = asyncpg.ConnectionDoesNotExistError("the connection was lost right after its login")
         return Failed(Verdict.OUTAGE, error)

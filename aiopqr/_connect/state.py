@@ -1,4 +1,4 @@
-"""What all connects of a connector share: it makes their logins, and remembers what came of them."""
+"""The state that all connects of a connector share. It makes their logins and records the outcomes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from .account_choice import Alternator
 from .arguments import Arguments, resolved
 from .logins import Connected, Failed, Kind, Login, Logins, Outcome
 from .outage import Hosts, Outage, Pace
-from .roles import NO_WRITER, QUESTIONS, WARY
+from .roles import CHECK_FOR, NO_WRITER, QUESTIONS
 
 logger = logging.getLogger("aiopqr")
 
 
 class ConnectorState:
-    """Makes the logins of one connector, and remembers what came of them: counts, events, an outage, a refusal."""
+    """Makes the logins of one connector and records their outcomes: counts, events, outages, refusals."""
 
     def __init__(
         self,
@@ -57,13 +57,13 @@ class ConnectorState:
         self.outage = Outage()
         self.pace = Pace()
         self.hosts = Hosts()
-        self.turns = asyncio.Lock()  # held by the first of those who wait for their turn, until it begins
+        self.turns = asyncio.Lock()  # held by the connect whose turn is next, until its turn begins
         self.turn_ended = asyncio.Event()
-        self.answered_at = -math.inf  # when the server last let an account in, or refused it
+        self.answered_at = -math.inf  # when the server last accepted or refused a login
         self.has_worked = False  # whether any login has succeeded yet
-        self._wary_until = -math.inf
+        self._check_roles_until = -math.inf
         self.last_failure: BaseException | None = None
-        self._refusals: dict[str, BaseException] = {}  # the last of each account, by username
+        self._refusals: dict[str, BaseException] = {}  # the latest of each account, by username
         self._connect = connect
         self._warned = False
 
@@ -76,12 +76,12 @@ class ConnectorState:
         timeout: float,
         on_end: Callable[[], object] = lambda: None,
     ) -> Login:
-        """Start a login. Its outcome is judged here, even if its caller is gone. ``timeout`` may be infinite.
+        """Start a login. Its outcome is recorded even if the caller is gone by then. ``timeout`` may be infinite.
 
-        ``on_end`` is called when it ends, perhaps twice.
+        ``on_end`` is called when the login ends, perhaps twice.
         """
         now = asyncio.get_running_loop().time()
-        # The attempt may have waited out an outage, and is judged by when it was made.
+        # The attempt may have waited for the end of an outage. What counts is when its login begins.
         started = Login(replace(attempt, begun=now), address, kind, now, on_end)
         limit = None if timeout == math.inf else timeout
         return self.logins.begin(started, self._perform(started, arguments, limit))
@@ -93,7 +93,7 @@ class ConnectorState:
                 async with asyncio.timeout(timeout):
                     await self._resolve(made, made.address)
             con = await login(
-                # What asyncpg's own pool calls, read each time: agents wrap `asyncpg.connect`, and return proxies.
+                # asyncpg's own pool calls this function too. Look it up each time, since agents replace it.
                 self._connect or asyncpg.connection.connect,
                 *arguments.args,
                 user=attempt.credential.username,
@@ -104,15 +104,15 @@ class ConnectorState:
                 timeout=timeout,
                 **arguments.kwargs_for(made.address),
             )
-            await self._see_role(con, arguments.session_attribute, timeout)
+            await self._check_role(con, arguments.session_attribute, timeout)
         except Exception as exc:
             return self._failed(made, arguments, without_frames(exc), loop.time())
         except BaseException:
-            if made.kind in (Kind.LEFT, Kind.PROBE):
+            if made.kind in (Kind.ABANDONED, Kind.PROBE):
                 self.abandoned(attempt, loop.time())
             raise
         finally:
-            made.on_end()  # from here on, nothing is awaited; a done callback would come a turn of the loop later
+            made.on_end()  # nothing is awaited after this; a done callback would come one loop iteration later
         now = loop.time()
         self.counts.accounts[attempt.parity].opened += made.kind in (Kind.OWN, Kind.EXTRA)
         self.counts.connect_time.record(now - made.begun)
@@ -123,49 +123,54 @@ class ConnectorState:
 
     def _failed(self, made: Login, arguments: Arguments, exc: Exception, now: float) -> Failed:
         is_socket = made.address is not None and made.address.is_socket
-        # Which server a user's own connect= looks for is its business: what it says of that is raised at once.
+        # A user's own connect= decides itself which server it wants, so its error about that is raised at once.
         is_theirs = self._connect is not None and isinstance(exc, asyncpg.TargetServerAttributeNotMatched)
         verdict = classify(exc, unix_socket=is_socket, has_worked=self.has_worked and not is_theirs)
         if isinstance(exc, FileNotFoundError) and not is_socket:
             exc = arguments.explained(exc)
-        if isinstance(exc, asyncpg.PostgresError) and not verdict.passes:
+        if isinstance(exc, asyncpg.PostgresError) and not verdict.is_transient:
             self.answered(now)
         if verdict.blames_account:
             self.refused(made.attempt, verdict, exc, now)
-        elif made.kind in (Kind.LEFT, Kind.PROBE) and verdict is not Verdict.FATAL:
-            # A probe that met a fatal error would meet it again: the next one waits until it is due.
+        elif made.kind in (Kind.ABANDONED, Kind.PROBE) and verdict is not Verdict.FATAL:
+            # After a fatal error, another probe would fail in the same way, so do not allow one before it is due.
             self.abandoned(made.attempt, now)
         if made.kind is not Kind.PROBE:
             self.last_failure = exc
         return Failed(verdict, exc)
 
     async def _resolve(self, made: Login, address: Address) -> None:
-        """Look the host's name up, so that each of its addresses has its turn."""
+        """Look up the host's name, so that each of its addresses is tried."""
         found = await resolved(address)
         made.address, *made.further = self.hosts.in_order(found, asyncio.get_running_loop().time())
 
-    def be_wary(self) -> None:
-        """A connection's server has turned out to take no writes: ask those of new ones, whatever they report."""
-        self._wary_until = asyncio.get_running_loop().time() + WARY
+    def check_roles(self) -> None:
+        """From now on, ask the servers of new connections whether they accept writes, whatever they report.
 
-    async def _see_role(self, con: Any, session_attribute: str, timeout: float | None) -> None:
-        """Raise what asyncpg raises, if the server of a new connection says that it takes no writes, and has to."""
+        Called when a connection's server has turned out not to accept writes.
+        """
+        self._check_roles_until = asyncio.get_running_loop().time() + CHECK_FOR
+
+    async def _check_role(self, con: Any, session_attribute: str, timeout: float | None) -> None:
+        """Raise the error that asyncpg has for it if a new connection's server must accept writes and does not."""
         question = QUESTIONS.get(session_attribute)
-        if question is None or asyncio.get_running_loop().time() >= self._wary_until:
+        if question is None or asyncio.get_running_loop().time() >= self._check_roles_until:
             return
         try:
             async with asyncio.timeout(timeout):
                 if await con.execute(question) == NO_WRITER:
-                    self.be_wary()
-                    raise asyncpg.TargetServerAttributeNotMatched(f"the server takes no writes ({session_attribute})")
+                    self.check_roles()
+                    raise asyncpg.TargetServerAttributeNotMatched(
+                        f"the server does not accept writes ({session_attribute})"
+                    )
         except asyncpg.SyntaxOrAccessError:
-            pass  # it cannot be asked
+            pass  # the server does not understand the question
         except BaseException:
             con.terminate()
             raise
 
     def probe(self, attempt: Attempt, arguments: Arguments) -> None:
-        """Find out in the background whether a refused account works again."""
+        """Start a login in the background that tests whether a refused account works again."""
         now = asyncio.get_running_loop().time()
         if self.logins.make_room(Kind.PROBE):
             self.counts.probes += 1
@@ -176,7 +181,7 @@ class ConnectorState:
 
     async def is_standby(self, con: Any) -> bool:
         """Whether the connection's server is a standby."""
-        reported = getattr(con.get_settings(), "in_hot_standby", None)  # by Postgres 14 and newer
+        reported = getattr(con.get_settings(), "in_hot_standby", None)  # since Postgres 14
         if reported is not None:
             return bool(reported == "on")
         return bool(await con.fetchval("select pg_catalog.pg_is_in_recovery()"))
@@ -206,17 +211,17 @@ class ConnectorState:
         if isinstance(exc.__cause__, asyncpg.PostgresError) and not self._warned:
             self._warned = True
             logger.warning(
-                "%s: with sslmode=prefer (asyncpg's default) or allow, a refused login is repeated without TLS or with "
-                "it, so the server counts each refusal twice; set sslmode=require or disable",
+                "%s: with sslmode=prefer (asyncpg's default) or allow, asyncpg repeats a refused login without or with "
+                "TLS, so the server counts each refusal twice; set sslmode=require or disable",
                 self.name,
             )
 
     def refusals(self) -> dict[str, BaseException]:
-        """The server's last refusal of each account, by username."""
+        """The server's latest refusal of each account, by username."""
         return dict(self._refusals)
 
     def replace(self, pair: CredentialPair) -> None:
-        """Take a newer pair, and forget what the old one leaves behind."""
+        """Use a newer pair, and forget the refusals and keys of old credentials."""
         left = [c for c in self.alternator.pair.credentials() if c not in pair.credentials()]
         self.alternator.replace(pair)
         for credential in left:
@@ -229,20 +234,20 @@ class ConnectorState:
         self.feed.request(Need.STARVED if is_starved else Need.REFUSED)
 
     def expired(self) -> CredentialsExpired | None:
-        """The error that says so, if every account has expired."""
+        """The error to raise if every account has expired, or None."""
         now, alternator = asyncio.get_running_loop().time(), self.alternator
         if not alternator.has_expired(now):
             return None
         accounts = (account for account in (alternator.pair.odd, alternator.pair.even) if account)
         ends = (f"{account.username} {now - alternator.expiry.at(account):.0f} s ago" for account in accounts)
-        why = "the source has brought none that last longer: see why it does not renew them"
+        why = "the source has not returned newer ones: find out why it does not renew them"
         if self.feed.last_error:
             why = f"newer ones cannot be fetched: {self.feed.last_error}"
         text = f"{self.name}: the credentials have expired ({', '.join(ends)}), and {why}"
         return CredentialsExpired(text, self.refusals())
 
     def unavailable(self, exc: BaseException, now: float) -> None:
-        """A login failed for a reason that passes, or has been silent for too long."""
+        """Record that a login failed for a transient reason, or got no answer for too long."""
         self.last_failure = exc
         if self.outage.failed(now):
             self.counts.outages += 1
@@ -260,13 +265,13 @@ class ConnectorState:
         self._refusals.pop(attempt.credential.username, None)
 
     def abandoned(self, attempt: Attempt, now: float) -> None:
-        """The attempt says nothing about its account. If it was a probe, another connect may make it."""
+        """Record that the attempt was inconclusive. If it was a probe, another connect may make it."""
         self.alternator.abandoned(attempt, now)
         if attempt.probe:
             self.feed.wake_waiting()
 
     def answered(self, now: float) -> None:
-        """The server let an account in, or refused it: it is up."""
+        """Record that the server accepted or refused a login, which means that it is up."""
         self.answered_at = now
         lasted = self.outage.answered(now)
         if lasted is not None:
@@ -274,6 +279,6 @@ class ConnectorState:
             self.wake_turns()
 
     def wake_turns(self) -> None:
-        """Wake all who wait for a turn, so that they look again."""
+        """Wake everyone who waits for a turn, so that they look again."""
         self.turn_ended.set()
         self.turn_ended = asyncio.Event()

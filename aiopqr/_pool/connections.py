@@ -268,7 +268,7 @@ class Connections:
             if since > self._doubted_at + QUIET:
                 self.maker.events.emit(NotWritable(name=self.maker.name, server=address_of(pooled.con)))
             self._doubted_at = since
-            self.maker.be_wary()
+            self.maker.check_roles()
             self.begin_epoch()
             for other in self._open:
                 other.doubt(since)

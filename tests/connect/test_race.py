@@ -126,7 +126,7 @@ async def test_hung_logins_hold_nobody_up_when_the_path_is_back(postgres: Rotati
             proxy.blackhole()
             waiting = [asyncio.create_task(maker.connect()) for _ in range(3)]
             await eventually(lambda: maker.stats().outages == 1)
-            in_flight = [login for login in maker_of(maker)._logins._in_flight.values() if not login.is_cut]
+            in_flight = [login for login in maker_of(maker)._logins._in_flight.values() if not login.is_cancelled]
             assert len(in_flight) <= len(waiting) + 1
             proxy.heal()
             began = time.monotonic()

@@ -149,7 +149,7 @@ async def test_a_connection_without_a_replacement_serves_until_its_lease_ends(po
                 await pool.fetchval("SELECT count(*) FROM items")
             await eventually(lambda: any(isinstance(event, events.LeaseEnded) for event in heard))
             assert pool.stats().size == 0
-            with pytest.raises(aiopqr.CredentialsExpired, match=r"_v_\w+ \d+ s ago\), and the source has brought none"):
+            with pytest.raises(aiopqr.CredentialsExpired, match=r"_v_\w+ \d+ s ago\), and the source has not returned"):
                 async with pool.acquire():
                     pass
             source.pair = CredentialPair.single(await lessor.lease(seconds=500))

@@ -247,7 +247,7 @@ def test_a_second_login_that_was_refused_too_speaks_for_itself() -> None:
 
 @pytest.mark.parametrize("verdict", Verdict)
 def test_a_verdict_blames_the_account_or_passes_or_is_fatal(verdict: Verdict) -> None:
-    assert [verdict.blames_account, verdict.passes, verdict is FATAL].count(True) == 1
+    assert [verdict.blames_account, verdict.is_transient, verdict is FATAL].count(True) == 1
 
 
 LOST: list[tuple[Any, bool]] = [
