@@ -1,4 +1,4 @@
-"""The pool: who gets a connection, what a release resets, and how old connections are replaced."""
+"""The pool: hands out connections, resets them on release, and replaces old ones."""
 
 from .connection import Lifetime, lifetime_option
 from .create import create_pool

@@ -1,7 +1,7 @@
-"""What the pool needs of asyncpg that has no public way.
+"""The private parts of asyncpg that the pool relies on.
 
-Each function has a test that fails when asyncpg changes what it relies on. Where other people's code may stand between
-(an agent's proxy around the protocol, a metaclass), there is a way to go on without.
+Each function has a test that fails if asyncpg changes what the function relies on. Other people's code can get in the
+way as well (an agent's proxy around the protocol, a metaclass), so there is a fallback for that.
 """
 
 from __future__ import annotations
@@ -22,37 +22,38 @@ logger = logging.getLogger("aiopqr")
 
 
 def raw_connection(connection: object) -> Any:
-    """The connection behind what ``acquire()`` gave; None if it was released, or is nothing of the kind."""
+    """The connection inside the proxy that ``acquire()`` returned; None if it was released, or is no such proxy."""
     return connection._con if type(connection) is PoolConnectionProxy else None  # type: ignore[attr-defined]
 
 
 def reattach(connection: Any, con: Any) -> None:
-    """Let what ``setup=`` was given still answer for its closed connection, as asyncpg does where a setup fails."""
+    """Put the closed connection back into the proxy that ``setup=`` got, as asyncpg does if a setup fails."""
     connection._con = con
 
 
-# How much a connection has run whose class `counting_class` made. (In C: this is called twice for each checkout.)
+# How many operations a connection has run, if its class comes from `counting_class`. Called twice per checkout, so it
+# is an attrgetter, which is fast.
 queries_run = operator.attrgetter("_protocol.queries_count", "others_run")
-connection_of = operator.attrgetter("_con")  # of a proxy that was just handed out, or of a place
+connection_of = operator.attrgetter("_con")  # for a proxy that was just handed out, or for a place
 
 
 def has_transaction(con: Any) -> bool:
-    """Whether a release rolls back: the server has a transaction open, or asyncpg believes so."""
+    """Whether a release has to roll back: the server has an open transaction, or asyncpg thinks so."""
     return con._top_xact is not None or con._protocol.is_in_transaction()
 
 
 def busy_check(con: Any) -> Callable[..., bool | None]:
-    """A function that says whether a query runs on ``con``, or one that was cancelled has not ended yet.
+    """Make a function that says whether ``con`` is busy: a query is running, or one is still being cancelled.
 
-    It returns None where that cannot be known without asking the server. ``has_run=False`` promises that `queries_run`
-    has not changed since the connection was idle, which spares the dearer half of the check.
+    It returns None if only the server can tell. Call it with ``has_run=False`` if `queries_run` has not changed since
+    the connection was idle. That skips the expensive half of the check.
     """
-    protocol = getattr(con._protocol, "__wrapped__", con._protocol)  # monitoring agents put a proxy around it
+    protocol = getattr(con._protocol, "__wrapped__", con._protocol)  # monitoring agents wrap it in a proxy
     is_cancelling = protocol._is_cancelling
-    section = con._stmt_exclusive_section  # held from a preparation to the result, when the protocol may seem free
+    section = con._stmt_exclusive_section  # held from prepare to result, even while the protocol looks idle
     try:
-        # asyncpg reports a running query only when you start another. So start one that it refuses to send: closing a
-        # statement that is in use.
+        # asyncpg only reports a running query when you start another one. So start an operation that it never sends:
+        # closing a statement that is in use.
         in_use = PreparedStatementState("", "", protocol, protocol.get_record_class(), False)
         in_use.attach()
         close_statement = protocol.close_statement
@@ -78,7 +79,7 @@ def busy_check(con: Any) -> Callable[..., bool | None]:
 
 
 def wire(con: Any) -> tuple[Any, Any] | None:
-    """The transport and the protocol under a connection; None if either is not asyncpg's own, but an agent's proxy."""
+    """The transport and the protocol of a connection; None if either has been replaced by an agent's proxy."""
     transport: Any = getattr(con, "_transport", None)
     protocol = getattr(con, "_protocol", None)
     if type(protocol) is Protocol and hasattr(transport, "is_reading") and transport.get_protocol() is protocol:
@@ -87,7 +88,7 @@ def wire(con: Any) -> tuple[Any, Any] | None:
 
 
 def address_of(con: Any) -> str | None:
-    """Where a connection leads, for a log: a host and port, or a socket's path. None if asyncpg does not say."""
+    """A connection's server, for logs: a host and port, or a socket's path. None if asyncpg does not know."""
     match getattr(con, "_addr", None):
         case (str(host), int(port), *_):
             return f"{host}:{port}"
@@ -96,14 +97,14 @@ def address_of(con: Any) -> str | None:
     return None
 
 
-# The hot path. asyncpg's own acquire() and release() are right, but they take three coroutines and a context more: a
-# tenth of what an acquire, a short query and a release cost the client.
+# The hot path. asyncpg's own acquire() and release() would work, but they take three more coroutines and one more
+# context. Without those, an acquire, a short query and a release cost the client a tenth less.
 
 
 def next_place(pool: Any) -> Any:
-    """Take a place (a holder, in asyncpg's words) out of the pool's queue, one with a connection if there is one.
+    """Take a place (asyncpg calls it a holder) out of the pool's queue, preferably one with a connection.
 
-    None if all are taken.
+    None if all places are taken.
     """
     try:
         return pool._queue.get_nowait()
@@ -112,12 +113,12 @@ def next_place(pool: Any) -> Any:
 
 
 def restore_floor(pool: Any) -> None:
-    """Let asyncpg open connections in the background until there are ``min_size``, unless it does so already."""
+    """Let asyncpg open connections in the background until there are ``min_size``, unless it is already doing so."""
     pool._schedule_min_size_maintenance()
 
 
 def restores_floor(pool: Any) -> bool:
-    """Whether the current task is the one in which asyncpg does so."""
+    """Whether the current task is the one in which asyncpg opens those connections."""
     return pool._maintenance_task is not None and pool._maintenance_task is asyncio.current_task()
 
 
@@ -127,10 +128,10 @@ def put_back(place: Any) -> None:
 
 
 def hand_out(place: Any) -> Any:
-    """Do what ``acquire()`` of a place does where its connection is open, and has no setup and no timer.
+    """Do what ``acquire()`` of a place does if its connection is open and there is no setup and no timer.
 
-    The place counts as of the pool's current generation. Otherwise asyncpg would close the connection when it is
-    released after an ``expire_connections()`` that came before its acquire.
+    This also brings the place up to the pool's current generation. Otherwise, if ``expire_connections()`` was called
+    before the acquire, asyncpg would close the connection on release.
     """
     pool = place._pool
     place._generation = pool._generation
@@ -140,12 +141,12 @@ def hand_out(place: Any) -> Any:
 
 
 def vacate(place: Any) -> None:
-    """Take the connection out of a place, which hears of it no more."""
+    """Take the connection out of a place. Its end will no longer affect the place."""
     place._con = None
 
 
 def exchange(old: Any, new: Any) -> None:
-    """Put the connection ``new`` into the place of ``old``, which hears of ``old`` no more."""
+    """Put the connection ``new`` into the place of ``old``. The end of ``old`` will no longer affect the place."""
     place = old._pool_holder()
     place._con, new._pool_holder = new, weakref.ref(place)
     place._generation = place._pool._generation
@@ -156,58 +157,58 @@ def place_of(con: Any) -> Any:
     return con._pool_holder()
 
 
-def give(connection: Any, timeout: float | None, name: str) -> asyncio.Task[None]:
-    """Release as ``asyncpg.Pool.release()`` does, in a task of its own: the caller's may be cancelled."""
+def release_in_task(connection: Any, timeout: float | None, name: str) -> asyncio.Task[None]:
+    """Release as ``asyncpg.Pool.release()`` does, in a separate task, since the caller's may be cancelled."""
     connection._con._on_release()
     return asyncio.create_task(_release(connection._holder, timeout), name=name)
 
 
 async def _release(place: Any, timeout: float | None) -> None:
     if asyncio.get_running_loop().get_task_factory() is not None:
-        await asyncio.sleep(0)  # an eager task would overtake the end of a query that was just cancelled
+        await asyncio.sleep(0)  # an eager task would run before a query that was just cancelled has ended
     await place.release(timeout)
 
 
-def give_at_once(connection: Any) -> None:
-    """Release an open connection that is not busy, with no transaction to roll back, and no timer to arm."""
-    let_go(connection)._release()
+def release_now(connection: Any) -> None:
+    """Release an open connection that is not busy, has no transaction to roll back, and needs no timer."""
+    detach(connection)._release()
 
 
-def let_go(connection: Any) -> Any:
-    """Take a connection that need not roll back from whoever had it, and return its place, which stays taken."""
+def detach(connection: Any) -> Any:
+    """Take a connection with no transaction to roll back from its user. Returns its place, which stays taken."""
     con, place = connection._con, connection._holder
     if con._listeners or con._log_listeners:
         _drop_listeners(con)
     else:
-        con._pool_release_ctr += 1  # all that asyncpg would do; to have it look for listeners costs a microsecond
+        con._pool_release_ctr += 1  # all that asyncpg would do; its own check for listeners costs a microsecond
     connection._detach()
     place._proxy = None
     return place
 
 
 def _drop_listeners(con: Any) -> None:
-    con._on_release()  # warns of them
+    con._on_release()  # warns about them
     try:
         con._reset().send(None)
     except StopIteration:
         return
     con.terminate()
-    raise asyncpg.InternalClientError("asyncpg waits for the server to undo nothing")
+    raise asyncpg.InternalClientError("asyncpg waits for the server although there is nothing to undo")
 
 
 def free(place: Any) -> None:
-    """Return the place of a connection that was taken with :func:`let_go`."""
+    """Return the place of a connection after :func:`detach`."""
     place._release()
 
 
-def give_place(connection: Any) -> None:
-    """Release a place whose connection has just been exchanged: nothing is to be reset."""
+def release_place(connection: Any) -> None:
+    """Release a place whose connection has just been replaced, so there is nothing to reset."""
     connection._con._on_release()
     connection._holder._release()
 
 
 class _Unregistered:
-    """Comes first among the bases, so that a connection class's own ``__init_subclass__`` never hears of the copy."""
+    """The first base of the subclass below, so that a user's ``__init_subclass__`` is not called for it."""
 
     __slots__ = ()
 
@@ -220,10 +221,10 @@ _COPIES = ("copy_from_table", "copy_from_query", "copy_to_table", "copy_records_
 
 @functools.cache
 def counting_class(base: Any) -> Any:
-    """A subclass of a connection class that counts what asyncpg's count of queries leaves out.
+    """A subclass of a connection class that also counts the operations which asyncpg does not count as queries.
 
-    A COPY may change a session, too, and a statement that is being prepared keeps the connection busy. None if the
-    class permits no subclass.
+    They matter: a COPY can change the session, and preparing a statement keeps the connection busy. None if the class
+    cannot be subclassed.
     """
 
     def counted(name: str) -> Any:
@@ -238,7 +239,7 @@ def counting_class(base: Any) -> Any:
 
     @functools.wraps(base.cursor)
     def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.others_run += 1  # it will prepare its statement
+        self.others_run += 1  # a cursor prepares its statement
         return base.cursor(self, *args, **kwargs)
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -251,5 +252,5 @@ def counting_class(base: Any) -> Any:
     try:
         return type(base)(base.__name__, (_Unregistered, base), members)
     except Exception:
-        logger.debug("%s permits no subclass, so every release resets its session", base.__qualname__, exc_info=True)
+        logger.debug("%s cannot be subclassed, so every release resets its session", base.__qualname__, exc_info=True)
         return None

@@ -1,7 +1,7 @@
-"""Hands a connection to whoever acquires one, as soon as there is a permit for it and a connection.
+"""Hands out connections: an acquirer waits for a permit and for a connection.
 
-This is half of the path of every query, and ``release`` is the other half. It counts rather than emits events, and arms
-a timer only where it has to wait.
+Together with ``release``, this is the hot path, so it increments counters instead of emitting events, and only arms a
+timer if it has to wait.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Unset:
         return "acquire_timeout"
 
 
-UNSET: Any = _Unset()  # where None means to wait as long as it takes
+UNSET: Any = _Unset()  # since None means no limit
 _OWN_FILES = str(Path(__file__).parent)
 
 
@@ -56,7 +56,7 @@ class Acquires:
         self._loop = loop
         self.acquired = 0
         self.timeouts = 0
-        self.failed = 0  # of the timeouts, those for which connecting failed
+        self.failed = 0  # how many of the timeouts had a failed connect as their cause
         self.wait_time = Histogram()
 
     async def acquire(self, timeout: float | None) -> Any:
@@ -79,7 +79,7 @@ class Acquires:
                 pooled.lend()
                 connection = hand_out(place)
                 queries = queries_run(pooled.con) if policy.counts_queries else None
-                if policy.setup is not None:  # what it changes is to be reset, too
+                if policy.setup is not None:  # after `queries` was read, so that its changes will be reset too
                     await self._set_up(policy.setup, connection, pooled, deadline)
                     now = self._now()
             except BaseException:
@@ -101,7 +101,7 @@ class Acquires:
         try:
             async with asyncio.timeout_at(deadline):
                 await setup(connection)
-            if connection_of(connection) is None:  # its place is free again, so the permit must not be held either
+            if connection_of(connection) is None:  # its place is free again, so the permit must be returned too
                 raise asyncpg.ConnectionDoesNotExistError("the connection was closed during setup=")
         except BaseException:
             pooled.con.terminate()
@@ -133,5 +133,5 @@ class Acquires:
 
     @property
     def waiting(self) -> int:
-        """How many tasks wait in ``acquire()``."""
+        """How many tasks are waiting in ``acquire()``."""
         return self._waiters.waiting + len(self._supply.waiting)

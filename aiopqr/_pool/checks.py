@@ -1,4 +1,4 @@
-"""Does a connection that was idle still answer, and does its server still take writes, where it has to?"""
+"""Checks whether an idle connection still answers and, if required, whether its server still accepts writes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .replacement import Replacement
 from .writers import WriterWatch
 
 CHECK_TIMEOUT = 5.0
-SILENCE = 0.5  # how long a check may be silent before another connection is opened meanwhile
+SILENCE = 0.5  # if a check gets no answer for so long, another connection is opened in the meantime
 
 
 class Checks:
-    """Asks the servers of one pool's connections. ``on_read_only`` is called when one takes no writes any more."""
+    """Checks the connections of one pool. ``on_read_only`` is called if a server no longer accepts writes."""
 
     def __init__(
         self,
@@ -38,10 +38,10 @@ class Checks:
         self._on_read_only = on_read_only
 
     async def is_alive(self, pooled: PooledConnection) -> bool:
-        """Whether a connection answers. One that does not is terminated.
+        """Whether a connection answers. If it does not, it is terminated.
 
-        If a firewall dropped its flow without a word, no answer will ever come. So if it is silent for a while, a spare
-        is opened, and when that or any other login succeeds while it is still silent, the connection counts as dead.
+        If a firewall has silently dropped the connection, no answer will ever come. So if there is no answer for a
+        while, a spare is opened. If that or any other login succeeds before the answer, the connection counts as dead.
         """
         begun = self._now()
         check = self._loop.create_task(self._answers(pooled), name=f"aiopqr-{self._name}-check")
@@ -63,9 +63,9 @@ class Checks:
                 await asyncio.wait({check})
 
     async def _answers(self, pooled: PooledConnection) -> bool:
-        """Ask the server; a connection that does not answer is terminated, and the other idle ones are suspect.
+        """Query the server. If there is no answer, terminate the connection, and distrust the other idle ones.
 
-        One whose server takes no writes any more, where it has to, is closed.
+        If the server has to accept writes and no longer does, close the connection.
         """
         try:
             async with asyncio.timeout(CHECK_TIMEOUT):
@@ -86,7 +86,7 @@ class Checks:
         return is_writer
 
     async def _takes_writes(self, pooled: PooledConnection, watch: WriterWatch) -> bool:
-        """Ask the server, and again if the doubt is younger than the question."""
+        """Ask the server whether it accepts writes. Ask again if a new doubt arose after the question was sent."""
         is_unsure = True
         while is_unsure:
             asked_at = self._now()
@@ -94,7 +94,7 @@ class Checks:
                 if await pooled.con.execute(watch.query) == NO_WRITER:
                     self._connections.retire_read_only(pooled, watch, asked_at)
                     return False
-            except asyncpg.SyntaxOrAccessError:  # a server that cannot be asked is alive, and left alone from now on
+            except asyncpg.SyntaxOrAccessError:  # it is alive but does not understand the question, so never ask again
                 pooled.watch = None
                 return True
             watch.asked_at = asked_at
@@ -102,7 +102,7 @@ class Checks:
         return True
 
     async def is_alive_at_rest(self, pooled: PooledConnection) -> bool:
-        """As :meth:`is_alive`, for a connection that stays idle."""
+        """Like :meth:`is_alive`, for a connection that stays idle."""
         pooled.lend()
         if not await self.is_alive(pooled):
             return False

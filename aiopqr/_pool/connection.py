@@ -1,6 +1,6 @@
-"""One connection of a pool, and one use of it: values, without clock or socket.
+"""One connection of a pool, and one use of it: plain values, without clock or socket.
 
-A deadline is drawn once, at birth, so that connections that were opened together do not end together.
+A connection's deadline is random, so that connections that were opened together do not all end together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .writers import WriterWatch
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """How long a connection lives: ``max_lifetime`` seconds less up to ``jitter`` seconds; 0 sets no limit."""
+    """How long a connection lives: ``max_lifetime`` seconds, minus up to ``jitter`` seconds. 0 means no limit."""
 
     max_lifetime: float
     jitter: float
@@ -33,7 +33,7 @@ class Lifetime:
 
 
 def lifetime_option(max_lifetime: float, jitter: float | None) -> Lifetime:
-    """How old connections get; the jitter is a tenth unless given."""
+    """The lifetime of connections. If ``jitter`` is None, it is a tenth of ``max_lifetime``."""
     longest = non_negative("max_lifetime", max_lifetime)
     earlier = longest / 10 if jitter is None else non_negative("max_lifetime_jitter", jitter)
     if earlier > longest:
@@ -45,38 +45,38 @@ def lifetime_option(max_lifetime: float, jitter: float | None) -> Lifetime:
 class Checkout:
     """One use of a connection, from its acquire to the end of its release. It holds one of the pool's permits.
 
-    Most uses leave the fields that are not given as they are. They stay in the class then, which costs nothing.
+    The fields with defaults rarely change. Until they do, they are class attributes, which cost nothing to create.
     """
 
     acquired_at: float
-    queries: Any  # run before it
-    release_timeout: float | None  # what the acquire was given
+    queries: Any  # the connection's `queries_run` at the acquire
+    release_timeout: float | None  # the timeout that was passed to acquire()
     leak_timer: Any = field(default=None, init=False)
     is_releasing: bool = field(default=False, init=False)
     needs_reset: bool = field(default=True, init=False)
     release_by: float = field(default=math.inf, init=False)
-    is_overdue: bool = field(default=False, init=False)  # its release took too long, and the connection was terminated
+    is_overdue: bool = field(default=False, init=False)  # the release took too long, so the connection was terminated
 
 
 @dataclass(slots=True, eq=False)
 class PooledConnection:
-    """What the pool knows of one of its connections."""
+    """What the pool knows about one of its connections."""
 
     con: Any
     attempt: Attempt  # the login that made it
-    epoch: int  # of the pool, when the connect began
+    epoch: int  # the pool's epoch when the connect began
     born: float
     deadline: float
-    is_busy: Callable[..., bool | None]  # whether a query runs on it; None if only the server knows
+    is_busy: Callable[..., bool | None]  # whether a query is running; None if only the server knows
     stand_in: StandIn | None = None
-    watch: WriterWatch | None = None  # where its server has to take writes
+    watch: WriterWatch | None = None  # None if its server need not accept writes
     idle_since: float = 0.0
-    trusted_until: float = -math.inf  # it is handed out without a check until then
+    trusted_until: float = -math.inf  # until then, it is handed out without a check
     is_idle: bool = True
     checkout: Checkout | None = None
-    why: str = "lifetime"  # what makes it due
-    lease_end: float = math.inf  # that its deadline takes into account
-    is_reported: bool = False  # it is overdue, and that was reported
+    why: str = "lifetime"  # the reason for its deadline
+    lease_end: float = math.inf  # the end of the lease that its deadline takes into account
+    is_reported: bool = False  # it has been reported as overdue
 
     def is_due(self, now: float) -> bool:
         return now >= self.deadline
@@ -88,42 +88,43 @@ class PooledConnection:
 
     @property
     def is_resetting(self) -> bool:
-        """Whether it has been released, and is not idle yet."""
+        """Whether it has been released but is not idle yet."""
         return self.checkout is not None and self.checkout.is_releasing
 
     def doubt(self, since: float) -> None:
-        """Its server may take no writes any more, by what was seen at ``since``: ask it before the next use."""
+        """Note that something seen at ``since`` suggests that its server no longer accepts writes: check before use."""
         if self.watch is not None:
             self.watch.doubt(since)
             if self.watch.is_doubted:
                 self.trusted_until = -math.inf
 
     def has_answered(self, runs: Any, runs_before: Any) -> bool:
-        """Whether nothing is under way of what has run between two `queries_run`. False if only asyncpg knows.
+        """Whether everything that was run between two values of `queries_run` has ended. False if only asyncpg knows.
 
-        It counts no query before it is sent, so none has been sent after the last answer if the number is still what
-        it was then. What it does not count itself may have an answer that does not end it.
+        asyncpg counts a query when it is sent. So if the count has not changed since the last answer, nothing has been
+        sent after that answer. Operations that asyncpg does not count may have several answers, so this returns False
+        if there were any.
         """
         (queries, others), stand_in = runs, self.stand_in
         return stand_in is not None and others == runs_before[1] and queries == stand_in.answered
 
     def lend(self) -> None:
-        """It is in use from now on."""
+        """Mark it as in use."""
         self.is_idle = False
         if self.stand_in is not None:
             self.stand_in.lend()
 
     def reserve(self) -> None:
-        """It is for somebody who has not come for it yet. Until then, the server's goodbye is heard."""
+        """Reserve it for a task that has not taken it yet. Until then, it is still noticed if the server closes it."""
         self.is_idle = False
 
     def rest(self, is_busy: bool | None) -> None:
-        """It is idle from now on. If it is known not to be busy, the server's goodbye will be heard."""
+        """Mark it as idle. If it is certainly not busy, it will be noticed if the server closes it."""
         self.is_idle = True
         self.listen(is_busy)
 
     def listen(self, is_busy: bool | None) -> None:
-        """Nobody uses it. If it is known not to be busy, the server's goodbye will be heard."""
+        """While nobody uses it, notice if the server closes it, provided that it is certainly not busy."""
         if self.stand_in is not None and is_busy is False:
             self.stand_in.watch()
 

@@ -1,7 +1,7 @@
-"""The connections of one pool: how they begin, what is known of each, and how they end.
+"""The connections of one pool: how they begin, what is known about each, and how they end.
 
-A pool has at most ``max_size`` places, and never more than one socket beyond that, logins and connections that are
-being closed included.
+A pool has ``max_size`` places, and at most one socket more than that. Logins in progress and connections that are being
+closed count as sockets too.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from .writers import WriterWatch, watch_writer
 
 logger = logging.getLogger("aiopqr")
 
-INIT_TIMEOUT = 60.0  # a hook that hangs would keep its place for good
-CLOSE_TIMEOUT = 1.0  # for the server to take leave, too
-QUIET = 1.0  # between two reports of the same change of role
+INIT_TIMEOUT = 60.0  # an init= hook that hangs would keep its place forever
+CLOSE_TIMEOUT = 1.0  # for a graceful close, which waits for the server
+QUIET = 1.0  # connections that notice the same change of role within this time report it once
 _LEASE_MARGIN = 30.0
 
 
 def lease_margin(left: float) -> float:
-    """How many seconds before the end of a lease its connections are replaced, if ``left`` seconds are left of it."""
+    """How many seconds before the end of a lease to replace its connections, if ``left`` seconds of it are left."""
     return min(_LEASE_MARGIN, left / 2)
 
 
 class Connections:
-    """The connections that have a place in the pool; iterate over it for them. It knows of the others, too.
+    """All connections of a pool. Iterating over it yields those that have a place.
 
-    ``constants`` are what each connect gets besides the arguments that :meth:`set_arguments` may change: the loop and
-    the classes. ``init`` is the user's own. ``on_begin`` is called when a connection gets a place, and ``on_end`` when
-    it has lost its place or its socket, with True where it had its place until its socket was closed.
+    ``constants`` are the connect arguments that :meth:`set_arguments` cannot change: the loop and the classes. ``init``
+    is the user's hook. ``on_begin`` is called when a connection gets a place, and ``on_end`` when it has lost its place
+    or its socket, with True if it still had its place when its socket was closed.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Connections:
         self.on_begin: Callable[[PooledConnection], None] = lambda _: None
         self.on_end: Callable[[PooledConnection, bool], None] = lambda _pooled, _was_lost: None
         self.lost = 0  # found dead
-        self.not_writable = 0  # closed, because their server takes no writes any more
+        self.not_writable = 0  # closed because their server no longer accepts writes
         self.last_opened = -math.inf  # in loop time
         self._next_opened: asyncio.Future[None] | None = None
         self.by_connection: dict[Any, PooledConnection] = {}
@@ -74,7 +74,7 @@ class Connections:
         self._expired_epoch = 0
         self._drained_at = -math.inf
         self._open: set[PooledConnection] = set()  # with or without a place
-        self._logins = 0  # under way
+        self._logins = 0  # in progress
         self._leaving: dict[asyncio.Task[None], PooledConnection] = {}
         self._guards_writers = guards_writers
         self._doubted_at = -math.inf
@@ -91,22 +91,22 @@ class Connections:
         return self._most_sockets - len(self._open) - self._logins
 
     def is_open(self, pooled: PooledConnection) -> bool:
-        """Whether its socket is still open, in the pool or on its way out."""
+        """Whether its socket is still open, with or without a place."""
         return pooled in self._open
 
     # What makes connections out of date.
 
     def set_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """What the spare connects with. (Other connects get their arguments from asyncpg's pool.)"""
+        """Set the arguments for opening spares. (Other connects get their arguments from asyncpg's pool.)"""
         self._arguments = args, kwargs
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """From now on, a spare that was begun before is stale."""
+        """Make all spares stale that were begun before now."""
         self._epoch += 1
 
     def expire_all(self) -> None:
-        """From now on, a connection that was begun before is to be closed by its next acquire or release."""
+        """Let the next acquire or release close each connection that was begun before now."""
         self.begin_epoch()
         self._expired_epoch = self._epoch
         self.distrust()
@@ -115,28 +115,28 @@ class Connections:
         return pooled.epoch < self._expired_epoch
 
     def distrust(self) -> None:
-        """From now on, a connection that is idle is looked at before it is handed out."""
+        """Have each connection checked before it is handed out next time."""
         for pooled in self:
             pooled.trusted_until = -math.inf
 
     def is_superseded(self, pooled: PooledConnection) -> bool:
-        """Whether it was begun with credentials that are no longer the newest."""
+        """Whether it was opened with outdated credentials."""
         return self.maker.is_superseded(pooled.attempt)
 
     def is_spoilt(self, spare: PooledConnection) -> bool:
-        """Whether a spare is of no use any more."""
+        """Whether a spare can no longer be used."""
         is_stale = spare.con.is_closed() or spare.epoch < self._epoch or self.is_superseded(spare)
         return is_stale or self._would_be_replaced(spare)
 
     def _would_be_replaced(self, spare: PooledConnection) -> bool:
-        """Whether its lease ends so soon that it would be replaced as soon as it is in use."""
+        """Whether its lease ends so soon that it would have to be replaced right away."""
         end = self.maker.ends_at(spare.attempt)
         return self._loop.time() > end - lease_margin(end - spare.born) and self.maker.lasts_until() > end
 
     def expire_superseded(self) -> list[PooledConnection]:
-        """Make the connections of superseded credentials due, and those that are under way when they come.
+        """Make the connections of superseded credentials due. Those that are still being opened become due later.
 
-        Returns all that are still open, those included that are being closed.
+        Returns all that are still open, including those that are being closed.
         """
         self._drained_at = now = self._loop.time()
         superseded = [pooled for pooled in self._open if self.is_superseded(pooled)]
@@ -147,7 +147,7 @@ class Connections:
     # How a connection begins.
 
     async def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A complete connection that has no place yet. What a user's ``connect=`` made is returned as it is."""
+        """Open a connection that has no place yet. If a user's ``connect=`` returns something else, return that."""
         epoch, begun = self._epoch, self._loop.time()
         self._make_room()
         self._logins += 1
@@ -169,35 +169,35 @@ class Connections:
         pooled = PooledConnection(
             con, made.attempt, epoch, now, deadline, busy_check(con), stand_in, watch, idle_since=now
         )
-        pooled.doubt(self._doubted_at)  # if it has arisen meanwhile
+        pooled.doubt(self._doubted_at)  # has an effect if the doubt arose during the login
         self._open.add(pooled)
         con.add_termination_listener(partial(_ended, weakref.ref(self), pooled))
         pooled.rest(pooled.is_busy())
         return pooled
 
     async def open_spare(self) -> PooledConnection:
-        """A connection for whatever place needs it next. It has :data:`CONNECT_TIMEOUT` where users set no limit."""
+        """Open a connection for the next place that needs one. The default timeout is :data:`CONNECT_TIMEOUT`."""
         args, kwargs = self._arguments
         limited = {**kwargs, **self._constants, "timeout": kwargs.get("timeout") or CONNECT_TIMEOUT}
         opened = await self.open(args, limited)
         if not isinstance(opened, PooledConnection):
-            raise asyncpg.InterfaceError(f"connect= returned {type(opened).__name__}, which is no connection")
+            raise asyncpg.InterfaceError(f"connect= returned a {type(opened).__name__}, which is not a connection")
         if not isinstance(opened.con, self._constants["connection_class"]):
             opened.con.terminate()
-            raise asyncpg.InterfaceError(f"connect= returned {type(opened.con).__name__}, not its connection_class")
+            raise asyncpg.InterfaceError(f"connect= returned a {type(opened.con).__name__}, not the connection_class")
         return opened
 
     def next_opened(self) -> asyncio.Future[None]:
-        """Done when the next connection has been opened. It is shared: do not cancel it."""
+        """A future that is done when the next connection has been opened. It is shared, so do not cancel it."""
         if self._next_opened is None:
             self._next_opened = self._loop.create_future()
         return self._next_opened
 
     def adopt(self, pooled: PooledConnection) -> Any:
-        """Give it a place, unless it has ended in this very turn of the loop, which asyncpg finds too."""
+        """Note that a connection gets a place, unless it has just ended, which asyncpg will notice as well."""
         con = pooled.con
         if not isinstance(con, self._constants["connection_class"]):
-            con.terminate()  # asyncpg refuses it
+            con.terminate()  # asyncpg will reject it
         if not con.is_closed():
             self.by_connection[con] = pooled
             if pooled.attempt.begun <= self._drained_at and self.is_superseded(pooled):
@@ -210,14 +210,14 @@ class Connections:
             if self._init is not None:
                 async with asyncio.timeout(INIT_TIMEOUT):
                     await self._init(con)
-            if con.is_closed():  # its end would no longer be noticed
+            if con.is_closed():  # nothing would notice that later
                 raise asyncpg.ConnectionDoesNotExistError("the connection was closed before it could be used")
         except BaseException:
             con.terminate()
             raise
 
     def _make_room(self) -> None:
-        """Whoever wants a connection comes before one that is leaving."""
+        """If there is no room for a socket, terminate connections that are being closed gracefully."""
         for pooled in tuple(self._leaving.values()):
             if self.room >= 1:
                 break
@@ -226,13 +226,13 @@ class Connections:
     # How a connection ends.
 
     def part_with(self, pooled: PooledConnection) -> None:
-        """It has lost its place: close it in the background."""
+        """Close a connection that has lost its place, in the background."""
         self.by_connection.pop(pooled.con, None)
         self.close_later(pooled)
         self.on_end(pooled, False)
 
     def close_later(self, pooled: PooledConnection) -> None:
-        """Close a connection in the background, or at once where its socket is one too many."""
+        """Close a connection gracefully in the background, or terminate it at once if there are too many sockets."""
         if self.room < 0:
             self._terminate(pooled)
             return
@@ -241,26 +241,26 @@ class Connections:
         task.add_done_callback(self._leaving.pop)
 
     async def wait_closed(self) -> None:
-        """Wait for those that are being closed."""
+        """Wait until the connections that are being closed are closed."""
         while self._leaving:
             await asyncio.wait(tuple(self._leaving))
 
     def terminate(self) -> None:
-        """End all at once, with or without a place."""
+        """Terminate all connections, with or without a place."""
         cancel(self._leaving)
         for pooled in tuple(self._open):
             self._terminate(pooled)
 
     def report_lost(self, when: str, exc: BaseException) -> None:
-        """A connection was found dead."""
+        """Report that a connection was found dead."""
         self.lost += 1
         event = ConnectionLost(name=self.maker.name, when=when, error=describe(exc))
         self.maker.events.emit(event)
 
     def retire_read_only(self, pooled: PooledConnection, watch: WriterWatch, asked_at: float) -> None:
-        """A question that was asked at ``asked_at`` has found that its server takes no writes: close it.
+        """Close a connection whose server no longer accepts writes, by a check that began at ``asked_at``.
 
-        All that were asked before that are in doubt now, the spare included.
+        All other connections that were checked before that are in doubt now, including the spare.
         """
         since = watch.doubted_at if watch.is_doubted else asked_at
         self.not_writable += 1
@@ -279,13 +279,13 @@ class Connections:
 
     def wrong_loop_error(self) -> WrongLoop:
         return WrongLoop(
-            f"{self.maker.name}: this pool belongs to the event loop, and the process, in which it was made. Make one "
+            f"{self.maker.name}: this pool belongs to the event loop and the process in which it was made. Make a pool "
             "for each loop and each process, or hand the work over with asyncio.run_coroutine_threadsafe()"
         )
 
     def _terminate(self, pooled: PooledConnection) -> None:
         pooled.con.terminate()
-        self._open.discard(pooled)  # its socket is closed before anything else is opened
+        self._open.discard(pooled)  # safe, since its socket is closed before anything else can be opened
 
     def _ended(self, pooled: PooledConnection) -> None:
         self._open.discard(pooled)
@@ -304,7 +304,7 @@ def _said_goodbye(ref: weakref.ref[Connections], error: BaseException) -> None:
 
 
 async def _close(connection: Any) -> None:
-    """A connection that is on its way out may fail to say goodbye: asyncpg has dropped it then."""
+    """Close a connection gracefully. If that fails, asyncpg has terminated it."""
     try:
         await connection.close(timeout=CLOSE_TIMEOUT)
     except Exception:

@@ -67,37 +67,37 @@ def create_pool(
     - ``max_lifetime``: The age at which a connection is replaced; the new one is opened first. 0: never.
     - ``max_lifetime_jitter``: How much earlier that may happen, at random. None: a tenth of ``max_lifetime``.
     - ``timeout``: For one connect, including the fallback, and the wait for newer credentials or a server that is down.
-    - ``acquire_timeout``: For an ``acquire()`` without a timeout of its own. None: wait as long as it takes.
+    - ``acquire_timeout``: For an ``acquire()`` without its own timeout. None: wait as long as it takes.
     - ``max_waiting``: How many tasks may wait for a connection; the next gets :class:`TooManyWaiting`. None: no limit.
-    - ``check_after``: Check a connection that was idle for longer before it is handed out. 0: never.
-    - ``session_reset``: What a release resets: ``"full"``, what asyncpg resets; ``"transaction"``, only an open
-      transaction; ``"deferred"``, the same as ``"full"``, but ``release()`` waits only for the rollback of an open
-      transaction. Nobody gets the connection before the reset is confirmed. Until then, its advisory locks, LISTEN, SET
-      and cursors live on for a moment.
+    - ``check_after``: If a connection was idle for longer, check it before it is handed out. 0: never.
+    - ``session_reset``: What a release resets. ``"full"``: whatever asyncpg resets. ``"transaction"``: only an open
+      transaction. ``"deferred"``: like ``"full"``, but ``release()`` only waits for the rollback of an open
+      transaction. Nobody gets the connection before the reset is confirmed, but until then, advisory locks, LISTEN, SET
+      and cursors remain in effect for a moment.
     - ``reset_timeout``: For the reset of a ``release()``. None: wait as long as it takes.
     - ``leak_detection_threshold``: Report a connection held for longer, with the stack of its ``acquire()``. 0: never.
     - ``refresh_interval``: Between two fetches. None: the source's own; 0: only when an account is refused.
     - ``fetch_timeout``: For one fetch of the credentials.
-    - ``keep_renamed``: If a source of one account comes to name another, keep the previous one as a last resort: see
-      :class:`Refresher`. False: replace its connections at once.
+    - ``keep_renamed``: If a source with a single account starts to return a different one, keep the previous one as a
+      last resort: see :class:`Refresher`. False: replace its connections at once.
     - ``drain_on_rotation``: When a password changes, replace its connections at once, not at the end of their lifetime.
     - ``scram_cache``: Derive the SCRAM keys once for each password, instead of once for each connect.
-    - ``require_auth``, ``channel_binding``: What the server may ask for, as in libpq; also in the DSN. None: no
+    - ``require_auth``, ``channel_binding``: What the server may ask for, as in libpq; also in the DSN. None: never a
       password as plain text without TLS, and SCRAM bound to the server's certificate if the server supports it. A
-      server that asks for more gets nothing.
+      server that asks for anything else gets nothing.
     - ``writer_guard``: With ``target_session_attrs`` ``"read-write"`` or ``"primary"``, close a connection whose server
       no longer accepts writes, before anybody else gets it.
     - ``name``, ``listeners``: The pool's name in logs, tasks, errors and metrics; functions that are called with each
       :class:`~aiopqr.events.Event`.
     - ``max_queries``: Close a connection after this many queries, *before* opening another. None: never.
-    - ``max_inactive_connection_lifetime``: Close a connection above ``min_size`` that was idle for longer. 0: never.
+    - ``max_inactive_connection_lifetime``: Close connections beyond ``min_size`` that were idle for longer. 0: never.
     - ``connect``: Called instead of ``asyncpg.connect``, with ``user=`` and a callable ``password=``.
     - ``setup``, ``init``, ``reset``: Called with a connection: on acquire, once when it is opened, and on release.
     - ``loop``, ``connection_class``, ``record_class``: As in asyncpg.
 
-    Opening the pool raises what the source raised; :class:`CredentialsRefused` if every account is refused for
-    ``timeout`` seconds; :class:`ConnectTimeout` if the server stays down that long; and other errors of the server at
-    once, including :class:`UntrustedServer`. An option that cannot work raises :class:`ConfigurationError`.
+    Opening the pool raises the source's error if the fetch fails; :class:`CredentialsRefused` if every account is
+    refused for ``timeout`` seconds; :class:`ConnectTimeout` if the server stays down that long; and other errors of the
+    server at once, including :class:`UntrustedServer`. An option that cannot work raises :class:`ConfigurationError`.
     """
     return AlternatingPool(
         dsn,

@@ -1,4 +1,4 @@
-"""What makes the pool generic for type checkers, which ``asyncpg.Pool`` is only in its stubs."""
+"""Base classes that make the pool generic, for type checkers and at run time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     ConnectionT = TypeVar("ConnectionT", default=asyncpg.Connection[asyncpg.Record])
 
     class BasePool(asyncpg.Pool[RecordT], Generic[RecordT, ConnectionT]):
-        """``AlternatingPool[Record, Connection]``: the classes of its records and of its connections."""
+        """The parameters of ``AlternatingPool[Record, Connection]`` are the classes of its records and connections."""
 
     class BaseAcquireContext(PoolAcquireContext[RecordT], Generic[RecordT, ConnectionT]):
         """What ``acquire()`` returns."""

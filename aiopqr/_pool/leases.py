@@ -1,8 +1,8 @@
-"""Connections that do not outlive their account: of an account that the store no longer names, and of a lease.
+"""Replaces connections whose account goes away: because the store no longer names it, or because its lease ends.
 
-A session outlives its password, but not its role: where a lease ends, the role is dropped or loses its rights. So what
-belongs to an account that has left the pair is made due at once. A connection whose lease ends is made due some time
-before, if another account lasts longer; otherwise it serves until the end, and is closed then.
+A session outlives its password but not its role, and when a lease ends, the role is dropped or loses its rights. So
+connections of an account that has left the pair are made due at once. Connections of an account with a lease are made
+due some time before it ends, if another account lasts longer; otherwise they are used until the end, and then closed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..events import LeaseEnded
 from .connection import PooledConnection
 from .connections import Connections, lease_margin
 
-SHORTEST = 1.0  # what ends sooner is not replaced for something that ends as soon
+SHORTEST = 1.0  # with fewer seconds left, replacing a connection is not worthwhile
 
 
 class Leases:
-    """Watches the leases of one pool's connections, which it holds weakly."""
+    """Watches the leases of one pool's connections, to which it holds a weak reference."""
 
     def __init__(self, connections: Connections, on_due: Callable[[], None]) -> None:
         self._connections = weakref.ref(connections)
@@ -30,12 +30,12 @@ class Leases:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, pooled: PooledConnection) -> None:
-        """A connection has come into the pool."""
+        """Called when a connection has been added to the pool."""
         if pooled.attempt.credential.ends_sessions or self._maker.has_left(pooled.attempt):
             self.look()
 
     def look(self) -> None:
-        """See what is due now: credentials are newer, or last longer, or there is another connection."""
+        """Make due what has to be. Called when credentials have changed or been renewed, or for a new connection."""
         connections = self._connections()
         if connections is None or connections.is_closing:
             return
@@ -60,7 +60,7 @@ class Leases:
             self._timer.cancel()
 
     def _bound(self, connections: Connections, pooled: PooledConnection, end: float, now: float) -> None:
-        """Make it due before its lease ends, if there is something that lasts longer."""
+        """Make a connection due before its lease ends, if another account lasts longer."""
         if pooled.lease_end != end and pooled.why == "lease":  # the lease was renewed
             pooled.deadline, pooled.why = connections.lifetime.deadline(pooled.born), "lifetime"
         if pooled.why == "lease" or end - now <= SHORTEST or self._maker.lasts_until() <= end:
@@ -70,7 +70,7 @@ class Leases:
             pooled.deadline, pooled.why, pooled.lease_end = due, "lease", end
 
     def _over(self) -> None:
-        """A lease has ended: close what it has left."""
+        """Terminate the connections whose lease has ended."""
         connections = self._connections()
         now = asyncio.get_running_loop().time()
         for pooled in tuple(connections or ()):

@@ -1,4 +1,4 @@
-"""How a pool hands connections out and takes them back: its options, checked."""
+"""The options that control how a pool hands connections out and takes them back, and their checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Hook = Callable[[Any], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The options that acquire and release follow. Times are in seconds; ``inf`` turns off."""
+    """The options for acquire and release. Times are in seconds; ``inf`` turns something off."""
 
     acquire_timeout: float | None
     reset_timeout: float
@@ -30,7 +30,7 @@ class Policy:
     defers_reset: bool
     may_close_on_release: bool  # asyncpg's max_queries is given
     connection_class: Any
-    counts_queries: bool  # whether the connections are such that "nothing ran" can be known
+    counts_queries: bool  # whether the connections count what they run, so that "nothing ran" can be known
     resets_as_asyncpg: bool  # whether their reset() is asyncpg's own
     setup: Hook | None
     reset: Hook | None
@@ -51,10 +51,10 @@ def make_policy(
     setup: Hook | None,
     reset: Hook | None,
 ) -> Policy:
-    """Check a pool's options. :class:`ConfigurationError` names one that cannot work."""
+    """Check a pool's options. Raises :class:`ConfigurationError`, which names an option that cannot work."""
     if session_reset not in ("full", "deferred", "transaction"):
         raise ConfigurationError(f'session_reset must be "full", "deferred" or "transaction", not {session_reset!r}')
-    # A user's own connect= may make what it likes, so only asyncpg's connections are known to count every query.
+    # A user's own connect= may return anything, so only asyncpg's connections are known to count every query.
     countable = (
         connect is None and isinstance(connection_class, type) and issubclass(connection_class, asyncpg.Connection)
     )

@@ -1,8 +1,7 @@
-"""Takes a connection back: decides what has to be reset, has it reset, and lets whoever waits have the connection.
+"""Takes connections back: decides what has to be reset, resets it, and passes the connection to the next acquirer.
 
-This is half of the path of every query, and ``acquire`` is the other half: they share no more than the record of a
-checkout. Each checkout holds one of the waiters' permits, and gives it back once: when its connection is released, or
-ends before that.
+Together with ``acquire``, this is the hot path. The two share only the record of a checkout. Each checkout holds one of
+the waiters' permits, and returns it exactly once: when its connection is released, or ends before that.
 """
 
 from __future__ import annotations
@@ -20,7 +19,16 @@ from ..errors import describe
 from ..events import Emitter, ResetFailed
 from ..refusals import is_connection_lost, refuses_writes
 from ..stats import Histogram
-from ._asyncpg import free, give, give_at_once, give_place, has_transaction, let_go, queries_run, raw_connection
+from ._asyncpg import (
+    detach,
+    free,
+    has_transaction,
+    queries_run,
+    raw_connection,
+    release_in_task,
+    release_now,
+    release_place,
+)
 from .connection import Checkout, PooledConnection
 from .connections import CLOSE_TIMEOUT, Connections
 from .policy import Hook, Policy
@@ -31,7 +39,7 @@ from .waiters import Waiters
 
 logger = logging.getLogger("aiopqr")
 
-# For whoever waits for a reset: None, or what went wrong.
+# The result of a reset, for a caller that waits for it: None, or what went wrong.
 Confirmed = asyncio.Future[BaseException | None] | None
 
 _asyncpg_release = asyncpg.Pool.release
@@ -65,16 +73,16 @@ class Releases:
         self.use_time = Histogram()
 
     def joined(self, pooled: PooledConnection) -> None:
-        """A connection came into the pool. It is idle, as one that was released."""
+        """Called when a connection has been added to the pool. It is idle, like one that was released."""
         self._idle_timer.begin(pooled)
 
     def stop(self) -> None:
-        """No connection is left to look after."""
+        """Stop the timers. Call this when there are no connections left."""
         self._release_timer.stop()
         self._idle_timer.stop()
 
     def failed_with(self, connection: Any, exc: BaseException) -> None:
-        """The block that used a connection has raised ``exc``, and is about to release it."""
+        """Note that a block that used a connection has raised ``exc``. Call this before the release."""
         pooled = self._open.get(raw_connection(connection))
         if pooled is not None and refuses_writes(exc):
             pooled.doubt(self._now())
@@ -86,14 +94,14 @@ class Releases:
         pooled = self._open.get(con)
         checkout = pooled.checkout if pooled is not None else None
         if pooled is None or checkout is None:
-            await _asyncpg_release(self._supply.pool, connection, timeout=timeout)  # says what is wrong with it
+            await _asyncpg_release(self._supply.pool, connection, timeout=timeout)  # raises the right error
             return
         if checkout.is_releasing:
-            return  # by another task, and a second time it would be the next one's
+            return  # another task is releasing it; a second release could hit the next user's checkout
         checkout.is_releasing = True
         policy = self._policy
         if self._replacement.spare is not None and policy.reset is None and self._is_replaced(pooled):
-            give_place(connection)
+            release_place(connection)
             self._supply.dispatch_soon()
             return
         has_run, may_run = True, True
@@ -106,9 +114,9 @@ class Releases:
         if timeout is None and not policy.defers_reset:
             timeout = checkout.release_timeout
         if timeout is not None or busy or self._has_to_wait(pooled):
-            await self._give(connection, pooled, checkout, timeout)
+            await self._release_by_asyncpg(connection, pooled, checkout, timeout)
         elif not checkout.needs_reset:
-            give_at_once(connection)
+            release_now(connection)
             self._take_back(pooled)
         elif query := self._quick_reset_query(pooled):
             confirmed = None if policy.defers_reset else self._loop.create_future()
@@ -116,10 +124,10 @@ class Releases:
             if confirmed is not None and (error := await confirmed) is not None:
                 self._fail_release(pooled, checkout, error)
         else:
-            await self._give(connection, pooled, checkout, timeout)
+            await self._release_by_asyncpg(connection, pooled, checkout, timeout)
 
     def _quick_reset_query(self, pooled: PooledConnection) -> str:
-        """What resets a session, if it can go past asyncpg. Empty if asyncpg is to do it."""
+        """The query that resets a session, if it can bypass asyncpg; empty if asyncpg has to reset it."""
         stand_in = pooled.stand_in
         if self._policy.resets_as_asyncpg and stand_in is not None and stand_in.is_possible:
             try:
@@ -129,11 +137,11 @@ class Releases:
         return ""
 
     def _is_replaced(self, pooled: PooledConnection) -> bool:
-        """Put the spare, if there is one, in the place of a connection that is due."""
+        """If the connection is due and there is a spare, put the spare in its place."""
         return pooled.is_due(self._now()) and self._replacement.swap(pooled)
 
     def _has_to_wait(self, pooled: PooledConnection) -> bool:
-        """Whether the server has a part in the release of a connection that is not busy and need not be reset."""
+        """Whether releasing a connection involves waiting, even if it is not busy and need not be reset."""
         policy, con = self._policy, pooled.con
         return (
             policy.reset is not None
@@ -144,17 +152,19 @@ class Releases:
             or self._connections.is_expired(pooled)
         )
 
-    async def _give(self, connection: Any, pooled: PooledConnection, checkout: Checkout, timeout: float | None) -> None:
-        """Release as asyncpg does, with :meth:`reset` as its hook. Cancelling this does not stop the release."""
+    async def _release_by_asyncpg(
+        self, connection: Any, pooled: PooledConnection, checkout: Checkout, timeout: float | None
+    ) -> None:
+        """Let asyncpg release it, with :meth:`reset` as its hook. Cancelling this does not stop the release."""
         if timeout is None:
             self._release_timer.begin(checkout)
-        releasing = give(connection, timeout, f"aiopqr-{self._name}-release")
+        releasing = release_in_task(connection, timeout, f"aiopqr-{self._name}-release")
         try:
-            # Not shield(): since Python 3.14 it logs the errors of what a cancelled caller no longer waits for.
+            # Not shield(): since Python 3.14, it logs errors that come after the caller was cancelled.
             await asyncio.wait((releasing,))
             releasing.result()
         except asyncio.CancelledError:
-            releasing.add_done_callback(partial(self._released_unheard, pooled, checkout))
+            releasing.add_done_callback(partial(self._released_after_cancel, pooled, checkout))
             raise
         except Exception as exc:
             self._fail_release(pooled, checkout, exc)
@@ -162,12 +172,12 @@ class Releases:
     def _begin_reset(
         self, connection: Any, pooled: PooledConnection, checkout: Checkout, query: str, confirmed: Confirmed
     ) -> None:
-        """Have the stand-in reset the session. The place and the permit stay taken until the server has confirmed.
+        """Let the stand-in reset the session. The place and the permit stay taken until the server has confirmed it.
 
-        No task is at work meanwhile, since the stand-in calls back. So cancelling the release does not cancel this.
+        This needs no task, since the stand-in calls back. So cancelling the release does not stop the reset.
         """
         assert pooled.stand_in is not None
-        place = let_go(connection)
+        place = detach(connection)
         if checkout.leak_timer is not None:
             checkout.leak_timer.cancel()
         self._release_timer.begin(checkout)
@@ -183,7 +193,7 @@ class Releases:
         confirmed: Confirmed,
         error: BaseException | None,
     ) -> None:
-        """The server has reset a session, or its connection was closed because of ``error``."""
+        """Called when the server has reset a session, or when its connection was closed because of ``error``."""
         if confirmed is None:
             self._supply.resetting -= 1
         if error is None:
@@ -197,14 +207,14 @@ class Releases:
             self._report_release(pooled, checkout, error)
 
     def _fail_release(self, pooled: PooledConnection, checkout: Checkout, exc: BaseException) -> None:
-        """Raise what ``release()`` is to raise of a reset that went wrong."""
+        """Raise the error, if any, that ``release()`` should raise after a failed reset."""
         if checkout.is_overdue:
             raise TimeoutError(self._too_slow()) from exc
         if not self._is_loss(pooled, exc):
             raise exc
 
     def _report_release(self, pooled: PooledConnection, checkout: Checkout, exc: BaseException) -> None:
-        """A reset went wrong, and no caller waits for it."""
+        """Report a failed reset as an event, since no caller is waiting for it."""
         if checkout.is_overdue:
             self._events.emit(ResetFailed(name=self._name, error=self._too_slow()))
         elif not self._is_loss(pooled, exc):
@@ -213,13 +223,15 @@ class Releases:
     def _too_slow(self) -> str:
         return f"{self._name}: a release took longer than {self._policy.reset_timeout} s"
 
-    def _released_unheard(self, pooled: PooledConnection, checkout: Checkout, releasing: asyncio.Task[None]) -> None:
-        """A release has ended whose caller was cancelled."""
+    def _released_after_cancel(
+        self, pooled: PooledConnection, checkout: Checkout, releasing: asyncio.Task[None]
+    ) -> None:
+        """Called when a release has ended whose caller was cancelled."""
         if not releasing.cancelled() and (error := releasing.exception()) is not None:
             self._report_release(pooled, checkout, error)
 
     def _is_loss(self, pooled: PooledConnection, exc: BaseException) -> bool:
-        """Whether the connection was lost, which is no error of the one who releases it."""
+        """Whether the connection was lost. That is reported, but it is not an error of the release."""
         if not is_connection_lost(exc):
             return False
         pooled.con.terminate()
@@ -227,10 +239,10 @@ class Releases:
         return True
 
     async def reset(self, con: Any) -> None:
-        """What asyncpg's pool calls in a release, after it has rolled back what was open.
+        """The hook that asyncpg's pool calls during a release, after it has rolled back any open transaction.
 
-        If this closes the connection, that must be its last await: closing puts the place back into asyncpg's queue,
-        and after a further await asyncpg would release the next task's checkout.
+        If this closes the connection, that must be its last await. Closing puts the place back into asyncpg's queue, so
+        after another await, asyncpg would release the next task's checkout.
         """
         pooled = self._open.get(con)
         checkout = pooled.checkout if pooled is not None else None
@@ -243,7 +255,7 @@ class Releases:
                 return
         elif needs_reset and self._policy.resets_as_asyncpg:
             if query := con.get_reset_query():
-                await con.execute(query)  # what else con.reset() does, asyncpg has just done
+                await con.execute(query)  # asyncpg has just done everything else that con.reset() does
         elif needs_reset:
             await con.reset()
         if self._connections.is_closing:
@@ -254,7 +266,7 @@ class Releases:
             self._take_back(pooled, pooled.is_busy())
 
     async def _refuse_busy(self, con: Any, pooled: PooledConnection | None) -> None:
-        """No connection is given on while a query runs on it. What was cancelled has ended by now."""
+        """Raise if a query is running on the connection. By now, a cancelled query has ended."""
         is_busy = pooled.is_busy() if pooled is not None else False
         if is_busy:
             raise asyncpg.InterfaceError("cannot release the connection: another operation is in progress")
@@ -262,7 +274,8 @@ class Releases:
             await con.execute("select 1")  # asyncpg refuses it if the connection is busy
 
     async def _reset_by_user(self, reset: Hook, con: Any, checkout: Checkout | None) -> None:
-        # Not by the timer: whoever waits for something else would go on, and asyncpg then with the next one's checkout.
+        # The release timer must not end this: the hook might wait for something other than the connection and go on,
+        # and then asyncpg would release the next task's checkout.
         limit = math.inf
         if checkout is not None:
             limit, checkout.release_by = checkout.release_by, math.inf
@@ -275,12 +288,12 @@ class Releases:
             raise
         except (Exception, asyncio.CancelledError):
             raise
-        except BaseException:  # for which asyncpg does not close the connection, and so does not free its place
+        except BaseException:  # asyncpg would neither close the connection nor free its place
             con.terminate()
             raise
 
     def _take_back(self, pooled: PooledConnection, is_busy: bool | None = False) -> None:
-        """It is idle from now on."""
+        """Make a connection idle, and end its checkout."""
         pooled.rest(is_busy)
         pooled.idle_since = now = self._now()
         pooled.trusted_until = now + self._policy.check_after

@@ -119,7 +119,7 @@ class Supply:
             self._begin(place, None)
 
     def dispatch_soon(self) -> None:
-        """Dispatch in the next turn of the loop, when the place that is being returned in this one is there."""
+        """Dispatch in the next loop iteration, when the place that is being returned now is in the queue."""
         self._loop.call_soon(self.dispatch)
 
     def check_doubted(self) -> None:

@@ -19,12 +19,12 @@ import aiopqr
 from aiopqr._pool._asyncpg import (
     busy_check,
     counting_class,
-    give_at_once,
     hand_out,
     next_place,
     put_back,
     queries_run,
     raw_connection,
+    release_now,
 )
 from aiopqr.testing import RotatingPostgres
 
@@ -258,7 +258,7 @@ async def test_a_place_given_at_once_is_as_asyncpg_leaves_it(postgres: RotatingP
     ) as pool:
 
         async def give(proxy: PoolConnectionProxy) -> None:
-            give_at_once(proxy)
+            release_now(proxy)
 
         def states(con: Any) -> dict[str, Any]:
             found = {name: getattr(con, name) for name in asyncpg.Connection.__slots__ if name != "__weakref__"}
