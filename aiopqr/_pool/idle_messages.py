@@ -1,15 +1,15 @@
-"""Reads what the server sends while nobody uses a connection: the answer to a reset, a notice, a goodbye.
+"""Parses what the server sends while nobody uses a connection: the answer to a reset, a notice, a fatal error.
 
 The rules, and why:
 
 * Three kinds of messages may come at any time: ParameterStatus, NotificationResponse and NoticeResponse. asyncpg gets
-  each of them, whole and in order, and treats them as in any idle connection.
-* The answer to a reset is dropped up to and including ReadyForQuery, which has to report that no transaction is open.
-  What follows belongs to the idle connection, and reaches asyncpg as the messages above do. When somebody acquires the
-  connection, asyncpg gets what has arrived of an incomplete message, and everything after it.
-* Everything else ends the connection: an error, a message that does not belong here, one that is too long. So does the
-  improbable case that asyncpg's buffer held the first half of a message when the stand-in began to listen: what is then
-  taken for the beginning of a message is none, or has an absurd length, or is no complete answer.
+  all of them, whole and in order, and handles them as on any idle connection.
+* The answer to a reset is dropped, up to and including ReadyForQuery, which must report that no transaction is open.
+  Later messages belong to the idle connection and are handled as above. When the connection is acquired, asyncpg gets
+  the part of an incomplete message that has arrived, and everything after it.
+* Anything else closes the connection: an error, an unexpected message, or a message that is too long. The same happens
+  in the unlikely case that asyncpg's buffer held the first half of a message when the stand-in began to listen. Then
+  the second half looks like an unknown message, a message of absurd length, or an incomplete answer.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ import enum
 import re
 from dataclasses import dataclass
 
-LONGEST = 1 << 20  # bytes of one message; a longer one is none that an idle server or a reset sends
+LONGEST = 1 << 20  # in bytes; neither an idle server nor a reset sends longer messages
 LONGEST_USUAL = 1024
 _AT_ANY_TIME = b"SAN"  # ParameterStatus, NotificationResponse, NoticeResponse
 _OF_AN_IDLE_SERVER = _AT_ANY_TIME + b"E"  # ErrorResponse
 _OF_AN_ANSWER = b"TDCIZ"  # RowDescription, DataRow, CommandComplete, EmptyQueryResponse, ReadyForQuery
 _COMPLETE = b"CI"
-READY = b"Z\0\0\0\x05"  # and whether a transaction is open
+READY = b"Z\0\0\0\x05"  # followed by a byte that says whether a transaction is open
 FATAL = b"\0VFATAL\0"
 _GOODBYE = re.compile(rb"E....S[^\0]+\0VFATAL\0", re.DOTALL)
 
 
 class Verdict(enum.Enum):
     READY = enum.auto()  # the answer is complete, and no transaction is open
-    ERROR = enum.auto()  # an ErrorResponse; in an idle connection that is a goodbye
-    UNEXPECTED = enum.auto()  # nothing that belongs here: what follows cannot be understood
+    ERROR = enum.auto()  # an ErrorResponse; on an idle connection, it means that the server closes the connection
+    UNEXPECTED = enum.auto()  # a message that does not belong here, so what follows cannot be understood
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What came of some bytes: messages for asyncpg, and why the listener stopped, if it did."""
+    """The result of reading some bytes: messages for asyncpg and, if the listener has stopped, why."""
 
     forward: bytes
     verdict: Verdict | None = None
     fields: dict[str, str] | None = None  # of an ErrorResponse
-    why: str = ""  # it is unexpected
+    why: str = ""  # the reason for UNEXPECTED
 
 
 CLEAN = Heard(b"", Verdict.READY)
 
 
 class Listener:
-    """The server's half of the conversation, in bytes: pure, so that every fragmentation can be tried."""
+    """Parses what the server sends. It is pure, so that tests can try every way to split the bytes."""
 
     __slots__ = ("_expects_answer", "_is_answered", "_usual", "partial")
 
@@ -57,20 +57,20 @@ class Listener:
         self.partial = bytearray()
         self._expects_answer = False
         self._is_answered = False
-        self._usual = b""  # an answer that came in one piece, with nothing in it for asyncpg: most are the same
+        self._usual = b""  # the last complete answer with nothing in it for asyncpg; most answers are equal to it
 
     def expect(self) -> None:
-        """From now on, the answer to one query may come."""
+        """From now on, accept the answer to one query."""
         self._expects_answer, self._is_answered = True, False
 
     def take_partial(self) -> bytes:
-        """Give up the beginning of an incomplete message."""
+        """Hand over the beginning of an incomplete message."""
         partial = bytes(self.partial)
         self.partial.clear()
         return partial
 
     def hear(self, data: bytes) -> Heard:
-        """Take what has arrived. After READY, hear ``b""`` for what is left."""
+        """Parse what has arrived. After READY, call this with ``b""`` to parse the rest."""
         if data == self._usual and self._expects_answer and not self.partial:
             self._expects_answer = False
             return CLEAN
@@ -116,13 +116,13 @@ class Listener:
 
     def _ready(self, message: bytes, forward: bytes) -> Heard:
         if not self._is_answered or message != b"Z\0\0\0\x05I":
-            return Heard(forward, Verdict.UNEXPECTED, why="an end that leaves a transaction open, or ends nothing")
+            return Heard(forward, Verdict.UNEXPECTED, why="a ReadyForQuery without an answer, or in a transaction")
         self._expects_answer = False
         return Heard(forward, Verdict.READY)
 
 
 def _fields(message: bytes) -> dict[str, str]:
-    """An ErrorResponse's fields, as ``asyncpg.PostgresError.new()`` takes them."""
+    """The fields of an ErrorResponse, as ``asyncpg.PostgresError.new()`` expects them."""
     fields = (field for field in message[5:].split(b"\0") if field)
     return {chr(field[0]): field[1:].decode("utf-8", "replace") for field in fields}
 
@@ -132,8 +132,8 @@ def is_fatal(fields: dict[str, str]) -> bool:
     return fields.get("V", fields.get("S")) in ("FATAL", "PANIC")
 
 
-def last_word(data: bytes) -> Heard | None:
-    """The server's goodbye, if it is in ``data``, maybe behind the rest of an answer."""
+def fatal_error(data: bytes) -> Heard | None:
+    """The fatal error in ``data``, if any, with which the server closes the connection. It may follow an answer."""
     found = _GOODBYE.search(data)
     heard = Listener().hear(data[found.start() :] if found else data)
     return heard if heard.fields and is_fatal(heard.fields) else None

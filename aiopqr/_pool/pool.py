@@ -1,8 +1,8 @@
 """``AlternatingPool``: an ``asyncpg.Pool`` whose connections use two accounts in turn and are replaced in time.
 
-asyncpg's pool keeps the connections, each in a place of its own. The rest is done around it: the connector makes them,
-the supply opens and checks them in the background, the waiters see to it that whoever comes first is served first, and
-the replacement retires what is due. So no acquirer is handed a dead connection, or waits while one is being closed.
+asyncpg's pool keeps the connections, each in a place. Everything else is done around it: the connector makes the
+connections, the supply opens and checks them in the background, the waiters serve acquirers in order, and the
+replacement retires connections that are due. So nobody is given a dead connection, or waits while one is being closed.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         self._drain_on_rotation = drain_on_rotation
         self._own_connect = connect
         self._event_loop = loop = loop or asyncio.get_event_loop()
-        # It gets the arguments with each call, since set_connect_args() may change them.
+        # The pool passes the connect arguments with each call, since set_connect_args() may change them.
         self._connector = Connector(
             credentials=credentials,
             connect=connect,
@@ -136,7 +136,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             min_size=min_size,
             max_size=max_size,
             max_queries=math.inf if max_queries is None else max_queries,  # type: ignore[arg-type]
-            max_inactive_connection_lifetime=0.0,  # `IdleTimer` looks after that
+            max_inactive_connection_lifetime=0.0,  # `IdleTimer` does that instead
             connect=self._supply.connect,
             reset=self._releases.reset,
             **constants,
@@ -145,7 +145,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         self._state = "new"
 
     def _assemble(self, policy: Policy) -> None:
-        """Make the parts, each of which knows only those that are made before it, and let them hear of events."""
+        """Create the parts, each from those before it, and connect their callbacks."""
         loop, connections = self._event_loop, self._connections
         self._replacement = Replacement(connections, policy.floor)
         self._leases = Leases(connections, self._replacement.wake)
@@ -156,7 +156,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         connections.on_begin = self._began
         connections.on_end = self._ended
         self.events: Emitter = self._connector.events
-        # Background work holds the emitter, and must not keep a pool alive that nobody uses any more.
+        # Background work has a reference to the emitter, which must not keep an unused pool alive.
         ref = weakref.ref(self)
         self.events.add(lambda event: pool._heard(event) if (pool := ref()) else None)
         _alive.add(self)
@@ -177,15 +177,15 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         if self._state == "opening":
             raise asyncpg.InterfaceError("pool is being initialized in another task")
         if self._state != "new":
-            await super().__aenter__()  # says what asyncpg says of it
+            await super().__aenter__()  # raises asyncpg's own error, if any
             return self
         self._state = "opening"
-        self._initializing = True  # asyncpg's own: what is called too early says so
+        self._initializing = True  # asyncpg's flag, so that methods called too early raise its error
         try:
             try:
                 await self._connector.start()
                 connections = self._connections
-                seen = weakref.ref(connections)  # the end of a login may be the last that holds the maker
+                seen = weakref.ref(connections)  # weak, since a login that is ending may keep the maker alive
                 connections.maker.limit_extra_logins(lambda: found.room if (found := seen()) is not None else 0)
             finally:
                 self._initializing = False
@@ -201,17 +201,17 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         return self
 
     async def close(self, *, timeout: float | None = None) -> None:
-        """Refuse those who wait for a connection, wait until all connections are released, and close everything.
+        """Turn away tasks that wait for a connection, wait until all connections are released, and close everything.
 
-        After ``timeout`` seconds, whatever is still open is terminated; None waits for connections in use. Cancelling
-        it terminates them at once.
+        After ``timeout`` seconds, connections that are still open are terminated; None waits as long as it takes.
+        Cancelling the call terminates them at once.
         """
         self._check_loop()
         if self._state != "open":
             await super().close()
             return
         self._state = "closing"
-        self._closing = True  # asyncpg's own: nothing is acquired from now on
+        self._closing = True  # asyncpg's flag: no more acquires
         self._turn_away()
         try:
             async with asyncio.timeout(timeout) as limit:
@@ -230,7 +230,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
     async def _close(self) -> None:
         try:
             await self._replacement.close()
-            # asyncpg would say goodbye to each without a limit, and one may be dead without anybody knowing.
+            # asyncpg would close each of them gracefully without a timeout, and one may be dead unnoticed.
             for pooled in tuple(self._connections):
                 if pooled.is_idle:
                     self._connections.close_later(pooled)
@@ -241,15 +241,15 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             raise
 
     def terminate(self) -> None:
-        """Terminate all connections, and cancel the background work, without waiting for it.
+        """Terminate all connections and cancel the background work, without waiting for it.
 
-        It may be called after the event loop has stopped, but not from another thread, nor once the loop is closed.
+        You may call this after the event loop has stopped, but not from another thread or after the loop was closed.
         """
         if self._state in ("open", "closing"):
             if self._event_loop.is_running() or self._event_loop.is_closed():
                 self._check_loop()
             self._state = "closed"
-            self._closing = True  # asyncpg's own: it restores no floor from now on
+            self._closing = True  # asyncpg's flag: it opens no more connections for min_size
             self._turn_away()
             self._releases.stop()
             self._replacement.terminate()
@@ -271,7 +271,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         self._supply.close()
 
     async def _end(self) -> None:
-        """Leave nothing behind; where even that is cancelled, without waiting for it."""
+        """Clean up everything. If that is cancelled, terminate the rest without waiting for it."""
         self._releases.stop()
         self._supply.close()
         try:
@@ -286,7 +286,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             raise
 
     def _not_open(self) -> Exception:
-        """What asyncpg says of a pool that is used too early, or too late."""
+        """The error that asyncpg raises for a pool that is used too early or too late."""
         try:
             self._check_init()  # type: ignore[attr-defined]
         except asyncpg.InterfaceError as exc:
@@ -294,7 +294,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         return self._connections.closing_error()
 
     def _disown(self) -> None:
-        """The process has been forked, and this is the child."""
+        """Called in the child of a fork."""
         self._state = "left to the parent process"
         self._waiters.close(self._connections.wrong_loop_error)
         self._connections.is_closing = True
@@ -307,29 +307,30 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         if here is not self._event_loop:
             raise self._connections.wrong_loop_error()
 
-    # What users of asyncpg's pool know, with credentials in mind.
+    # Methods of asyncpg's pool.
 
     def acquire(self, *, timeout: float | None = UNSET) -> AcquireContext[RecordT, ConnectionT]:
-        """A connection, as a context manager or awaited.
+        """Get a connection. Use the result with ``async with``, or await it and call :meth:`release` yourself.
 
         ``timeout`` is in seconds (default: ``acquire_timeout``; None: wait as long as it takes). Raises
-        :class:`AcquireTimeout`, :class:`TooManyWaiting`, :class:`PoolClosing`, and what a connect may raise.
+        :class:`AcquireTimeout`, :class:`TooManyWaiting`, :class:`PoolClosing`, or any error of a connect.
         """
         return AcquireContext(self, timeout)
 
     def release(self, connection: Any, *, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """Give a connection back. Its session is reset first, unless nothing ran.
 
-        ``timeout`` is in seconds; without it that of the ``acquire()`` counts, or else ``reset_timeout``. A connection
-        that was lost meanwhile raises nothing, because its queries have succeeded. If the reset fails, the connection
-        is closed and the server's error, or ``TimeoutError``, is raised. Cancelling this does not stop the release.
+        ``timeout`` is in seconds; the default is the timeout of the ``acquire()``, or else ``reset_timeout``. If the
+        connection has been lost, nothing is raised, because its queries have succeeded. If the reset fails, the
+        connection is closed and the server's error or ``TimeoutError`` is raised. Cancelling the call does not stop the
+        release.
         """
         return self._releases.release(connection, timeout)
 
     async def expire_connections(self) -> None:
-        """Replace every connection on its next acquire or release, as asyncpg does: first close, then connect.
+        """Replace every connection on its next acquire or release, as asyncpg does: close it, then open a new one.
 
-        :meth:`drain` opens the replacement first.
+        Unlike this, :meth:`drain` opens the replacement first.
         """
         self._check_loop()
         self._connections.expire_all()
@@ -337,10 +338,10 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         await super().expire_connections()
 
     def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
-        """Connect differently from now on. Takes everything but ``user`` and ``password``.
+        """Use these arguments for new connections. They may be anything but ``user`` and ``password``.
 
-        Connections that are open stay as they are. The pool's ``timeout``, ``require_auth`` and
-        ``channel_binding`` are kept unless new ones are given.
+        Open connections stay as they are. The pool's ``timeout``, ``require_auth`` and ``channel_binding`` stay in
+        effect unless you pass new ones.
         """
         check_connect_arguments((dsn,), connect_kwargs, connect=self._own_connect)
         connect_kwargs = {**self._kept, **connect_kwargs}
@@ -348,17 +349,17 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         self._replacement.wake()
         super().set_connect_args(dsn, **connect_kwargs)
 
-    # What only this pool has.
+    # Methods that only this pool has.
 
     async def refresh(self) -> None:
-        """Fetch credentials now. Returns after a fetch that started after this call; raises what it raised."""
+        """Fetch credentials now. Returns once a fetch that began after this call has succeeded, or raises its error."""
         self._check_loop()
         await self._connector.refresh()
 
     async def drain(self) -> None:
         """Replace every connection of superseded credentials, one after the other, and return when the last is gone.
 
-        A connection in use is replaced on its release. Cancelling it stops the waiting, not the replacement.
+        A connection in use is replaced when it is released. Cancelling the call does not stop the replacement.
         """
         self._check_loop()
         self._connections.begin_epoch()
@@ -370,7 +371,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
 
     @property
     def connector(self) -> Connector:
-        """What makes the pool's connections. Its own ``connect()`` knows nothing of the pool's arguments."""
+        """The connector that makes the pool's connections. Its ``connect()`` does not use the pool's arguments."""
         return self._connector
 
     @property
@@ -380,16 +381,16 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
 
     @property
     def wait_time(self) -> Histogram:
-        """How long acquires took, for whoever wants each single measurement."""
+        """How long acquires took. Add an observer to get every single measurement."""
         return self._acquires.wait_time
 
     @property
     def use_time(self) -> Histogram:
-        """How long connections were checked out."""
+        """How long connections were checked out. Add an observer to get every single measurement."""
         return self._releases.use_time
 
     def stats(self) -> PoolStats:
-        """A frozen snapshot. No secret is in it. As all of the pool, it is for the event loop's own thread."""
+        """Return a frozen snapshot of the counters, without secrets. Call this in the event loop's thread."""
         self._check_loop()
         fields = self._connections.maker.stats_fields()
         fields["failed"] += self._acquires.failed
@@ -414,7 +415,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
             use_time=self.use_time.snapshot(),
         )
 
-    # What calls back: a connection's beginning and end, and the connector's events.
+    # Callbacks for the beginning and the end of a connection, and for the connector's events.
 
     def _began(self, pooled: PooledConnection) -> None:
         self._replacement.born(pooled)
@@ -437,7 +438,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
 
 
 class AcquireContext(BaseAcquireContext[RecordT, ConnectionT]):
-    """What ``acquire()`` returns: ``async with`` it, or await it and call ``release()`` yourself."""
+    """What ``acquire()`` returns. Use it with ``async with``, or await it and call ``release()`` yourself."""
 
     __slots__ = ()
 

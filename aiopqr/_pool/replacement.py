@@ -1,7 +1,7 @@
-"""The background task of a pool that replaces connections before they are too old, and the spare that it opens.
+"""A pool's background task that replaces connections before they get too old, and the spare that it opens for that.
 
-``retirement`` decides what is to be done and explains the rules; this does it. What the task cannot do itself happens
-elsewhere: a due connection that is in use is replaced in its release, and whoever opens a connection takes the spare.
+``retirement`` decides what to do and explains the rules; this module does it. Some of the work happens elsewhere: a due
+connection that is in use is replaced when it is released, and anything that needs a new connection may take the spare.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ logger = logging.getLogger("aiopqr")
 
 BACKOFF_FIRST = 1.0
 BACKOFF_MAX = 30.0
-_LOST = asyncpg.ConnectionDoesNotExistError("the replacement was closed while it waited")
+_LOST = asyncpg.ConnectionDoesNotExistError("the replacement was closed before it was used")
 
 
 class Replacement:
-    """Retires the due connections of one pool, which it holds weakly. ``floor`` is how many are kept in any case."""
+    """Retires the due connections of one pool, held by a weak reference. ``floor`` is the pool's ``min_size``."""
 
     def __init__(
         self, connections: Connections, floor: int, *, uniform: Callable[[float, float], float] = random.uniform
@@ -64,7 +64,7 @@ class Replacement:
 
     @property
     def spares(self) -> int:
-        """Connections without a place: 1 while a spare is open or being opened."""
+        """The number of spares: 1 while a spare is open or being opened, otherwise 0."""
         return int(self._is_opening or self.spare is not None)
 
     def start(self) -> None:
@@ -75,12 +75,12 @@ class Replacement:
         return ReplacementStats(sum(self._done.values()), self._delayed, dict(self._done), self._delayed_by, overdue)
 
     def wake(self) -> None:
-        """Something became due, or idle, or there is room, and the task does not know of it."""
+        """Wake the task, because something may have become due or idle, or there is room for a spare."""
         self._wake.set()
 
     @contextlib.contextmanager
     def spare_wanted(self) -> Iterator[None]:
-        """Meanwhile somebody waits for a connection that may be dead: open another one, if there is room."""
+        """Until the block ends, have a spare ready if there is room, since a connection may turn out to be dead."""
         self._wanted += 1
         self._wake.set()
         try:
@@ -89,12 +89,12 @@ class Replacement:
             self._wanted -= 1
 
     def born(self, pooled: PooledConnection) -> None:
-        """A connection came into the pool."""
+        """Called when a connection has been added to the pool."""
         if pooled.deadline - self._login_time < self._sleeps_until:
             self._wake.set()
 
     def take_spare(self) -> PooledConnection | None:
-        """The spare, for whoever opens a connection; one that is of no use any more is closed instead."""
+        """Hand over the spare. Returns None if there is none, or if it can no longer be used and was closed."""
         spare, self.spare = self.spare, None
         if spare is None:
             return None
@@ -103,7 +103,7 @@ class Replacement:
         if connections is None or connections.is_spoilt(spare):
             self._close(spare)
             return None
-        self._failures = 0  # only now: a spare may be lost as soon as it is open
+        self._failures = 0  # not earlier, since the server may close a spare right after its login
         return spare
 
     def discard_spare(self) -> None:
@@ -113,9 +113,9 @@ class Replacement:
             self._close(spare)
 
     def swap(self, pooled: PooledConnection) -> bool:
-        """Put the spare in the place of a due connection, which is closed in the background.
+        """Put the spare in the place of a due connection, and close that in the background.
 
-        Nothing is awaited, so nobody finds the place empty. False if there is no spare.
+        Nothing is awaited in between, so nobody can find the place empty. Returns False if there is no spare.
         """
         connections = self._connections()
         if connections is None or connections.is_closing or pooled.con.is_closed():
@@ -128,21 +128,21 @@ class Replacement:
         return True
 
     async def close(self) -> None:
-        """End the task, and close the spare in the background."""
+        """Stop the task, and close the spare in the background."""
         if self._task:
             self._task.cancel()
             await asyncio.wait({self._task})
         self.discard_spare()
 
     def terminate(self) -> None:
-        """Like :meth:`close`, where nothing can be awaited. The spare ends with the other connections."""
+        """Like :meth:`close`, without waiting. The spare is terminated together with the other connections."""
         cancel((self._task,))
         self.spare = None
 
-    # The task's part.
+    # Called by the task.
 
     def next_step(self, now: float) -> Step:
-        """What is to be done."""
+        """Decide what to do next."""
         connections = self._connections()
         if connections is None:
             return Sleep(math.inf)
@@ -163,7 +163,7 @@ class Replacement:
         )
 
     async def do(self, step: Step, now: float) -> None:
-        """Do it."""
+        """Carry out a step."""
         connections = self._connections()
         if connections is None:
             return
@@ -187,14 +187,14 @@ class Replacement:
                 if is_unused:
                     self._unused_since = now
                 elif self.spare is not None and self.spare.con.is_closed():
-                    # A server that accepts logins and hangs up at once must not be tried without a pause.
+                    # If the server accepts logins and then hangs up, pause before trying again.
                     self._delay(connections, None, _LOST, now)
                 self.discard_spare()
 
     async def recover(self, exc: BaseException, now: float) -> None:
-        """Something unforeseen was raised: go on, after a pause."""
+        """Log an unexpected error, and continue after a pause."""
         retry_in = self._back_off(now)
-        message = "%s: replacing connections failed unexpectedly; trying again in %.1f s. Please report this."
+        message = "%s: replacing connections failed unexpectedly; trying again in %.1f s. Please report this bug"
         logger.error(message, self._name, retry_in, exc_info=exc)
         await asyncio.sleep(retry_in)
 
@@ -224,8 +224,8 @@ class Replacement:
         if classify(exc.__cause__ or exc) is not Verdict.SERVER_FULL:
             self._full_since = None
             return
-        # The server's slots may be full of nothing but connections that wait for a replacement. After a whole further
-        # lifetime of that, one idle connection makes room, as long as others are left.
+        # Perhaps all of the server's slots are taken by connections that wait for a replacement. If this lasts for
+        # another whole lifetime, close one idle connection to make room, unless it is the last.
         self._full_since = self._full_since or now
         if now - self._full_since >= self._lifetime > 0 and due and due.is_idle and len(connections) > 1:
             self._full_since = now
@@ -239,7 +239,7 @@ class Replacement:
         return pause
 
     def _retire(self, connections: Connections, pooled: PooledConnection) -> None:
-        """A due connection has given up its place."""
+        """Close and report a due connection that has lost its place."""
         self._done[pooled.why] += 1
         age = asyncio.get_running_loop().time() - pooled.born
         connections.part_with(pooled)
@@ -270,7 +270,7 @@ async def _keep_young(replacement: Replacement, wake: asyncio.Event) -> None:
 
 
 def _ends_the_task(exc: BaseException) -> bool:
-    """Whether this task is being ended; otherwise a hook of the user's has raised what is no Exception."""
+    """Whether the exception ends this task. If not, a user's hook has raised something that is not an Exception."""
     if isinstance(exc, asyncio.CancelledError):
         task = asyncio.current_task()
         return task is not None and bool(task.cancelling())

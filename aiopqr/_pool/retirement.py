@@ -1,16 +1,16 @@
-"""Which connection is retired, and when: one pure decision, without clock or socket.
+"""Decides which connection to retire, and when: one pure decision, without clock or socket.
 
 The rules, and why:
 
-* Make before break. A connection that is due is closed only when a *spare* (a connection without a place yet) is ready
-  to take its place. There is one spare at most, and only where there is room for its socket.
-* An idle connection above the floor that nobody has used for a while needs no spare: it is closed.
-* The spare is opened as early as the last logins took long, so that it is ready at the deadline. Several connections
-  that fall due together are replaced one after the other, so the first of them begins earlier.
-* A connection that stays checked out past its deadline delays no other: the spare goes to whichever is idle, or is
-  released, first. If no due connection comes back while the spare waits, the spare is closed, and the connections that
-  were held all that time are not worth another one until they have been released once.
-* If no spare can be had, the old connections go on working. They are reported as overdue, once each.
+* Make before break. A connection that is due is closed only when a *spare* (a connection without a place) is ready to
+  take its place. There is at most one spare, and only if there is room for its socket.
+* An idle connection beyond ``min_size`` that nobody has used for a while is closed without a spare.
+* The spare is opened early enough to be ready at the deadline, judging by the duration of the last login. Connections
+  that fall due together are replaced one after the other, so the first of them is replaced earlier.
+* A connection that stays checked out past its deadline does not delay others: the spare replaces whichever connection
+  is idle or is released first. If no due connection comes back while the spare waits, the spare is closed. No other
+  spare is opened for the connections that were held all that time until they have been released once.
+* If no spare can be opened, the old connections remain in use. Each is reported as overdue once.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from dataclasses import dataclass
 from .connection import PooledConnection
 
 SPARE_PATIENCE = 30.0  # how long a spare waits for a due connection
-GRACE = 1.0  # how far a connection may be past its deadline before it counts as overdue
+GRACE = 1.0  # how many seconds past its deadline a connection counts as overdue
 
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """There is nothing to do before ``until``, unless something happens."""
+    """Do nothing until ``until``, or until something happens."""
 
     until: float
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The connection is overdue."""
+    """Report that this connection is overdue."""
 
     pooled: PooledConnection
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Close this idle connection: it needs no replacement."""
+    """Close this idle connection without a replacement."""
 
     pooled: PooledConnection
 
@@ -55,14 +55,14 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Open a spare, for ``due`` before all; None for somebody who waits."""
+    """Open a spare, mainly to replace ``due``; None if it is for a waiting task."""
 
     due: PooledConnection | None
 
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Close the spare, because it is spoilt or because no due connection came back for it (``is_unused``)."""
+    """Close the spare, because it can no longer be used or because no due connection came back (``is_unused``)."""
 
     is_unused: bool
 
@@ -72,23 +72,23 @@ Step = Sleep | Report | Close | Swap | Open | Discard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """All that a decision depends on. Times are in seconds, in loop time."""
+    """Everything that a decision depends on. Times are in seconds, in loop time."""
 
     now: float
     connections: Collection[PooledConnection]
     floor: int
     room: int  # how many more sockets there may be
     spare: PooledConnection | None = None
-    is_spoilt: bool = False  # the spare is of no use any more
-    is_wanted: bool = False  # somebody waits who could do with a spare
-    login_time: float = 0.0  # what it took to open the last spare
-    recent: float = math.inf  # a connection that was used within this time would be missed
-    not_before: float = -math.inf  # after a failure, no spare is opened until then
-    unused_since: float | None = None  # when a spare found no taker
+    is_spoilt: bool = False  # the spare can no longer be used
+    is_wanted: bool = False  # a task is waiting that may need a spare
+    login_time: float = 0.0  # how long it took to open the last spare
+    recent: float = math.inf  # a connection used within so many seconds is still needed
+    not_before: float = -math.inf  # after a failure, open no spare before then
+    unused_since: float | None = None  # when a spare was closed unused
 
 
 def decide(s: Situation) -> Step:
-    """The one thing to do now, or how long to sleep."""
+    """Decide on the one thing to do now, or how long to sleep."""
     if s.spare is not None and s.is_spoilt:
         return Discard(is_unused=False)
     for pooled in s.connections:
@@ -109,7 +109,7 @@ def decide(s: Situation) -> Step:
 
 
 def worth_a_spare(connections: Collection[PooledConnection], unused_since: float | None) -> list[PooledConnection]:
-    """All connections, except those that were checked out all the time while a spare waited in vain."""
+    """All connections, except those that have been checked out since before a spare was closed unused."""
     if unused_since is None:
         return list(connections)
     return [c for c in connections if c.checkout is None or c.checkout.acquired_at > unused_since]
@@ -125,10 +125,10 @@ def _with_spare(s: Situation, spare: PooledConnection, idle: list[PooledConnecti
 
 
 def _start(connections: Collection[PooledConnection], login_time: float, first: int) -> float:
-    """When to begin, so that each connection is replaced by its deadline, one after the other.
+    """When to begin so that each connection is replaced by its deadline, one after the other.
 
-    ``first`` is 1 where the first replacement is still to be opened. No connection is replaced in the first half of its
-    life because logins are slow.
+    ``first`` is 1 if the first replacement has yet to be opened. No matter how slow logins are, no connection is
+    replaced in the first half of its life.
     """
     by_deadline = sorted(connections, key=lambda pooled: pooled.deadline)
     return min(
@@ -142,7 +142,7 @@ def _start(connections: Collection[PooledConnection], login_time: float, first: 
 
 
 def _next_look(s: Situation, idle: list[PooledConnection]) -> float:
-    """When a connection becomes overdue, or an idle one due, or one that is due not recently used any more."""
+    """When a connection becomes overdue, an idle one becomes due, or a due one has not been used for long enough."""
     overdue = (pooled.deadline + GRACE for pooled in s.connections if not pooled.is_reported)
     due = (max(pooled.deadline, pooled.idle_since + s.recent) for pooled in idle)
     return min((when for when in (*overdue, *due) if when > s.now), default=math.inf)

@@ -1,7 +1,7 @@
-"""Whether asyncpg's protocol still takes it well that a stand-in is before it: tried without a network.
+"""Tests, without a network, whether asyncpg's protocol works with a stand-in in front of it.
 
-This is production code. It runs once in a process, for a fraction of a millisecond, before the first reset that relies
-on asyncpg's insides.
+This is production code. It runs once per process, for a fraction of a millisecond, before the first connection gets a
+stand-in, which relies on asyncpg's internals.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ NOTIFICATION = message(b"A", b"\0\0\0\1news\0hi\0")
 
 
 class Unexpected(Exception):
-    """asyncpg did not do what is relied on."""
+    """asyncpg did not behave as the stand-in needs it to."""
 
 
 def run_self_test(stand_in_type: Callable[..., Any]) -> None:
-    """Let a stand-in hear a reset, a query and the end of a connection, and raise whatever is not as expected."""
+    """Play a reset, a query and the end of a connection to a stand-in. Raises if anything is not as expected."""
     loop = asyncio.get_running_loop()
     transport, con = _Transport(), _Connection()
     parameters: Any = SimpleNamespace(user="self-test", password=None, database="self-test", server_settings=None)
@@ -44,7 +44,7 @@ def run_self_test(stand_in_type: Callable[..., Any]) -> None:
     stand_in = stand_in_type(con, transport, protocol, outcome.append)
     _query(stand_in, protocol)
     stand_in.reset("RESET ALL", outcome.append)
-    # What is not for asyncpg would end in its exception handler, or leave it in a state that refuses the query below.
+    # If asyncpg got anything that it must not see, it would raise, or reject the query below.
     stand_in.data_received(STATUS + ANSWER + NOTICE + NOTIFICATION[:9])
     stand_in.lend()
     stand_in.data_received(NOTIFICATION[9:])
@@ -77,7 +77,7 @@ def _expect(fact: bool, otherwise: str) -> None:
 
 
 class _Connection:
-    """What asyncpg's protocol knows of its connection."""
+    """The parts of a connection that asyncpg's protocol uses."""
 
     _config = SimpleNamespace(command_timeout=None)
 

@@ -1,17 +1,17 @@
-"""Stands between the transport and asyncpg's protocol: resets sessions, and hears the server while it is idle.
+"""A protocol between the transport and asyncpg's: it resets sessions, and listens to the server on idle connections.
 
-asyncpg resets a session with a query like any other: a task, futures, its state machine. Where queries are short, that
-is a third of the client's work. Here the same query is written straight to the transport, and a protocol of our own
-hears the answer in the place of asyncpg's: the stand-in. It also listens while the connection is idle, since asyncpg
-would notice only at the next query that the server has said goodbye.
+asyncpg resets a session with an ordinary query: a task, futures, its state machine. If queries are short, that is a
+third of the client's work. Here the same query is written straight to the transport, and a protocol of our own, the
+stand-in, reads the answer instead of asyncpg's. It also listens while the connection is idle, since asyncpg would only
+notice at the next query that the server has closed the connection.
 
-While somebody uses the connection the stand-in hands everything on unseen. Why it may do more at other times:
+While the connection is in use, the stand-in passes everything on unchanged. Why it may do more at other times:
 
-- It listens only when asyncpg waits for nothing, and has nothing of its own on the way (`StandIn.is_possible`, and
-  the pool's check that no query runs). asyncpg's protocol is idle then, and stays so until it is used again.
-- What it hears is judged in `idle_messages`: which messages asyncpg gets, which are the answer to the reset, and which
-  end the connection.
-- All other events (the end of the connection, writing to be paused) are handed on at once.
+- It listens only while asyncpg expects no answer and has nothing left to send (`StandIn.is_possible`, and the pool's
+  check that no query is running). Then asyncpg's protocol is idle, and stays so until it is used again.
+- `idle_messages` decides which messages asyncpg gets, which belong to the answer to the reset, and which close the
+  connection.
+- All other events (the connection was lost, writing must pause) are passed on at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import asyncpg
 
 from ._asyncpg import wire
-from .idle_messages import CLEAN, FATAL, READY, Heard, Listener, Verdict, is_fatal, last_word
+from .idle_messages import CLEAN, FATAL, READY, Heard, Listener, Verdict, fatal_error, is_fatal
 from .self_test import run_self_test
 
 logger = logging.getLogger("aiopqr")
@@ -41,9 +41,9 @@ def _query_message(query: str) -> bytes:
 
 
 def stand_in_for(con: Any, on_goodbye: Callable[[BaseException], None]) -> StandIn | None:
-    """Put a stand-in before a connection's protocol.
+    """Put a stand-in in front of a connection's protocol.
 
-    None where that cannot be relied on: an agent's proxy is there, or asyncpg is not as expected.
+    Returns None if that would not be reliable: an agent's proxy is in the way, or asyncpg is not as expected.
     """
     found = wire(con)
     if found is None or not _is_reliable():
@@ -60,8 +60,8 @@ def _is_reliable() -> bool:
         run_self_test(StandIn)
     except Exception as exc:
         logger.warning(
-            "asyncpg %s is not as expected inside (%s: %s): aiopqr leaves the reset of sessions to it, which is slower."
-            " Please report this to aiopqr.",
+            "the internals of asyncpg %s are not as expected (%s: %s), so aiopqr lets it reset sessions, which is "
+            "slower. Please report this to aiopqr",
             asyncpg.__version__,
             type(exc).__name__,
             exc,
@@ -71,9 +71,9 @@ def _is_reliable() -> bool:
 
 
 class StandIn(asyncio.Protocol):
-    """Hears the server in the place of asyncpg's ``protocol`` while the pool has the connection.
+    """Listens to the server instead of asyncpg's ``protocol`` while nobody uses the connection.
 
-    ``on_goodbye`` is called when the server ends an idle connection, which is closed by then.
+    ``on_goodbye`` is called after the server has closed an idle connection.
     """
 
     __slots__ = (
@@ -84,7 +84,7 @@ class StandIn(asyncio.Protocol):
     def __init__(
         self, con: Any, transport: asyncio.Transport, protocol: Any, on_goodbye: Callable[[BaseException], None]
     ) -> None:
-        self._con = weakref.ref(con)  # the transport must not keep a connection that nobody has any more
+        self._con = weakref.ref(con)  # the transport must not keep an unused connection alive
         self._transport = transport
         self._protocol = protocol
         self._forward: Callable[[bytes], None] = protocol.data_received
@@ -93,16 +93,16 @@ class StandIn(asyncio.Protocol):
         self._done: Done | None = None
         self._is_lent = True
         self._goodbye: BaseException | None = None
-        # Of the queries that asyncpg counts as begun, those that were answered when the server was last ready for more.
-        # (Its message may also be the end of a piece of a longer one. That is no harm: then the query still runs, and
-        # whoever releases a connection meanwhile is found out by what comes next, only later.)
+        # asyncpg's count of queries when the server last sent ReadyForQuery. (The bytes may also be part of a longer
+        # message. That does no harm: the query is still running then, so if the connection is released at that moment,
+        # the rest of the message is unexpected and closes the connection.)
         self.answered = -1
 
     # What the pool calls.
 
     @property
     def is_possible(self) -> bool:
-        """Whether it may listen, provided that no query of asyncpg's is under way."""
+        """Whether it may listen, provided that asyncpg is not running a query."""
         transport = self._transport
         return (
             transport.get_protocol() is self
@@ -112,9 +112,9 @@ class StandIn(asyncio.Protocol):
         )
 
     def reset(self, query: str, done: Done) -> None:
-        """Have the server run ``query``, and call ``done`` with None once it has, or with what went wrong.
+        """Make the server run ``query``. Then call ``done`` with None, or with an error after closing the connection.
 
-        In that case the connection is closed. Only if :attr:`is_possible`.
+        Call this only if :attr:`is_possible`.
         """
         message = _query_message(query)
         self._is_lent = False
@@ -126,13 +126,13 @@ class StandIn(asyncio.Protocol):
             self._end(exc)
 
     def watch(self) -> None:
-        """The connection is idle from now on. Only if no query of asyncpg's is under way."""
+        """Listen, since the connection is idle from now on. Call this only if asyncpg is not running a query."""
         self._is_lent = False
-        if self._goodbye is not None:  # it came to somebody who ran nothing, so asyncpg has not noticed
+        if self._goodbye is not None:  # it came while the connection was in use but ran nothing, so asyncpg missed it
             self._end(self._goodbye)
 
     def lend(self) -> None:
-        """Somebody is about to use the connection."""
+        """Stop listening, because the connection is about to be used."""
         self._is_lent = True
         if self._listener.partial:
             self._forward(self._listener.take_partial())
@@ -145,7 +145,7 @@ class StandIn(asyncio.Protocol):
             if data[-6:-1] == READY:
                 self.answered = self._protocol.queries_count
             elif data[:1] == b"E" or FATAL in data:
-                goodbye = last_word(data)
+                goodbye = fatal_error(data)
                 self._goodbye = _error(goodbye) if goodbye else None
         else:
             self._hear(data)
@@ -164,7 +164,7 @@ class StandIn(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._protocol.resume_writing()
 
-    # What is heard.
+    # What the listener makes of it.
 
     def _hear(self, data: bytes) -> None:
         heard = self._listener.hear(data)
@@ -181,7 +181,7 @@ class StandIn(asyncio.Protocol):
         return None
 
     def _end(self, error: BaseException) -> None:
-        """Whatever comes now, nobody must get this connection."""
+        """Close the connection and report the error, since the connection must not be used again."""
         if con := self._con():
             con.terminate()
         if self._done is not None:
@@ -197,7 +197,7 @@ class StandIn(asyncio.Protocol):
 
 def _error(heard: Heard) -> BaseException:
     if heard.fields is None:
-        return asyncpg.InternalClientError(f"the server sent {heard.why} to a connection that is in the pool")
+        return asyncpg.InternalClientError(f"the server sent {heard.why} on a connection that is in the pool")
     error = asyncpg.PostgresError.new(heard.fields)
     if is_fatal(heard.fields):
         return _lost(f": {error}", error)

@@ -1,11 +1,11 @@
-"""Brings connections to those who wait for one: opens new ones, and has those that were idle checked.
+"""Supplies connections to waiting acquirers: it opens new ones, and checks those that were idle.
 
-Each of these is a *job*: a task of the pool's own that has taken one place out of asyncpg's queue, and returns it with
-or without a connection. A job belongs to the pool, not to whoever caused it. An acquirer that gives up leaves the job
-running, and its connection serves the next one. An acquirer that waits takes whatever becomes ready first, from any job
-or release, first come, first served. So acquires that are shorter than a connect are served all the same.
+It does so in *jobs*. A job is a task that takes a place out of asyncpg's queue, and returns it with or without a
+connection. A job belongs to the pool, not to the acquirer that caused it: if the acquirer gives up, the job continues
+and serves the next one. Acquirers are served in order, with whatever becomes ready first, from a job or a release. So
+acquirers get connections even if they never wait long enough for a connect.
 
-asyncpg itself restores ``min_size`` in the background, through the same :meth:`Supply.connect`.
+asyncpg itself restores ``min_size`` in the background, also by :meth:`Supply.connect`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .connections import Connections
 from .policy import Policy
 from .replacement import Replacement
 
-OWN_FIRST = 0.25  # how long an acquirer waits for the connection that it has caused, rather than for any
-SHORT_LIFE = 5.0  # a connection that ends earlier was no success
+OWN_FIRST = 0.25  # for so many seconds, an acquirer that has caused a connect waits for that connection only
+SHORT_LIFE = 5.0  # a connection that is lost earlier was not a success
 BACKOFF_FIRST = 0.5
 BACKOFF_MAX = 30.0
 
 
 class Supply:
-    """The jobs of one pool, and who waits for them."""
+    """The jobs of one pool, and the acquirers that wait for them."""
 
     def __init__(
         self,
@@ -52,19 +52,20 @@ class Supply:
         self._name = connections.maker.name
         self._check_after = policy.check_after
         self._checks = Checks(connections, replacement, loop, on_read_only=self.check_doubted)
-        self.waiting: dict[asyncio.Future[Any], None] = {}  # for a place with a connection, in the order they came
-        self._jobs: dict[asyncio.Task[None], asyncio.Future[Any] | None] = {}  # with whoever caused them
-        self._hopeful: dict[asyncio.Future[Any], asyncio.TimerHandle] = {}  # whose own job is young; ends that
-        self.resetting = 0  # connections that will be ready in a moment, without anybody's waiting for their reset
-        self._connects: set[asyncio.Task[Any]] = set()  # jobs, and the tasks that open the pool
+        self.waiting: dict[asyncio.Future[Any], None] = {}  # acquirers that wait for a connection, in order
+        self._jobs: dict[asyncio.Task[None], asyncio.Future[Any] | None] = {}  # each with the acquirer that caused it
+        # Acquirers that wait for the connection of their own job only, each with the timer that ends this.
+        self._waiting_for_own: dict[asyncio.Future[Any], asyncio.TimerHandle] = {}
+        self.resetting = 0  # connections in a deferred reset, which will be ready in a moment
+        self._connects: set[asyncio.Task[Any]] = set()  # tasks that are connecting: jobs, or asyncpg opening the pool
         self._is_started = False
         self._short_lives = 0
         self._floor_not_before = -math.inf
 
-    # What an acquirer asks for.
+    # For acquirers.
 
     def take_ready(self, now: float) -> Any:
-        """Take a place whose connection can be used as it is; None if there is none. Whoever waits comes first."""
+        """Take a place whose connection can be used without a check, or return None. Serve waiting acquirers first."""
         if (place := next_place(self.pool)) is None:
             return None
         pooled = self._open.get(connection_of(place))
@@ -81,7 +82,7 @@ class Supply:
             pooled = self._open.get(connection_of(place))
             if pooled is not None and not pooled.con.is_closed() and not self._connections.is_expired(pooled):
                 return place
-            self._put_back(place)  # its connection has ended, or was expired, before this task came to run
+            self._put_back(place)  # before this task could run, its connection has ended or was expired
 
     async def _next_ready(self, deadline: float | None) -> Any:
         waiter: asyncio.Future[Any] = self._loop.create_future()
@@ -94,16 +95,16 @@ class Supply:
         except BaseException:
             self.waiting.pop(waiter, None)
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._ready(waiter.result())  # handed over and cancelled in the same turn of the loop
+                self._ready(waiter.result())  # this was handed over and cancelled in the same loop iteration
             raise
         finally:
             if patience is not None:
                 patience.cancel()
 
     def dispatch(self, is_patient: bool = True) -> None:
-        """Hand over what is there, and begin a job for everyone else who waits, where there is a place for it.
+        """Serve waiting acquirers with what is ready, and begin jobs for the others as long as there are places.
 
-        Who ``is_patient`` waits for the connections that are being reset: they will be there sooner than new ones.
+        With ``is_patient``, connections in a deferred reset count as coming soon, so fewer jobs are begun.
         """
         coming = self.resetting if is_patient else 0
         while (waiter := self._next_waiter()) and (place := self.take_ready(self._now())):
@@ -111,7 +112,7 @@ class Supply:
         while len(self._jobs) + coming < len(self.waiting) and (place := next_place(self.pool)):
             served = set(self._jobs.values())
             self._begin(place, next(waiter for waiter in self.waiting if waiter not in served))
-        # Meanwhile, idle connections are checked. It costs the acquirer nothing, and the next ones need no check.
+        # Meanwhile, check idle connections. That costs acquirers nothing, and saves the next ones the check.
         while len(self._jobs) < len(self.waiting) and (place := next_place(self.pool)):
             if connection_of(place) not in self._open:
                 put_back(place)
@@ -123,7 +124,7 @@ class Supply:
         self._loop.call_soon(self.dispatch)
 
     def check_doubted(self) -> None:
-        """Ask the servers of all idle connections that are in doubt, without waiting for an acquirer."""
+        """Begin a check of each idle connection that is in doubt, without waiting for an acquirer."""
         places = list(iter(lambda: next_place(self.pool), None)) if self._is_started else []
         for place in reversed(places):
             pooled = self._open.get(connection_of(place))
@@ -133,23 +134,23 @@ class Supply:
                 put_back(place)
 
     def start(self) -> None:
-        """The pool is open."""
+        """Called when the pool has been opened."""
         self._is_started = True
         restore_floor(self.pool)
 
     def ended(self, pooled: PooledConnection, was_lost: bool) -> None:
-        """A connection has ended. One that ``was_lost`` while it was young is no reason to hurry with another."""
+        """Called when a connection has ended. If it ``was_lost`` early in its life, do not replace it in a hurry."""
         now = self._now()
         if now - pooled.born >= SHORT_LIFE:
             self._short_lives = 0
-        elif was_lost and pooled.born >= self._floor_not_before:  # those that end together count once
+        elif was_lost and pooled.born >= self._floor_not_before:  # so connections that end together count once
             self._back_off(now)
         if self._is_started:
             restore_floor(self.pool)
         self.dispatch()
 
     def close(self) -> None:
-        """Turn away everyone who waits, and cancel the jobs."""
+        """Turn away the waiting acquirers, and cancel the jobs."""
         self._is_started = False
         for waiter in self.waiting:
             if not waiter.done():
@@ -158,26 +159,26 @@ class Supply:
         cancel({*self._jobs, *self._connects} - {_current_task()})
 
     async def wait_closed(self) -> None:
-        """Wait for the end of the jobs."""
+        """Wait until the jobs have ended."""
         if tasks := {*self._jobs, *self._connects} - {_current_task()}:
             await asyncio.wait(tasks)
 
-    # What asyncpg's pool connects with, in a job, or when it is opened.
+    # The connect= of asyncpg's pool, called in a job or while the pool is being opened.
 
     async def connect(self, *args: Any, **kwargs: Any) -> Any:
-        """The spare, or a new connection."""
+        """Return the spare or a new connection."""
         if restores_floor(self.pool):
             return await self._restore(args, kwargs)
         return await self._connect(args, kwargs)
 
     async def _restore(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Connect for the floor: not in a hurry where connections do not last."""
+        """Connect to restore ``min_size``, but not in a hurry if connections do not last."""
         try:
             if self._now() < self._floor_not_before:
                 await wait_until(self._floor_not_before, asyncio.Event())
             return await self._connect(args, kwargs)
         finally:
-            self.dispatch_soon()  # asyncpg is about to put the place back, and would not notify anybody
+            self.dispatch_soon()  # asyncpg is about to put the place back, and would not notify waiting acquirers
 
     async def _connect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         spare = self._replacement.take_spare()
@@ -207,7 +208,7 @@ class Supply:
         job = self._loop.create_task(self._fill(place, owner is not None), name=f"aiopqr-{self._name}-{what}")
         self._jobs[job] = owner
         if owner is not None:
-            self._hopeful[owner] = self._loop.call_later(OWN_FIRST, self._lose_hope, owner)
+            self._waiting_for_own[owner] = self._loop.call_later(OWN_FIRST, self._accept_any, owner)
         job.add_done_callback(partial(self._finished, place))
 
     async def _fill(self, place: Any, is_wanted: bool) -> None:
@@ -226,14 +227,14 @@ class Supply:
                     pooled.listen(pooled.is_busy())
                     return
                 if self._now() - begun < SILENCE:
-                    is_wanted = False  # another idle one may still be alive, and quicker to get than a new one
+                    is_wanted = False  # another idle connection may be alive, and quicker to get than a new one
         vacate(place)
         if is_wanted:
             await place.connect()
 
     def _finished(self, place: Any, job: asyncio.Task[None]) -> None:
         owner = self._jobs.pop(job)
-        if owner is not None and (timer := self._hopeful.pop(owner, None)):
+        if owner is not None and (timer := self._waiting_for_own.pop(owner, None)):
             timer.cancel()
         pooled = self._open.get(connection_of(place))
         if pooled is not None:
@@ -250,7 +251,7 @@ class Supply:
             restore_floor(self.pool)
 
     def _ready(self, place: Any) -> None:
-        """A place with a connection that can be used: hand it to whoever waits longest."""
+        """Hand a place with a usable connection to the acquirer that has waited longest."""
         if waiter := self._next_waiter():
             self._hand_over(place, waiter)
         else:
@@ -263,17 +264,17 @@ class Supply:
             pooled.rest(pooled.is_busy())
         put_back(place)
 
-    def _lose_hope(self, waiter: asyncio.Future[Any]) -> None:
-        """Its own connection is slower than was hoped: from now on it takes any."""
-        del self._hopeful[waiter]
+    def _accept_any(self, waiter: asyncio.Future[Any]) -> None:
+        """Let an acquirer take any connection from now on, because its own one takes longer than expected."""
+        del self._waiting_for_own[waiter]
         self.dispatch()
 
     def _next_waiter(self) -> asyncio.Future[Any] | None:
-        """Who is next, but for those whose own connection has just been begun: it will be there in a moment."""
+        """The next acquirer in line, skipping those whose own connection should be ready in a moment."""
         for waiter in tuple(self.waiting):
             if waiter.done():
                 del self.waiting[waiter]
-            elif waiter not in self._hopeful:
+            elif waiter not in self._waiting_for_own:
                 return waiter
         return None
 
@@ -291,12 +292,12 @@ class Supply:
 
 
 def _is_doubted(opened: Any) -> bool:
-    """Whether its server may have ceased to take writes while it was being opened."""
+    """Whether its server may have stopped accepting writes while it was being opened."""
     return isinstance(opened, PooledConnection) and opened.watch is not None and opened.watch.is_doubted
 
 
 def _current_task() -> asyncio.Task[Any] | None:
     try:
         return asyncio.current_task()
-    except RuntimeError:  # terminate() may be called where no loop runs
+    except RuntimeError:  # no loop is running, which terminate() permits
         return None

@@ -1,8 +1,8 @@
-"""Timers that end a connection: one for releases that take too long, one for idleness.
+"""Timers that terminate connections: one for releases that take too long, one for idle connections.
 
-Each serves all connections of a pool. A timer for each connection would cost more than the rest of what this library
-adds to an acquire and a release, because cancelled timers pile up in the event loop's heap until they are due. That is
-why asyncpg's own timers for idle connections are off. They would also keep a pool alive that nobody uses any more.
+Each timer serves all connections of a pool. One timer per connection would cost more than everything else that this
+library adds to an acquire and a release, because cancelled timers pile up in the event loop's heap until they are due.
+That is why asyncpg's own timers for idle connections are off. They would also keep unused pools alive.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .connections import Connections
 
 
 class _Timer(ABC):
-    """Looks at all connections when the first of them is due; once armed, the timer serves all that come later."""
+    """Checks all connections when the first of them is due. Once armed, the timer serves later connections too."""
 
     def __init__(self, limit: float, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
         self._limit = limit
-        self._connections = weakref.ref(connections)  # an armed timer must not keep a pool that was dropped
+        self._connections = weakref.ref(connections)  # an armed timer must not keep an unused pool alive
         self._loop = loop
         self._now = clock_of(loop)
         self._is_armed = limit == math.inf
@@ -47,14 +47,14 @@ class _Timer(ABC):
 
     @abstractmethod
     def _end_what_is_due(self, connections: Connections, now: float) -> float:
-        """End what is due, and say when the next will be; ``inf`` if none will without :meth:`begin`."""
+        """Terminate what is due. Returns when to look again, or ``inf`` if only :meth:`begin` makes that necessary."""
 
 
 class ReleaseTimer(_Timer):
     """Terminates the connection of a release that takes longer than ``limit`` seconds."""
 
     def begin(self, checkout: Checkout) -> None:
-        """Watch a release until its ``release_by`` is taken back, or the checkout has ended."""
+        """Watch a release, until the checkout has ended or somebody resets its ``release_by``."""
         checkout.release_by = self._now() + self._limit
         if not self._is_armed:
             self._arm(checkout.release_by)
@@ -73,9 +73,9 @@ class ReleaseTimer(_Timer):
 
 
 class IdleTimer(_Timer):
-    """Terminates connections that nobody used for ``limit`` seconds, the longest idle first, but for ``floor`` of all.
+    """Terminates connections that were idle for ``limit`` seconds, longest idle first, down to ``floor`` connections.
 
-    A pool at its floor is not watched, and so wakes up for nothing.
+    While the pool has no more than ``floor`` connections, the timer is not armed.
     """
 
     def __init__(self, limit: float, floor: int, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
@@ -83,7 +83,7 @@ class IdleTimer(_Timer):
         self._floor = floor
 
     def begin(self, pooled: PooledConnection) -> None:
-        """A connection is idle from now on."""
+        """Watch a connection that is idle from now on."""
         if self._is_armed:
             return
         connections = self._connections()

@@ -1,7 +1,7 @@
-"""First come, first served: the permits to check out a connection.
+"""The permits to check out a connection, granted first come, first served.
 
-A permit that comes back goes to whoever waits longest, never to a newcomer. (asyncpg's own queue lets a task that
-releases and acquires again overtake those that wait.)
+A returned permit goes to the task that has waited longest, never to a newcomer. (With asyncpg's own queue, a task that
+releases and acquires again can overtake waiting tasks.)
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ..errors import TooManyWaiting
 
 
 class Waiters:
-    """``permits`` may be inside at a time. ``max_waiting`` limits the queue; None does not.
+    """Grants up to ``permits`` permits at a time. ``max_waiting`` limits the queue; None means no limit.
 
-    ``closed`` makes the error for everyone who comes before :meth:`open`.
+    Until :meth:`open`, attempts to enter raise the error that ``closed`` makes.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Waiters:
         self.permits = self._free = permits
         self._max_waiting = max_waiting
         self._loop = loop
-        self._waiters: dict[asyncio.Future[None], float] = {}  # with their deadlines, in the order they came
+        self._waiters: dict[asyncio.Future[None], float] = {}  # in order, with their deadlines
         self._timer: asyncio.TimerHandle | None = None
         self._looks_at = math.inf
         self._closed = closed
@@ -39,7 +39,7 @@ class Waiters:
         return len(self._waiters)
 
     def try_enter(self) -> bool:
-        """Take a permit if one is free. Nobody can be waiting then."""
+        """Take a permit if one is free, which implies that nobody is waiting."""
         if self._free and self._closed is None:
             self._free -= 1
             return True
@@ -62,7 +62,7 @@ class Waiters:
         except BaseException:
             self._waiters.pop(waiter, None)
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self.leave()  # given the permit and cancelled in the same turn of the loop
+                self.leave()  # this got the permit and was cancelled in the same loop iteration
             raise
 
     def leave(self) -> None:
@@ -76,18 +76,18 @@ class Waiters:
         self._free += 1
 
     def open(self) -> None:
-        """Let in whoever comes from now on."""
+        """Grant permits from now on."""
         self._closed = None
 
     def close(self, error: Callable[[], Exception]) -> None:
-        """Fail everyone who waits, and everyone who comes."""
+        """Raise an error for everyone who waits now or comes later."""
         self._closed = error
         self._fail(math.inf, error)
         if self._timer is not None:
             self._timer.cancel()
 
-    # One timer for all who wait: one for each costs more than the rest of the wait, and the cancelled ones pile up in
-    # the loop's heap until they are due.
+    # One timer serves all waiters. One for each would cost more than the rest of the wait, and cancelled timers would
+    # pile up in the loop's heap until they are due.
 
     def _look_at(self, when: float) -> None:
         if self._timer is not None:

@@ -1,11 +1,11 @@
-"""Whether a connection's server still takes writes, where ``target_session_attrs`` asks for one that does.
+"""Notices when a connection's server no longer accepts writes, if ``target_session_attrs`` requires that it does.
 
-asyncpg asks when it connects, and never again. But a session can outlive its server's role: behind a pooler that is led
-elsewhere, or where an operator makes the server read-only. Two signs show it: a write fails with SQLSTATE 25006, or the
-server reports ``in_hot_standby`` or ``default_transaction_read_only`` anew. Neither is a proof, since a user's own READ
-ONLY transaction and SET look the same. So a sign only puts the connection in *doubt*: after its release, and before
-anybody else gets it, its server is asked. If that takes no writes, every other connection is in doubt, too; none is
-judged by its address, which may be a proxy's.
+asyncpg checks that when it connects, and never again. But a session can outlive its server's role: a pooler may switch
+to another server, or an operator may make the server read-only. There are two signs: a write fails with SQLSTATE 25006,
+or the server reports a change of ``in_hot_standby`` or ``default_transaction_read_only``. Neither is proof, since a
+user's own READ ONLY transaction or SET looks the same. So a sign only puts the connection in *doubt*: after its
+release, and before anybody else gets it, its server is asked. If that does not accept writes, all other connections are
+in doubt as well, whatever their address, since that may be a proxy's.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 from .._connect import QUESTIONS
 
-LOOK_EVERY = 0.25  # seconds between two looks at what the server has reported: each costs almost 1 µs
+LOOK_EVERY = 0.25  # seconds between two looks at what the server has reported, since each takes almost 1 µs
 
 _REPORTED = {"primary": ("in_hot_standby",), "read-write": ("in_hot_standby", "default_transaction_read_only")}
 
 
 class WriterWatch:
-    """What is known of one connection's server. Times are in seconds, in loop time.
+    """What is known about one connection's server. Times are in seconds, in loop time.
 
-    ``query`` asks whether it takes writes; ``asked_at`` is when the last question that it answered with yes was begun.
+    ``query`` asks whether it accepts writes. ``asked_at`` is when the latest query began that was answered with yes.
     """
 
     __slots__ = ("_names", "_seen", "_settings", "asked_at", "doubted_at", "look_at", "query")
@@ -41,12 +41,12 @@ class WriterWatch:
         return self.doubted_at > self.asked_at
 
     def doubt(self, since: float) -> None:
-        """Something that was seen at ``since`` says that the server may take no writes any more."""
+        """Note that something seen at ``since`` suggests that the server no longer accepts writes."""
         if since > max(self.asked_at, self.doubted_at):
             self.doubted_at = since
 
     def look(self, now: float) -> bool:
-        """Whether the server is in doubt, or has reported lately what puts it in doubt."""
+        """Look at what the server has reported, and return whether it is in doubt."""
         if now >= self.look_at:
             self.look_at = now + LOOK_EVERY
             before, self._seen = self._seen, self._read()
@@ -55,10 +55,10 @@ class WriterWatch:
         return self.is_doubted
 
     def _read(self) -> list[Any]:
-        return [getattr(self._settings, name, None) for name in self._names]  # None from a server older than 14
+        return [getattr(self._settings, name, None) for name in self._names]  # None before Postgres 14
 
 
 def watch_writer(con: Any, session_attribute: str, now: float) -> WriterWatch | None:
-    """What watches a new connection, whose connect began at ``now``. None where its server need not take writes."""
+    """A watch for a new connection whose connect began at ``now``, or None if its server need not accept writes."""
     query = QUESTIONS.get(session_attribute)
     return WriterWatch(query, _REPORTED[session_attribute], con.get_settings(), now) if query else None

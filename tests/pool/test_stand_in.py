@@ -299,7 +299,7 @@ async def test_what_asyncpg_has_changed_turns_it_off_with_one_warning(
             assert stand_in_for(con, lambda _: None) is None
             assert stand_in_for(con, lambda _: None) is None
         assert [record.levelname for record in caplog.records] == ["WARNING"]
-        assert f"asyncpg {asyncpg.__version__} is not as expected inside" in caplog.text
+        assert f"the internals of asyncpg {asyncpg.__version__} are not as expected" in caplog.text
     finally:
         stand_in._is_reliable.cache_clear()
         await con.close()
