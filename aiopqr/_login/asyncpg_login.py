@@ -1,12 +1,12 @@
-"""A login with asyncpg's connect in which we, not asyncpg, prove the password.
+"""Logs in with asyncpg's connect, but we, not asyncpg, prove the password.
 
 asyncpg derives the SCRAM keys on the event loop for every connection, sends the password as plain text to any server
-that asks for it, and knows no channel binding. Here a protocol of our own (`handshake`) stands between the transport
-and asyncpg's until the login is over. It gets there through the ``loop=`` that asyncpg's connect takes; nothing of
-asyncpg is patched. asyncpg itself is given a placeholder, so that no password can be found in a connection.
+that asks for it, and does not support channel binding. Here a protocol of our own (`handshake`) sits between the
+transport and asyncpg's protocol until the login is over. It gets there through the ``loop=`` argument of asyncpg's
+connect; asyncpg is not patched. asyncpg itself gets a placeholder, so no password can be found in a connection.
 
-A self-test finds out at the first login of a process whether asyncpg is as expected. If it is not, asyncpg logs in by
-itself, and a login that was to be stricter than asyncpg fails.
+At the first login of a process, a self-test checks whether asyncpg is as expected. If it is not, asyncpg logs in by
+itself, and logins that must be stricter than asyncpg fail.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from types import coroutine
 from typing import Any
 
 import asyncpg
-from asyncpg.protocol.protocol import BaseProtocol as AsyncpgProtocol  # what agents wrap stands one package above
+from asyncpg.protocol.protocol import BaseProtocol as AsyncpgProtocol  # agents replace the name one package above
 
 from .._reading import read_in_pieces
 from .._trust import Trust
@@ -34,7 +34,7 @@ logger = logging.getLogger("aiopqr")
 
 _PLACEHOLDER = "aiopqr answers for asyncpg"
 OWN_CONNECT = "require_auth= and channel_binding= cannot be enforced with a connect= of your own"
-_works: bool | None = None  # whether asyncpg is as expected: found out at the first login of the process
+_works: bool | None = None  # whether asyncpg is as expected; None before the first login of the process
 
 
 async def login(
@@ -52,17 +52,18 @@ async def login(
 ) -> Any:
     """Connect as ``connect(*args, user=user, password=..., loop=..., timeout=..., **kwargs)`` does.
 
-    If ``connect`` is asyncpg's own, the password is proved here and the connection never has it. A server that asks for
-    more than ``trust`` allows gets nothing, and :class:`UntrustedServer` is raised. One that asks for more than
-    ``scram.MAX_ITERATIONS``, or skips its own proof, is refused with an ``asyncpg.InterfaceError``. ``cache`` keeps
-    keys and TLS contexts for the next login; without it, nothing is kept. ``asked`` is called with what the server
-    asked for. ``ip`` is the address to connect to, of several that the host's name has; the certificate is checked
-    against the name. ``timeout`` is in seconds and covers all of it.
+    If ``connect`` is asyncpg's own, the password is proved here, and the connection never holds it. A server that asks
+    for anything that ``trust`` does not allow gets nothing, and :class:`UntrustedServer` is raised. A server that asks
+    for more than ``scram.MAX_ITERATIONS``, or skips its own proof, is refused with an ``asyncpg.InterfaceError``.
+    ``cache`` keeps keys and TLS contexts for the next login; without it, nothing is kept. ``asked`` is called with what
+    the server asked for. ``ip`` chooses one of the host's addresses; the certificate is still checked against the
+    host's name. ``timeout`` is in seconds and covers everything.
 
-    Any other ``connect`` is called with a callable ``password``, which works during the call. It cannot be made to obey
-    an explicit ``trust``, which raises :class:`ConfigurationError`.
+    Any other ``connect`` is called with a callable ``password``, which works only during the call. An explicit
+    ``trust`` cannot be enforced there, so it raises :class:`ConfigurationError`.
 
-    Cancellation closes what was opened. A derivation that has begun is finished in its thread, for the next login.
+    Cancelling the call closes what was opened. A key derivation that has begun still finishes in its thread, and the
+    next login can use the result.
     """
     loop = loop or asyncio.get_running_loop()
     trust = trust or Trust()
@@ -86,16 +87,16 @@ async def _plain(connect: Callable[..., Awaitable[Any]], *args: Any, password: S
     try:
         return await connect(*args, password=lent, **kwargs)
     except BaseException as exc:
-        without_frames(exc)  # a cancellation's too: an acquire's timeout has it as its cause, with the driver's locals
+        without_frames(exc)  # even a cancellation's: it becomes the cause of an acquire's timeout, and its frames show
         raise
     finally:
         lent.take_back()
 
 
 class _Lent:
-    """A password for one login. asyncpg keeps a callable password in the connection, so this one forgets.
+    """A password for one login, as a callable. asyncpg keeps it in the connection, so it is emptied after the login.
 
-    asyncpg calls it once for each host.
+    It can be called more than once, since asyncpg calls it for each host.
     """
 
     __slots__ = ("_password",)
@@ -105,7 +106,7 @@ class _Lent:
 
     def __call__(self) -> str:
         if self._password is None:
-            raise asyncpg.InterfaceError("this password was lent for one login, which is over")
+            raise asyncpg.InterfaceError("this password could be used for one login only, which is over")
         return self._password.reveal()
 
     def take_back(self) -> None:
@@ -113,7 +114,7 @@ class _Lent:
 
 
 class _Login:
-    """One login by asyncpg's own connect."""
+    """One login with asyncpg's own connect."""
 
     def __init__(
         self,
@@ -152,9 +153,9 @@ class _Login:
         return await _plain(self._connect, *self._args, password=password, loop=self._loop, **self._kwargs)
 
     async def _with_current_files(self) -> Any:
-        """Log in with the TLS context that is there; if TLS fails, at once again with a new one.
+        """Log in with the cached TLS context. If TLS fails, log in again with a new one: files may have been replaced.
 
-        The files may have been replaced. The server's refusal of a client certificate arrives as a lost connection.
+        If the server rejects a client certificate, that looks like a lost connection.
         """
         contexts = self._cache.contexts
         arguments = {**dict(zip(("dsn",), self._args, strict=False)), **self._kwargs, "password": _PLACEHOLDER}
@@ -185,20 +186,20 @@ class _Login:
         if self.claim.unverified and not self._cache.has_warned:
             self._cache.has_warned = True
             logger.warning(
-                "The server asked for the password of %r as plain text, and got it through TLS, but nobody has checked "
-                "that the certificate is that of the host: use sslmode=verify-full with sslrootcert=",
+                "The server asked for the password of %r as plain text, and got it through TLS, but it was not checked "
+                "that the certificate belongs to the host: use sslmode=verify-full with sslrootcert=",
                 self.claim.user,
             )
 
 
 class _NotAsked(Exception):
-    """asyncpg was refused with the placeholder, since the handshake never got in between."""
+    """The server refused the placeholder, so the handshake was not in front of asyncpg's protocol."""
 
 
 async def answered(
     connect: Callable[..., Awaitable[Any]], *args: Any, claim: Claim, view: _LoginLoop, **kwargs: Any
 ) -> Any:
-    """Call asyncpg's connect with a view of the loop, and answer the server for it."""
+    """Call asyncpg's connect with a view of the loop, so that the handshake answers the server instead of asyncpg."""
     try:
         con = await _watched(connect(*args, password=_PLACEHOLDER, loop=view, **kwargs), view.step_in)
     except Exception as exc:
@@ -211,7 +212,7 @@ async def answered(
         claim.keys = None
     try:
         _return_to(view.real, con)
-    except AttributeError:  # only ever in the self-test
+    except AttributeError:  # can only happen in the self-test
         con.terminate()
         raise
     return con
@@ -225,7 +226,7 @@ async def _asyncpg_works() -> bool:
         except Exception as exc:
             _works = False
             logger.warning(
-                "asyncpg %s is not as expected (%r), so it logs in by itself: each login derives its SCRAM keys anew, "
+                "asyncpg %s is not as expected (%r), so it logs in by itself: each login derives its SCRAM keys again, "
                 "on the event loop, and sends the password as plain text to any server that asks for it",
                 asyncpg.__version__,
                 exc,
@@ -235,27 +236,27 @@ async def _asyncpg_works() -> bool:
     return _works
 
 
-# All that is assumed of asyncpg's insides follows here, and is tried by the self-test.
+# The rest relies on asyncpg's internals. The self-test checks that.
 
 
 def _return_to(loop: asyncio.AbstractEventLoop, con: Any) -> None:
-    # asyncio.current_task(view) is None: left here, the view would let every query timeout leave a task behind.
-    # asyncpg's protocol keeps the view and offers no way to replace it, but asks it only for the real loop's methods.
+    # asyncio.current_task(view) is None, so with the view every query timeout would leave a task behind. asyncpg's
+    # protocol keeps the view and offers no way to replace it, but only calls methods that are the real loop's.
     con._loop = loop
     con._stmt_cache._loop = loop
 
 
 @coroutine
 def _watched(connecting: Awaitable[Any], after_each_step: Callable[[], None]) -> Generator[Any, Any, Any]:
-    """Await something, and call a function whenever it suspends, before the event loop goes on.
+    """Await something, and call a function whenever it suspends, before the event loop continues.
 
     This is how the handshake gets into a connection that was encrypted by STARTTLS. There asyncpg upgrades the
-    transport, makes its protocol, sends the startup message and sets the protocol in one go, and then waits for the
-    login: when it suspends, there is a protocol to stand in front of, and nothing can have been read yet. To step in on
-    the loop's next turn would be too late on uvloop, which polls first; and to pause reading until then loses the
-    refusal of a server that closes at once, since uvloop drops what it has buffered.
+    transport, makes its protocol, sends the startup message and sets the protocol without suspending, and then waits
+    for the login. At that moment there is a protocol to put the handshake in front of, and nothing can have been read
+    yet. The next loop iteration would be too late on uvloop, which polls first. Pausing reading until then is no way
+    out: uvloop drops what it has buffered, so the refusal of a server that closes at once would be lost.
 
-    What `yield from` does is spelled out, because that offers no place for a call between two steps.
+    The code spells out what `yield from` does, since that offers no place for a call between two steps.
     """
     steps = connecting.__await__()
     resume: Callable[[Any], Any] = steps.send
@@ -275,7 +276,7 @@ def _watched(connecting: Awaitable[Any], after_each_step: Callable[[], None]) ->
 
 
 class _LoginLoop:
-    """The event loop as asyncpg sees it during one login: a handshake stands before each of its protocols."""
+    """The event loop as asyncpg sees it during a login. It puts a handshake in front of each of asyncpg's protocols."""
 
     def __init__(self, real: asyncio.AbstractEventLoop, claim: Claim, ip: str | None = None) -> None:
         self.real = real
@@ -283,7 +284,7 @@ class _LoginLoop:
         self._claim = claim
         self._ip = ip
         self._upgraded: asyncio.Transport | None = None  # a transport for which asyncpg will make its protocol later
-        # asyncpg keeps the view for these, so what a query's timeout costs stays the same.
+        # asyncpg's protocol will use these through the view. As attributes, they are as fast as the real loop's.
         self.call_later, self.time, self.create_future = real.call_later, real.time, real.create_future
 
     def __getattr__(self, name: str) -> Any:
@@ -307,7 +308,7 @@ class _LoginLoop:
         try:
             return self._entered(await self.real.create_unix_connection(self._in_front(factory), path))
         except OSError as exc:
-            exc.filename = exc.filename or path  # asyncio does not say which file is not there
+            exc.filename = exc.filename or path  # asyncio does not say which file is missing
             raise
 
     async def start_tls(self, *args: Any, **kwargs: Any) -> Any:
@@ -327,12 +328,12 @@ class _LoginLoop:
         if isinstance(protocol, Handshake):
             self._upgraded = None
             return transport, protocol.inner
-        # This protocol is asyncpg's own for the SSLRequest. If the server declines, nothing is upgraded.
+        # This is the protocol that asyncpg uses for the SSLRequest. If the server declines TLS, nothing is upgraded.
         self._upgraded = transport
         return made
 
     def step_in(self) -> None:
-        """Put a handshake before asyncpg's protocol, once that is there."""
+        """Put a handshake in front of asyncpg's protocol as soon as that exists."""
         transport = self._upgraded
         if transport is None or transport.is_closing():
             return
@@ -344,5 +345,5 @@ class _LoginLoop:
 
 
 def disown(con: asyncpg.Connection[Any]) -> None:
-    """Let a connection count as closed, without a word to the server: after a fork it belongs to the parent."""
+    """Mark a connection as closed without notifying the server, since after a fork it belongs to the parent."""
     con._aborted = True  # type: ignore[attr-defined]

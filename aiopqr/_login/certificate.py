@@ -1,14 +1,14 @@
-"""The hash of a server's certificate that SCRAM-SHA-256-PLUS binds to (`tls-server-end-point`, RFC 5929).
+"""Computes the hash of a server's certificate to which SCRAM-SHA-256-PLUS binds (`tls-server-end-point`, RFC 5929).
 
-It is made with the hash function of the certificate's own signature, which Python's ssl module does not tell. Reading
-that one field takes 30 lines of DER, so that channel binding works without `cryptography` being installed.
+The hash function is that of the certificate's own signature, which Python's ssl module does not reveal. Reading that
+one field takes 30 lines of DER parsing, so channel binding works even if `cryptography` is not installed.
 """
 
 from __future__ import annotations
 
 import hashlib
 
-# Object identifiers as DER has them. MD5 and SHA-1 are replaced by SHA-256, as RFC 5929 demands.
+# Object identifiers in DER. SHA-256 is used instead of MD5 and SHA-1, as RFC 5929 requires.
 _RSA = bytes.fromhex("2a864886f70d0101")
 _HASHES = {
     _RSA + b"\x04": "sha256",  # md5WithRSAEncryption
@@ -32,12 +32,12 @@ _PSS = _RSA + b"\x0a"
 
 
 def end_point(certificate: bytes) -> bytes | None:
-    """The hash of a certificate in DER; None where its signature has no hash function, as with Ed25519."""
+    """The hash of a certificate in DER; None if its signature does not name a hash function, as with Ed25519."""
     try:
         body = _inside(certificate)
         algorithm = _inside(body[_size(body) :])  # after tbsCertificate
         identifier = _inside(algorithm)
-        if identifier == _PSS:  # parameters, then [0] hashAlgorithm; SHA-1 where it is left out
+        if identifier == _PSS:  # the hash is in the parameters, in [0] hashAlgorithm; the default is SHA-1
             parameters = _inside(algorithm[_size(algorithm) :])
             identifier = _inside(_inside(_inside(parameters))) if parameters[:1] == b"\xa0" else _RSA + b"\x05"
         name = _HASHES.get(identifier)
@@ -53,7 +53,7 @@ def _header(data: bytes) -> tuple[int, int]:
         return 2, length
     count = length & 0x7F
     if not 1 <= count <= 4:
-        raise IndexError("a length that no certificate has")
+        raise IndexError("an invalid length")
     return 2 + count, int.from_bytes(data[2 : 2 + count], "big")
 
 

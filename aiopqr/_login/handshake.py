@@ -1,9 +1,9 @@
-"""A protocol that answers the server's authentication requests in place of asyncpg's, until the login is over.
+"""A protocol that answers the server's authentication requests instead of asyncpg's, until the login is over.
 
-It stands between the transport and asyncpg's own protocol, from the first byte that the server sends to the one that
-says that it is ready for queries, or that it is not. Only it knows the password. It asks `trust` before it answers
-anything, and it accepts no message that is longer than an honest server's. asyncpg's protocol gets to see the rest:
-notices, settings, errors, and what only asyncpg can answer (GSSAPI).
+It sits between the transport and asyncpg's protocol, from the server's first byte until the server is ready for queries
+or ends the login. Only this protocol knows the password. It consults `trust` before it answers anything, and rejects
+messages that are longer than an honest server's. asyncpg's protocol gets everything else: notices, settings, errors,
+and requests that only asyncpg can answer (GSSAPI).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .scram import Challenge, Exchange, Keys, ScramError, TooManyIterations, Wro
 logger = logging.getLogger("aiopqr")
 
 _HEADER = struct.Struct("!cI")  # a message's kind, and its length without the kind
-_LONGEST = 65536  # bytes of a message before the login is over; libpq allows 2,000 for a request, 30,000 for an error
+_LONGEST = 65536  # maximum bytes of a message during login; libpq allows 2,000 for a request and 30,000 for an error
 _OK, _CLEARTEXT, _MD5, _GSS, _SSPI, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 7, 9, 10, 11, 12
 _METHODS = {
     _OK: Method.NONE,
@@ -41,31 +41,31 @@ _METHODS = {
     _SSPI: Method.SSPI,
     _SASL: Method.SCRAM,
 }
-# No such request exists: asyncpg ends the login with an InterfaceError, and login() raises the true one in its place.
+# No such request exists, so asyncpg ends the login with an InterfaceError. login() then raises the real error instead.
 _UNKNOWN_REQUEST = b"R\x00\x00\x00\x08\x7f\xff\xff\xff"
 
 
 @dataclass(slots=True)
 class Claim:
-    """Who logs in, what the server may ask for, and what came of it. Emptied when the login is over."""
+    """Who logs in, what the server may ask for, and the outcome. Emptied when the login is over."""
 
     user: str
     password: Secret | None
     keys: Callable[[Secret, Challenge], Keys | asyncio.Future[Keys]] | None
     trust: Trust = field(default_factory=Trust)
-    handled: bool = False  # a handshake has stood before asyncpg's protocol
-    answered: bool = False  # the server has sent something to it
+    handled: bool = False  # a handshake was in front of asyncpg's protocol
+    answered: bool = False  # the server has sent something
     asked: str = ""  # what the server asked for, in words
-    unverified: bool = False  # the password was sent as plain text to a server that anybody could be
+    unverified: bool = False  # the password was sent as plain text to a server whose identity was not verified
     failure: Exception | None = None
 
     def drop(self) -> None:
-        """Forget the password and all that leads to it."""
+        """Forget the password, and everything with a reference to it."""
         self.password = self.keys = self.failure = None
 
 
 class Handshake(asyncio.Protocol):
-    """Answers for asyncpg's protocol, `inner`, and then gives way to it."""
+    """Answers the server instead of asyncpg's protocol, `inner`, and hands over to it after the login."""
 
     def __init__(self, claim: Claim, inner: Any, transport: asyncio.Transport | None = None) -> None:
         claim.handled = True
@@ -74,7 +74,7 @@ class Handshake(asyncio.Protocol):
         self._transport = transport
         self._buffer = bytearray()
         self._exchange: Exchange | None = None
-        self._sent: Method | None = None  # an answer that the server is to accept or refuse
+        self._sent: Method | None = None  # an answer was sent, which the server has yet to accept or refuse
         self._deriving: asyncio.Future[Keys] | None = None
         self._accepted = False
         self._over = False
@@ -101,8 +101,8 @@ class Handshake(asyncio.Protocol):
             self._advance()
 
     def _advance(self) -> None:
-        """Take the messages that are complete, up to one that ends the login or is asyncpg's to answer."""
-        buffer, at = self._buffer, 0  # what is before ``at`` is for asyncpg's protocol, which gets it in one piece
+        """Handle complete messages, until one ends the login or has to be answered by asyncpg."""
+        buffer, at = self._buffer, 0  # everything before ``at`` goes to asyncpg's protocol, in one piece
         while not self._over and len(buffer) >= at + 5:
             kind, length = _HEADER.unpack_from(buffer, at)
             if self._deriving is not None and kind != b"E":
@@ -121,18 +121,18 @@ class Handshake(asyncio.Protocol):
                 at = 0
                 self._requested(bytes(buffer[: 1 + length]))
             else:
-                return self._malformed("a message that is no part of it")
+                return self._malformed("a message that does not belong to a login")
         if not self._over:
             self._pass_on(at)
             if len(buffer) > _LONGEST:
-                self._malformed("more than was asked for")
+                self._malformed("too much data")
         return None
 
     def _requested(self, message: bytes) -> None:
-        """Answer one authentication request, or leave it to asyncpg."""
+        """Answer an authentication request, or leave it to asyncpg."""
         request, body = int.from_bytes(message[5:9], "big"), message[9:]
         password, exchange = self._claim.password, self._exchange
-        if password is None:  # the login was given up; asyncpg closes the transport
+        if password is None:  # the login was abandoned, and asyncpg will close the transport
             return self._finish()
         try:
             if exchange is None and self._sent is None:
@@ -148,7 +148,7 @@ class Handshake(asyncio.Protocol):
             elif exchange is not None and request == _SASL_FINAL:
                 exchange.verify(body)
             else:
-                raise ScramError("the server asks for something else in the middle of it")
+                raise ScramError("the server sent another request in the middle of an exchange")
         except WrongSignature:
             return self._refuse(
                 asyncpg.InterfaceError(f"could not verify server signature for SCRAM authentication: {SCRAM.lower()}")
@@ -166,7 +166,7 @@ class Handshake(asyncio.Protocol):
         return None
 
     def _begin(self, request: int, body: bytes, password: Secret) -> bool:
-        """Answer the server's first request. False for one that only asyncpg can answer, or refuse."""
+        """Answer the server's first request. Returns False if only asyncpg can answer or refuse it."""
         trust, channel, method = self._claim.trust, self._channel(), _METHODS.get(request)
         if method is None:
             return False
@@ -176,7 +176,7 @@ class Handshake(asyncio.Protocol):
         if method is Method.PASSWORD:
             if proved.is_known(password):
                 raise _Distrust(
-                    "it asked for the plain text of a password that a server has proved to know without it (SCRAM)"
+                    "it asked for the password as plain text, although a server has proved by SCRAM that it knows it"
                 )
             self._claim.unverified = channel is Channel.TLS and not self._verified()
             self._send(password.reveal().encode() + b"\0")
@@ -244,7 +244,7 @@ class Handshake(asyncio.Protocol):
         return cast("ssl.SSLObject | None", self._transport.get_extra_info("ssl_object"))
 
     def _verified(self) -> bool:
-        """Whether TLS has made sure that the certificate is that of the host."""
+        """Whether TLS has verified that the certificate belongs to the host."""
         tls = self._tls()
         return tls is not None and tls.context.check_hostname and tls.context.verify_mode is ssl.CERT_REQUIRED
 
@@ -254,14 +254,14 @@ class Handshake(asyncio.Protocol):
         return end_point(certificate) if certificate else None
 
     def _pass_on(self, size: int) -> None:
-        """Let asyncpg's protocol see the next ``size`` bytes."""
+        """Pass the next ``size`` bytes to asyncpg's protocol."""
         if size:
             seen = bytes(self._buffer[:size])
             del self._buffer[:size]
             self.inner.data_received(seen)
 
     def _give_way(self) -> None:
-        """Hand the transport to asyncpg's protocol, with what it has not seen."""
+        """Hand the transport over to asyncpg's protocol, with the bytes that it has not got yet."""
         assert self._transport is not None
         unseen = bytes(self._buffer)
         self._finish()
@@ -271,8 +271,8 @@ class Handshake(asyncio.Protocol):
     def _impossible(self, is_error: bool) -> None:
         if not is_error:
             return self._malformed("a message of impossible length")
-        # A server that cannot start a process for the connection says so without a length, as long ago (libpq knows it
-        # too). A hostile one announces gigabytes.
+        # If the server cannot start a process for the connection, it sends an error in an ancient format without a
+        # length (libpq handles that too). A hostile server might announce gigabytes.
         return self._refuse(
             asyncpg.ConnectionDoesNotExistError("the server ended the login with an error that cannot be read")
         )
@@ -281,7 +281,7 @@ class Handshake(asyncio.Protocol):
         self._refuse(asyncpg.InternalClientError(f"unexpected error while performing authentication: {why}"))
 
     def _refuse(self, failure: Exception) -> None:
-        """End the login: whatever else the server sends is dropped, and asyncpg closes the transport."""
+        """End the login. Further data from the server is dropped, and asyncpg closes the transport."""
         self._claim.failure = failure
         self._finish()
         self.inner.data_received(_UNKNOWN_REQUEST)

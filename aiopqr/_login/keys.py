@@ -13,15 +13,16 @@ from .tls import TlsContexts
 
 
 class KeyCache:
-    """SCRAM keys by password, salt and iterations. It never shows what it holds.
+    """SCRAM keys by password, salt and iterations. It never prints them.
 
-    A derivation runs in a thread of our own, once for all logins that wait for it. At most ``limit`` keys are kept; the
-    least recently used go first. ``contexts`` holds the other thing that logins of one connector share.
+    A derivation runs in one of aiopqr's threads, once for all logins that wait for it. At most ``limit`` keys are kept;
+    the least recently used are dropped first. ``contexts`` are the TLS contexts, which the connector's logins share
+    too.
     """
 
     def __init__(self, *, limit: int = 32) -> None:
         self.contexts = TlsContexts()
-        self.has_warned = False  # of a password sent as plain text to a server that anybody could be
+        self.has_warned = False  # that a password was sent as plain text to a server whose identity was not verified
         self._limit = limit
         self._in_use: frozenset[Secret] | None = None
         self._entries: OrderedDict[tuple[Secret, Challenge], Keys | asyncio.Future[Keys]] = OrderedDict()
@@ -32,14 +33,14 @@ class KeyCache:
     def keys(
         self, password: Secret, challenge: Challenge, loop: asyncio.AbstractEventLoop
     ) -> Keys | asyncio.Future[Keys]:
-        """The keys, or a future of them. Others may wait for the same future: never cancel it."""
+        """The keys, or a future of them. Never cancel the future, since others may be waiting for it."""
         key = password, challenge
         entry = self._entries.get(key)
         if entry is None or (isinstance(entry, asyncio.Future) and entry.get_loop() is not loop):
             entry = _threads.shared.submit(_derive, password, challenge)
             entry.add_done_callback(lambda future: self._settle(key, future))
             if self._in_use is not None and password not in self._in_use:
-                return entry  # a login that began before the password was replaced
+                return entry  # not stored: the login began before the password was replaced
             self._entries[key] = entry
             while len(self._entries) > self._limit:
                 self._entries.popitem(last=False)
@@ -47,7 +48,7 @@ class KeyCache:
         return entry
 
     def keep_only(self, credentials: Iterable[Credential]) -> None:
-        """Forget the keys of all other passwords, and keep none of theirs from now on."""
+        """Forget the keys of all other passwords, and do not store new ones for them."""
         self._in_use = frozenset(credential.password for credential in credentials)
         for key in [key for key in self._entries if key[0] not in self._in_use]:
             del self._entries[key]

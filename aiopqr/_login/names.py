@@ -1,4 +1,4 @@
-"""Host names, looked up in threads of our own: asyncio uses the default executor, which anybody can fill."""
+"""Looks up host names in aiopqr's own threads. asyncio uses the default executor, which other code may have filled."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from .. import _threads
 
-_SHARED_FOR = 1.0  # seconds for which others join a lookup; after that it may hang, and a new one is tried
+_SHARED_FOR = 1.0  # for so many seconds, others join a lookup; after that, it may be hanging, so start a new one
 
 _lookups: dict[tuple[asyncio.AbstractEventLoop, str, int], tuple[float, asyncio.Future[Any]]] = {}
 
 
 def is_ip(host: str) -> bool:
-    """Whether a host is named by its address."""
+    """Whether the host is an IP address."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -42,6 +42,6 @@ async def addresses_of(host: str, port: int, loop: asyncio.AbstractEventLoop) ->
 
 def _forget(key: tuple[asyncio.AbstractEventLoop, str, int], lookup: asyncio.Future[Any]) -> None:
     if not lookup.cancelled():
-        lookup.exception()  # whoever asked may have gone
+        lookup.exception()  # retrieved here, since those who asked may be gone
     if key in _lookups and _lookups[key][1] is lookup:
         del _lookups[key]

@@ -1,4 +1,4 @@
-"""Where asyncpg would connect to: its own reading of the arguments, the DSN, the environment and the service file."""
+"""Where asyncpg would connect to, as it reads the arguments, the DSN, the environment and the service file itself."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from asyncpg import connect_utils
 from ..credentials import Secret
 from .names import is_ip
 
-# asyncpg takes the user's name for a database that is not named. No database has this name, so it shows which it was.
+# If no database is named, asyncpg uses the user's name. Passing a name that no database has reveals whether it did so.
 _NOBODY = "\0"
-# The files that a TLS context is read from, by the key in a DSN or a service file, and the environment's variable.
+# The files from which a TLS context is read: the key in a DSN or a service file, and the environment variable.
 TLS_FILES = {"sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY", "sslcrl": "PGSSLCRL"}
 _no_files = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # as `ssl=`, it keeps asyncpg from reading certificates
 
@@ -27,7 +27,7 @@ _no_files = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # as `ssl=`, it keeps async
 class Address:
     """One server's address: a host's name and port, or a socket's path.
 
-    ``ip`` is one of those that the name has, or the host itself where that is one; None before the name is looked up.
+    ``ip`` is one of the host's IP addresses, or the host itself if that is one; None before the name is looked up.
     """
 
     host: str
@@ -46,7 +46,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the arguments of a connect lead to. ``database`` is None where none is named."""
+    """What the arguments of a connect lead to. ``database`` is None if none is named."""
 
     addresses: tuple[Address, ...]
     database: str | None
@@ -55,7 +55,7 @@ class Target:
 
 
 def read_target(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target | None:
-    """Read the arguments as asyncpg does, and raise what it raises. None if this asyncpg cannot be asked."""
+    """Read the arguments as asyncpg does, with its errors. None if this version of asyncpg does not allow that."""
     parse = getattr(connect_utils, "_parse_connect_dsn_and_args", None)
     if parse is None:
         return None
@@ -69,7 +69,7 @@ def read_target(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target | No
         database, attribute = params.database, str(getattr(params.target_session_attrs, "value", "any"))
     except (AttributeError, TypeError, IndexError):
         return None
-    # Where no host is named, asyncpg looks for a socket in the usual folders, and then on this machine.
+    # If no host is named, asyncpg tries the usual folders for sockets, and then localhost.
     defaults = len(addresses) > 1 and addresses[-1].host == "localhost" and all(a.is_socket for a in addresses[:-1])
     return Target(addresses, None if database == _NOBODY else database, attribute, not defaults)
 
@@ -79,7 +79,7 @@ def _tcp_address(host: str, port: int | str) -> Address:
 
 
 def read_account(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, Secret]:
-    """The user and the password that asyncpg would use; an empty password where it finds none. Reads files."""
+    """The user and the password that asyncpg would use. The password is empty if it finds none. Reads files."""
     parse = connect_utils._parse_connect_dsn_and_args  # type: ignore[attr-defined]
     known = {**dict(zip(("dsn",), args, strict=False)), **kwargs, "ssl": _no_files}
     _, params = parse(**{name: known.get(name) for name in inspect.signature(parse).parameters})
@@ -87,7 +87,7 @@ def read_account(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str,
 
 
 def service_section(query: Mapping[str, str], kwargs: Mapping[str, Any]) -> Mapping[str, str]:
-    """What the service file says of the service that is named. Reads the file."""
+    """The section of the service file for the service that is named, or an empty mapping. Reads the file."""
     name = kwargs.get("service") or query.get("service")
     path = kwargs.get("servicefile") or os.environ.get("PGSERVICEFILE") or os.path.expanduser("~/.pg_service.conf")
     sections = configparser.ConfigParser()
@@ -96,7 +96,7 @@ def service_section(query: Mapping[str, str], kwargs: Mapping[str, Any]) -> Mapp
 
 
 def missing_file(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    """Which of the TLS files that the DSN, the service file or the environment names does not exist, in words."""
+    """A message about a missing TLS file that the DSN, the service file or the environment names, or None."""
     dsn = args[0] if args else kwargs.get("dsn")
     query = dict(parse_qsl(urlsplit(dsn).query)) if isinstance(dsn, str) else {}
     service = service_section(query, kwargs) if query.get("service") or kwargs.get("service") else {}

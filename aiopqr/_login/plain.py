@@ -1,7 +1,7 @@
-"""One connection of one account, without a pool: for the rotator, the command line, the Lambda and the test tools.
+"""Single connections without a pool, for the rotator, the command line, the Lambda and the test tools.
 
-An exception of the driver carries frames whose locals hold passwords and statements, and a cancellation carries them,
-too. Whoever calls the driver with a secret does it inside :func:`no_frames`, which drops them.
+A driver's exception, or a cancellation, carries frames whose locals hold passwords and statements. So call the driver
+with secrets only inside :class:`no_frames`, which drops the frames.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ..errors import without_frames
 from .asyncpg_login import login
 from .parsing import read_account, read_target
 
-#: What a server may ask of an administrator's tools by default.
+#: The default require_auth of administrators' tools.
 STRICT = "scram-sha-256,none"
-#: What the driver raises when a server refuses, or is lost.
+#: The errors of the driver if a server refuses something or the connection is lost.
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
-class no_frames:  # noqa: N801 - it reads as contextlib's own do, one of which would put the frames back
-    """Drop the frames of whatever is raised inside, a cancellation included. What it says stays."""
+class no_frames:  # noqa: N801 - lower case like contextlib's managers, which cannot be used: they restore the frames
+    """Drop the frames of any exception raised inside, even of a cancellation. The exception itself is kept."""
 
     def __enter__(self) -> None:
         pass
@@ -47,11 +47,11 @@ async def connect_once(
     asked: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Any:
-    """A new connection, which works through any pooler. Raises what asyncpg raises, without its frames.
+    """Open a connection that works through any pooler. Raises asyncpg's errors, without their frames.
 
-    Without ``user`` and ``password`` they come from where asyncpg looks: the DSN, the environment, the password file.
-    ``require_auth`` says what the server may ask for, unless the DSN or PGREQUIREAUTH do; ``asked`` is called with what
-    it asked for. Raises :class:`UntrustedServer` when it asks for something else.
+    If ``user`` or ``password`` is missing, it comes from the places where asyncpg looks: the DSN, the environment, the
+    password file. ``require_auth`` says what the server may ask for, unless the DSN or PGREQUIREAUTH does. If the
+    server asks for anything else, this raises :class:`UntrustedServer`. ``asked`` is called with what it asked for.
     """
     options = {"statement_cache_size": 0, **options}
     if application_name is not None:
@@ -66,10 +66,10 @@ async def connect_once(
 
 
 def place_of(dsn: str | None, **options: Any) -> str:
-    """Where a DSN leads to, for people: ``db:5432/orders``. Empty where that cannot be read."""
+    """Where a DSN leads to, in readable form: ``db:5432/orders``. Empty if the DSN cannot be read."""
     try:
         target = read_target((dsn,), options)
-    except Exception:  # asyncpg's own complaint, which the connect will raise as well
+    except Exception:  # asyncpg's own error, which the connect will raise again
         return ""
     if target is None:
         return ""
@@ -78,5 +78,5 @@ def place_of(dsn: str | None, **options: Any) -> str:
 
 
 def answered(exc: BaseException) -> bool:
-    """Whether a server, or a proxy, has sent this error. The driver has errors of its own for a lost connection."""
+    """Whether a server or a proxy has sent this error. If not, it is the driver's own, for a lost connection."""
     return isinstance(exc, asyncpg.PostgresError) and exc.severity is not None

@@ -1,6 +1,6 @@
-"""The passwords that have proved themselves by SCRAM in this process: none of them is sent as plain text any more.
+"""Remembers the passwords that this process has used with SCRAM, so that they are never sent as plain text.
 
-Only digests are kept, made with a key that is drawn for the process and never leaves it.
+Only digests are kept. Their key is random for each process and never leaves it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _digests: OrderedDict[bytes, None] = OrderedDict()
 
 
 def remember(password: Secret) -> None:
-    """A server and this process have proved to each other, without sending it, that they know the password."""
+    """Remember that a server and this process have proved to each other by SCRAM that they know the password."""
     digest = _digest(password)
     _digests[digest] = None
     _digests.move_to_end(digest)
@@ -27,7 +27,7 @@ def remember(password: Secret) -> None:
 
 
 def is_known(password: Secret) -> bool:
-    """Whether the password can be proved without being sent."""
+    """Whether the password has been proved by SCRAM, without being sent."""
     return _digest(password) in _digests
 
 

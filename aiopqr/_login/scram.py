@@ -1,8 +1,8 @@
-"""SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it: the mathematics, the verifier that a server stores, and
-the client's half of one exchange, with or without channel binding (SCRAM-SHA-256-PLUS).
+"""SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL implements it.
 
-All of it is pure: bytes in, bytes out. The login uses it, and so does a rotation, which computes the verifier here so
-that no server, proxy or statement log ever sees a password.
+This has the derivation of keys, the verifier that a server stores, and the client's half of an exchange, with or
+without channel binding (SCRAM-SHA-256-PLUS). All of it is pure: bytes in, bytes out. Logins use it, and so do
+rotations: they compute the verifier here, so that no server, proxy or statement log ever sees a password.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 MECHANISM = "SCRAM-SHA-256"
 DEFAULT_ITERATIONS = 4096  # PostgreSQL's scram_iterations
 
-#: The most iterations that a server may ask for. A million takes 0.3 s of one core and is more than anybody recommends;
-#: without a limit, a hostile server could keep a client computing for hours. There is no lower limit: PostgreSQL allows
-#: `scram_iterations = 1`, and libpq and asyncpg both log in with it.
+#: The most iterations that a server may ask for. A million takes 0.3 s of one core, and is more than anybody
+#: recommends. Without a limit, a hostile server could keep a client computing for hours. There is no lower limit, since
+#: PostgreSQL allows `scram_iterations = 1`, and libpq and asyncpg both log in with it.
 MAX_ITERATIONS = 1_000_000
 
 _SERVER_FIRST = re.compile(
@@ -46,20 +46,20 @@ _PROHIBITED = (
 
 
 class ScramError(Exception):
-    """What the server sent is not SCRAM, or is not an answer to what was asked."""
+    """The server's message is not valid SCRAM, or not an answer to ours."""
 
 
 class TooManyIterations(ScramError):
-    """The server asks for more iterations than any honest one does."""
+    """The server asks for more iterations than any honest server would."""
 
 
 class WrongSignature(ScramError):
-    """The server does not know the password: it is not the server it says it is."""
+    """The server does not know the password, so it is not the server that it claims to be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What is derived from a password, a salt and an iteration count. As good as the password: never shown."""
+    """The keys derived from a password, a salt and an iteration count. Keep them as secret as the password."""
 
     client: bytes = field(repr=False)
     stored: bytes = field(repr=False)
@@ -68,20 +68,20 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """What the server asks the keys to be derived with."""
+    """The salt and iteration count that the server sends for deriving the keys."""
 
     salt: bytes
     iterations: int
 
 
 def saslprep(text: str) -> str:
-    """The password as it is hashed, exactly as libpq's `pg_saslprep` makes it.
+    """Normalise a password before hashing, exactly as libpq's `pg_saslprep` does.
 
-    Where SASLprep (RFC 4013) forbids the text, it is used as it stands, as libpq does.
+    If SASLprep (RFC 4013) prohibits the text, it is returned unchanged, as in libpq.
     """
     if text.isascii():
         return text
-    # Spaces first: U+200B is both a space and "mapped to nothing", and libpq makes it a space.
+    # Map spaces first: U+200B is both a space and "mapped to nothing", and libpq makes it a space.
     mapped = "".join(
         " " if stringprep.in_table_c12(char) else char
         for char in text
@@ -100,9 +100,9 @@ def saslprep(text: str) -> str:
 
 
 def derive(password: str, salt: bytes, iterations: int) -> Keys:
-    """The keys of a password. Takes about 0.3 us for each iteration, and releases the GIL meanwhile.
+    """Derive the keys of a password. This takes about 0.3 µs per iteration, and releases the GIL.
 
-    Raises ValueError for a password that is not valid Unicode, without quoting it.
+    Raises ValueError, which does not show the password, if it is not valid Unicode.
     """
     try:
         secret = saslprep(password).encode()
@@ -118,10 +118,10 @@ def derive(password: str, salt: bytes, iterations: int) -> Keys:
 
 
 def verifier(password: str, *, iterations: int = DEFAULT_ITERATIONS, salt: bytes | None = None) -> str:
-    """What PostgreSQL stores for a password, ready for `ALTER ROLE ... PASSWORD '...'`.
+    """The verifier that PostgreSQL stores for a password, ready for `ALTER ROLE ... PASSWORD '...'`.
 
-    `salt` is 16 random bytes unless given. The text contains no quote and no backslash. It is not the
-    password, but who holds it can guess at the password offline: treat it as a secret.
+    `salt` is 16 random bytes by default. The text contains no quotes or backslashes. It is not the password, but with
+    it an attacker can guess the password offline, so treat it as a secret.
     """
     if not 1 <= iterations <= MAX_ITERATIONS:
         raise ValueError(f"iterations must be 1 to {MAX_ITERATIONS}, not {iterations}")
@@ -131,11 +131,11 @@ def verifier(password: str, *, iterations: int = DEFAULT_ITERATIONS, salt: bytes
 
 
 class Exchange:
-    """The client's half of one exchange, in order: `first`, `challenged()`, `final()`, `verify()`.
+    """The client's half of an exchange. Use in this order: `first`, `challenged()`, `final()`, `verify()`.
 
     ``flag`` tells the server about channel binding: "n" if this side does not bind, "y" if it would but the server
-    seems unable, "p" if it binds to ``binding``, the hash of the server's certificate. Each step raises ScramError,
-    which says what was wrong without quoting what was sent.
+    does not offer it, "p" if it binds to ``binding``, the hash of the server's certificate. Each step may raise
+    ScramError, which says what was wrong without quoting what was sent.
     """
 
     __slots__ = ("_auth_message", "_bare", "_bound", "_header", "_keys", "_nonce", "_server_first", "_server_nonce",
@@ -143,7 +143,7 @@ class Exchange:
 
     def __init__(self, nonce: str | None = None, *, flag: str = "n", binding: bytes = b"") -> None:
         self._nonce = (nonce or _b64(secrets.token_bytes(18))).encode("ascii")
-        # PostgreSQL has the username from the startup message and ignores this one; libpq leaves it empty too.
+        # PostgreSQL takes the username from the startup message and ignores this one, so libpq leaves it empty too.
         self._bare = b"n=,r=" + self._nonce
         self._header = b"p=tls-server-end-point,," if flag == "p" else flag.encode() + b",,"
         self._bound = base64.b64encode(self._header + (binding if flag == "p" else b""))
@@ -159,7 +159,7 @@ class Exchange:
         return self._header + self._bare
 
     def challenged(self, server_first: bytes) -> Challenge:
-        """Check the server's first message and take from it what the keys are derived with."""
+        """Check the server's first message, and return the challenge from which to derive the keys."""
         if self._server_first:
             raise ScramError("the server sent its first message twice")
         match = _SERVER_FIRST.fullmatch(server_first)
@@ -179,7 +179,7 @@ class Exchange:
     def final(self, keys: Keys) -> bytes:
         """The client's final message, with the proof that it knows the password."""
         if not self._server_first or self._keys is not None:
-            raise ScramError("the proof was asked for out of order")
+            raise ScramError("the proof was requested out of order")
         self._keys = keys
         without_proof = b"c=" + self._bound + b",r=" + self._server_nonce
         self._auth_message = b",".join((self._bare, self._server_first, without_proof))
@@ -188,7 +188,7 @@ class Exchange:
         return without_proof + b",p=" + base64.b64encode(proof)
 
     def verify(self, server_final: bytes) -> None:
-        """Check the server's proof that it, too, knows the password. WrongSignature if it does not."""
+        """Check the server's proof that it knows the password too. Raises WrongSignature if it does not."""
         if self._keys is None or self.verified:
             raise ScramError("the server sent its final message out of order")
         match = _SERVER_FINAL.fullmatch(server_final)

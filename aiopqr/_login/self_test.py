@@ -1,8 +1,8 @@
-"""One login without a network: asyncpg against a server of a few lines, in memory.
+"""A login without a network: asyncpg against a tiny server in memory.
 
-It runs in production, once in a process, before the first login that relies on asyncpg's insides, and finds out in a
-fraction of a millisecond whether they are as expected. It calls the function of asyncpg that no monitoring agent wraps,
-so that nobody sees it in their traces.
+It runs in production, once per process, before the first login that relies on asyncpg's internals, and checks in a
+fraction of a millisecond whether they are as expected. It calls a function of asyncpg that monitoring agents do not
+wrap, so that it does not show up in traces.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _KEYS = derive("self-test", _SALT, 1)
 
 
 class _Unexpected(Exception):
-    """asyncpg did not do what is relied on."""
+    """asyncpg did not behave as the login needs it to."""
 
 
 async def run_self_test(answered: Callable[..., Awaitable[Any]], view: Callable[..., Any]) -> None:
-    """Log in as it is and over STARTTLS; raise whatever is not as expected."""
+    """Log in without TLS and with STARTTLS. Raises if anything is not as expected."""
     for context in (None, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)):
         stage = _Stage(asyncio.get_running_loop())
         claim = Claim("self-test", Secret("self-test"), lambda password, challenge: _KEYS)
@@ -47,7 +47,7 @@ async def run_self_test(answered: Callable[..., Awaitable[Any]], view: Callable[
 
 
 async def _connect(*, loop: Any, password: str, tls: ssl.SSLContext | None) -> Any:
-    """What ``asyncpg.connect`` does for one address, past its parsing and all that agents wrap."""
+    """What ``asyncpg.connect`` does for one address, without its parsing and the functions that agents wrap."""
     mode = connect_utils.SSLMode.require if tls else connect_utils.SSLMode.disable
     params = connect_utils._ConnectionParameters(
         user="self-test",
@@ -75,7 +75,7 @@ async def _connect(*, loop: Any, password: str, tls: ssl.SSLContext | None) -> A
 
 
 class _Stage:
-    """An event loop whose connections all lead to the server below."""
+    """An event loop on which all connections lead to the server below."""
 
     transport: _Transport
 
@@ -96,7 +96,7 @@ class _Stage:
 
 
 class _Transport(asyncio.Transport):
-    """A transport with a server at its other end that lets in whoever completes SCRAM."""
+    """A transport whose other end is a server that accepts any client that completes SCRAM."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, protocol: Any) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""One TLS context for many logins, where asyncpg makes one for each.
+"""Shares one TLS context between many logins, since asyncpg makes a new one for each.
 
-Reading a bundle of authorities takes 20 to 30 ms on the event loop, ten times as long as all the rest of a connect.
-Here asyncpg's own code reads it in a thread, once, and again when one of the files has changed.
+Reading a CA bundle takes 20 to 30 ms on the event loop, ten times as long as the rest of a connect. Here asyncpg's own
+code reads it in a thread, once, and again when one of the files has changed.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from asyncpg import connect_utils
 from .. import _threads
 from .parsing import TLS_FILES, service_section
 
-# The arguments that a context depends on.
+# The arguments on which a context depends.
 _DECISIVE = ("dsn", "host", "port", "ssl", "direct_tls", "service", "servicefile")
 _DEFAULTS = {"sslrootcert": "root.crt", "sslcert": "postgresql.crt", "sslkey": "postgresql.key", "sslcrl": "root.crl"}
-_PATIENCE = 1.0  # seconds that a login waits for files that do not answer, when there is a context to go on with
+_PATIENCE = 1.0  # how many seconds to wait for the files if there is an older context to fall back on
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A context, None where asyncpg is to make its own, and what its files looked like just before."""
+    """A context (None if asyncpg should make its own), and the state of its files just before it was made."""
 
     context: ssl.SSLContext | None
     files: tuple[object, ...]
 
 
 class TlsContexts:
-    """The context for the latest arguments. Its files are looked at again at most once in ``check_every`` seconds."""
+    """The context for the latest arguments. Its files are checked at most every ``check_every`` seconds."""
 
     def __init__(self, *, check_every: float = 1.0) -> None:
-        self.worked: ssl.SSLContext | None = None  # the one with which a login has succeeded
+        self.worked: ssl.SSLContext | None = None  # the latest one with which a login has succeeded
         self._check_every = check_every
         self._asked: list[Any] = []
         self._made: _Made | None = None
@@ -48,10 +48,10 @@ class TlsContexts:
         self._made_at = 0.0
 
     async def shared(self, arguments: Mapping[str, Any], loop: asyncio.AbstractEventLoop) -> ssl.SSLContext | None:
-        """The context to pass as ``ssl=`` in place of what these arguments for asyncpg ask for; None for no change.
+        """The context to pass to asyncpg as ``ssl=`` with these arguments; None to leave the arguments unchanged.
 
-        Waits for the files as long as there is no context for these arguments, and for at most a second otherwise.
-        Cancellation stops the waiting; the next login uses what comes of the work.
+        If there is already a context for these arguments, this waits at most a second for the files, and otherwise as
+        long as it takes. Cancelling the call does not stop the work, and the next login can use the result.
         """
         given = arguments.get("ssl")
         if given is False or isinstance(given, ssl.SSLContext):
@@ -73,12 +73,12 @@ class TlsContexts:
         return self._made.context
 
     def forget(self) -> None:
-        """Make the next one anew: a login has failed, and its files may have been replaced."""
+        """Discard the context. Call this after a failed login, since the files may have been replaced."""
         self._asked, self._made, self._making = [], None, None
 
 
 def _current(arguments: Mapping[str, Any], before: _Made | None) -> _Made:
-    """The context of before, unless one of its files has changed."""
+    """The previous context, or a new one if a file has changed."""
     files = tuple(_look(path) for path in _paths(arguments))
     return before if before is not None and before.files == files else _Made(_make(arguments), files)
 
@@ -108,12 +108,12 @@ def _paths(arguments: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def _make(arguments: Mapping[str, Any]) -> ssl.SSLContext | None:
-    """The context that asyncpg would make, if it would insist on TLS. `prefer` and `allow` are more than a context."""
+    """The context that asyncpg would make if TLS is required. None otherwise: `prefer` takes more than a context."""
     try:
         parse = connect_utils._parse_connect_dsn_and_args  # type: ignore[attr-defined]
         _, params = parse(**{name: arguments.get(name) for name in inspect.signature(parse).parameters})
         if params.sslmode >= connect_utils.SSLMode.require and isinstance(params.ssl, ssl.SSLContext):
             return params.ssl
     except Exception:
-        pass  # asyncpg raises it again, in its own place, if it is the arguments' fault
+        pass  # if the arguments are wrong, asyncpg's connect will raise it again
     return None

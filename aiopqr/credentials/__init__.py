@@ -1,7 +1,7 @@
-"""A password, an account's credential, and the accounts that a service may use at one moment.
+"""Passwords, credentials, and the pair of accounts that a service may use at one moment.
 
-All layers pass these values on. They know nothing of databases, stores or clocks. Whatever is wrong with one is
-reported when it is made, by the name of the key and never by its value; so a pair that exists is valid.
+All layers use these values. They know nothing about databases, stores or clocks. They are checked when they are
+created, so a pair that exists is valid. Errors name the key at fault and never show its value.
 """
 
 from .account import Credential, Endpoint, Parity

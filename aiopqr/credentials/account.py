@@ -1,4 +1,4 @@
-"""One account of a service, and where its database is."""
+"""An account's credential, its parity, and the place of its database."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .secret import Secret
 
 
 class Parity(enum.StrEnum):
-    """Which of the two accounts of a pair."""
+    """One of the two accounts of a pair: odd or even."""
 
     ODD = "odd"
     EVEN = "even"
 
     @property
     def other(self) -> Parity:
-        """Even for odd, and odd for even."""
+        """The other account: even for odd, and odd for even."""
         return Parity.EVEN if self is Parity.ODD else Parity.ODD
 
 
@@ -27,12 +27,12 @@ class Parity(enum.StrEnum):
 class Credential:
     """The name and password of one account.
 
-    ``expires_at`` is the time from which the password no longer logs in, as an aware datetime; None if it does not
-    expire. With ``ends_sessions``, connections do not outlive the password either, as with a lease whose role is
-    dropped: pools then replace them before that time.
+    ``expires_at`` is when the password stops working, as an aware datetime, or None if it does not expire. Set
+    ``ends_sessions`` if open connections stop working then as well, as with a lease whose role is dropped. Pools then
+    replace connections before that time.
 
-    Two credentials are equal when name and password are: a changed password is another credential, a later expiry is
-    not. Raises :class:`InvalidSecret` for what could not work.
+    Two credentials are equal if their names and passwords are; the expiry does not matter. Raises
+    :class:`InvalidSecret` for values that cannot work.
     """
 
     username: str
@@ -47,8 +47,8 @@ class Credential:
         expires_at: datetime | None = None,
         ends_sessions: bool = False,
     ) -> None:
-        # A traceback with captured locals would also show a half-made credential. So all fields are set before any is
-        # checked, and the password is wrapped first, so that no frame holds its text.
+        # A traceback that shows locals may also show a half-made credential. So all fields are set before any of them
+        # is checked, and the password is wrapped first, so that no frame holds its text.
         object.__setattr__(self, "password", None)
         object.__setattr__(self, "username", username)
         object.__setattr__(self, "expires_at", expires_at)
@@ -64,13 +64,13 @@ class Credential:
 
     @property
     def is_padded(self) -> bool:
-        """Whether the password begins or ends with white space, which is rarely meant."""
+        """Whether the password begins or ends with white space, which is rarely intended."""
         return self.password.reveal().strip(WHITE_SPACE) != self.password.reveal()
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a secret says that its database is: defaults for a connection that names no server itself."""
+    """The location of a database according to a secret. Connections use it as a default if they do not name one."""
 
     host: str | None = None
     port: int | None = None

@@ -14,18 +14,19 @@ from .schema import accounts_of, parse_secret
 
 @dataclass(frozen=True, slots=True)
 class CredentialPair:
-    """The two accounts of a service at one moment, or the one account that it has so far (:meth:`single`).
+    """The two accounts of a service at one moment, or its only account (:meth:`single`).
 
-    - ``odd``, ``even``: The accounts. One of them may be None: a degraded pair, which works as long as the other does.
+    - ``odd``, ``even``: The accounts. One of them may be None. Such a degraded pair works as long as its account does.
     - ``active``: The account that the first connection uses.
-    - ``pending``: A new password of one of the two, which the database may not accept yet. It announces that this
-      account is about to change: connections use the other one while that works. The pending password itself is tried
-      only after both others were refused. ``pending_since`` is when it was staged, as an aware datetime, or None.
-    - ``is_single``: One account is all that the store is meant to have.
-    - ``refresh_in``: In how many seconds the source expects something new, if it knows; the refresher then fetches.
+    - ``pending``: A new password of one of the two accounts, which the database may not accept yet. It announces that
+      this account is about to change, so connections use the other one while that works. The pending password itself is
+      tried only after both others were refused. ``pending_since`` is when it was staged, as an aware datetime, or None.
+    - ``is_single``: The store is meant to hold a single account, so the pair is not degraded.
+    - ``refresh_in``: The number of seconds after which the source expects a change and should be fetched again, or
+      None.
     - ``last_resort``: An account that the store no longer names. It is used only while all others are refused.
 
-    Raises :class:`InvalidSecret` for a pair that could not work.
+    Raises :class:`InvalidSecret` for values that cannot work.
     """
 
     odd: Credential | None
@@ -38,7 +39,7 @@ class CredentialPair:
     refresh_in: float | None = field(default=None, compare=False)
     last_resort: Credential | None = None
 
-    if TYPE_CHECKING:  # what __post_init__ accepts: "odd" and "even" are as good as Parity.ODD and Parity.EVEN
+    if TYPE_CHECKING:  # __post_init__ also accepts "odd" and "even" for Parity.ODD and Parity.EVEN
 
         def __init__(
             self,
@@ -54,7 +55,7 @@ class CredentialPair:
 
     @classmethod
     def single(cls, credential: Credential, *, endpoint: Endpoint | None = None) -> CredentialPair:
-        """One account, on purpose. While its password is refused, connects wait for a newer one."""
+        """Make a pair that deliberately has one account. If its password is refused, connects wait for a newer one."""
         return cls(credential, None, endpoint=endpoint, is_single=True)
 
     def __post_init__(self) -> None:
@@ -79,13 +80,13 @@ class CredentialPair:
             raise InvalidSecret("pending_since must be an aware datetime")
 
     def __getitem__(self, parity: Parity) -> Credential | None:
-        if parity is Parity.EVEN:  # before Parity(), which takes longer than all the rest
+        if parity is Parity.EVEN:  # checked first, because Parity() is slow
             return self.even
         return self.odd if Parity(parity) is Parity.ODD else self.even
 
     @property
     def pending_parity(self) -> Parity | None:
-        """Whose newer password ``pending`` is: by username, or the account that the pair does not have."""
+        """The account to which ``pending`` belongs: the one with that username, or else the missing one."""
         if self.pending is None:
             return None
         for parity in Parity:
@@ -96,27 +97,27 @@ class CredentialPair:
 
     @property
     def missing(self) -> Parity | None:
-        """The account that a degraded pair lacks; None for a whole pair, and for a single account."""
+        """The account that a degraded pair lacks; None for a complete pair or a single account."""
         return None if self.is_single else self.empty
 
     @property
     def empty(self) -> Parity | None:
-        """The account that the pair does not have, whether or not it is meant to."""
+        """The account that is None, whether or not it should be there; None if there are both."""
         return next((parity for parity in Parity if self[parity] is None), None)
 
     def credentials(self) -> Iterator[Credential]:
-        """All credentials of the pair: odd, even, pending and last resort, as far as it has them."""
+        """Iterate over the credentials that the pair has: odd, even, pending and last resort."""
         return (c for c in (self.odd, self.even, self.pending, self.last_resort) if c is not None)
 
     @classmethod
     def from_secret(cls, secret: str | bytes | Mapping[str, Any]) -> CredentialPair:
-        """Read the accounts from JSON text or a mapping. Keys that are not named here are ignored.
+        """Read the accounts from JSON text or a mapping. Keys that are not mentioned here are ignored.
 
         A pair has gopqr's five keys: ``odd_username``, ``odd_password``, ``even_username``, ``even_password`` and
-        ``active_credential`` (``"odd"`` or ``"even"``). An account of which both keys are absent makes a degraded pair.
-        A single account has ``username`` (or ``user``) and ``password``; where keys of a pair are present as well,
-        the pair counts. ``pending_username``/``pending_password``/``pending_staged_at`` and ``host``/``port``/
-        ``dbname`` are read where present.
+        ``active_credential`` (``"odd"`` or ``"even"``). If both keys of one account are missing, the pair is degraded.
+        A single account has ``username`` (or ``user``) and ``password``, which are ignored if there are keys of a pair.
+        Optional keys are ``pending_username``, ``pending_password``, ``pending_staged_at``, ``host``, ``port`` and
+        ``dbname``.
 
         Raises :class:`InvalidSecret`, which names the key at fault and never shows a value.
         """
@@ -124,5 +125,5 @@ class CredentialPair:
             return cls(**accounts_of(parse_secret(secret)))
         except InvalidSecret as exc:
             problem = str(exc)
-        del secret  # raised from here, with none of the frames that held the text
+        del secret  # raised from here, so that the traceback holds no frame with the text
         raise InvalidSecret(problem)

@@ -1,4 +1,4 @@
-"""What a secret holds: its keys, and how they are read. An error names the key at fault, and never shows a value."""
+"""The keys of a secret, and how to read them. Errors name the key at fault and never show a value."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRET_KEYS = (
 
 
 def parse_secret(secret: str | bytes | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The key-value object that a secret is, or :class:`InvalidSecret`."""
+    """Parse a secret into a mapping of keys to values. Raises :class:`InvalidSecret`."""
     if isinstance(secret, Mapping):
         return secret
     if not isinstance(secret, str | bytes | bytearray):
@@ -33,7 +33,7 @@ def parse_secret(secret: str | bytes | Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         entries = json.loads(secret)
     except (ValueError, RecursionError):
-        # The parser's own message and its `doc` hold the text, so nothing of it is passed on.
+        # The parser's error contains the text of the secret, so it is not passed on.
         entries = None
         problem = "the secret is not valid JSON"
     else:
@@ -44,12 +44,12 @@ def parse_secret(secret: str | bytes | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def is_pair(entries: Mapping[str, Any]) -> bool:
-    """Whether a secret has keys of a pair, not only those of a single account."""
+    """Whether a secret has any keys of a pair."""
     return any(entries.get(key) is not None for key in _PAIR_KEYS)
 
 
 def parse_time(value: object) -> datetime | None:
-    """An ISO 8601 time with an offset, as UTC; None for anything else, which counts as not known."""
+    """Parse an ISO 8601 time with an offset, and convert it to UTC. Anything else is None, which means unknown."""
     try:
         time = datetime.fromisoformat(value) if isinstance(value, str) else None
         return time.astimezone(UTC) if time is not None and time.utcoffset() is not None else None
@@ -58,13 +58,13 @@ def parse_time(value: object) -> datetime | None:
 
 
 def accounts_of(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """What a secret says of its accounts: the arguments of a :class:`CredentialPair`."""
+    """Read the accounts of a secret. Returns the arguments of a :class:`CredentialPair`."""
     accounts: dict[str, Any] = {"pending": _credential(entries, "pending_username", "pending_password")}
     if is_pair(entries):
         accounts |= {name: _credential(entries, f"{name}_username", f"{name}_password") for name in Parity}
         accounts["active"] = _active(entries, is_whole=bool(accounts["odd"] and accounts["even"]))
     else:
-        # Where both keys of the name are present, they say the same (CloudNativePG).
+        # If both keys of the name are present, they have the same value (CloudNativePG).
         name = "user" if "user" in entries and "username" not in entries else "username"
         accounts |= {"odd": _credential(entries, name, "password"), "even": None, "is_single": True}
         if accounts["odd"] is None:
@@ -120,7 +120,7 @@ def _endpoint(entries: Mapping[str, Any]) -> Endpoint | None:
 
 
 def _found(entries: Mapping[str, Any]) -> str:
-    """The keys of a secret, for an error, as far as they look like keys."""
+    """The keys of a secret, for an error. Only those that look like keys are shown."""
     keys = [key for key in entries if isinstance(key, str) and _KEY.fullmatch(key)][:_KEYS_SHOWN]
     others = len(entries) - len(keys)
     shown = [*keys, *([f"{others} more" if keys else f"{others} others"] if others else [])]

@@ -14,8 +14,8 @@ _MASK = "**********"
 class Secret:
     """A password that cannot be printed: ``repr``, ``str`` and ``format`` show a mask; :meth:`reveal` returns the text.
 
-    Two secrets are equal when their contents are. A secret cannot be pickled, so that none ends up in a cache or a
-    queue, and it has no attribute that holds its text, so that serializers and inspectors find none.
+    Two secrets are equal if their texts are. A secret cannot be pickled, so it cannot end up in a cache or a queue. No
+    attribute holds its text, so serializers and inspectors cannot find it.
     """
 
     __slots__ = ("_reveal",)
@@ -27,7 +27,7 @@ class Secret:
         self._reveal = lambda: content
 
     def reveal(self) -> str:
-        """The password itself, for the one call that logs in with it."""
+        """Return the password itself. Call this only where you log in with it."""
         return self._reveal()
 
     def __eq__(self, other: object) -> bool:
