@@ -1,8 +1,8 @@
 """Rotation: changes the passwords of a pair so that no pool is ever locked out.
 
-``stores`` says what a secret store must do, and does it for a JSON file and for AWS Secrets Manager. ``plan`` decides
-and ``gates`` says why not, both pure; ``database`` asks and alters Postgres; ``run`` is one rotation in progress, and
-``rotator`` the class to use.
+Use the class in ``rotator``. ``run`` is one rotation in progress. ``plan`` decides what to do and ``gates`` finds
+reasons against it; both are pure. ``database`` queries and alters Postgres. ``stores`` defines what a secret store must
+do, and implements it for a JSON file, AWS Secrets Manager and Vault.
 """
 
 from .announcing import Announcing

@@ -1,4 +1,4 @@
-"""Between the staging of a password and its change: how long pools get to step aside, and who has not done so."""
+"""The time between staging a password and changing it: how long pools get to step aside, and which have not done so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .words import counted, text_of
 
 logger = logging.getLogger("aiopqr")
 
-# How long an announcement takes beyond the pools' refresh interval: for their fetch, and for connects under way.
+# Seconds that an announcement takes beyond the pools' refresh interval, for the fetch and for connects in progress.
 _GRACE = 10.0
 
 
@@ -26,8 +26,8 @@ _GRACE = 10.0
 class Announcing:
     """The rotator waits ``seconds`` for pools to step aside.
 
-    ``unheard`` names those that have not: who has opened how many sessions of the account although every pool should
-    have seen the announcement. It is empty the first time.
+    ``unheard`` names the clients that have not, with the number of sessions that each has opened with the account since
+    every pool should have seen the announcement. It is empty before the first wait.
     """
 
     seconds: float
@@ -45,24 +45,27 @@ class Announcing:
 
 
 def usual_announcement(rules: Rules) -> float:
-    """The default time to announce a change, in seconds. It is 0 for pools that do not poll, which cannot see it."""
+    """The default time to announce a change, in seconds. It is 0 if pools do not poll and cannot see it."""
     return min(rules.refresh_interval + _GRACE, STEP_ASIDE_MAX) if rules.refresh_interval else 0.0
 
 
 def announcement_left(staged: StoredSecret, announce: float) -> float:
-    """Seconds until pools have had ``announce`` seconds to see the stage; 0 or less when they have."""
+    """Seconds until pools have had ``announce`` seconds to see the stage; 0 or less if they have had that already."""
     return announce - _age(staged)
 
 
 def announced_longer(staged: StoredSecret, announce: float) -> float:
-    """How many seconds to wait for pools that have not seen it, while those that have still step aside."""
+    """Seconds to wait for pools that have not seen the stage, as long as the other pools still step aside."""
     return min(announce, max(STEP_ASIDE_MAX - _age(staged), 0.0))
 
 
 async def unheard(
     database: Database, staged: StoredSecret, announce: float, rules: Rules
 ) -> tuple[tuple[str, int], ...]:
-    """Who has opened sessions of the staged account although every pool should have seen it, and how many."""
+    """The clients that have opened sessions with the staged account since every pool should have seen the stage.
+
+    Each comes with the number of its sessions.
+    """
     pending, parity = staged.pair.pending, staged.pair.pending_parity
     assert pending is not None
     assert parity is not None
@@ -72,7 +75,7 @@ async def unheard(
             due = await database.time(admin) - timedelta(seconds=late_for)
             sessions = await database.sessions(admin, {pending.username: parity})
     except (RotationError, *DRIVER_ERRORS) as exc:
-        logger.warning("rotation: cannot see whether all pools have stepped aside; going on: %s", text_of(exc))
+        logger.warning("rotation: cannot see whether all pools have stepped aside; continuing: %s", text_of(exc))
         return ()
     exempt = rules.exempt_applications | {APPLICATION_NAME}
     late = Counter(
@@ -84,5 +87,5 @@ async def unheard(
 
 
 def _age(staged: StoredSecret) -> float:
-    """Seconds since the password was staged, as far as the store knows."""
+    """Seconds since the password was staged, or 0 if the store does not know that."""
     return max((datetime.now(UTC) - staged.staged_at).total_seconds(), 0.0) if staged.staged_at else 0.0

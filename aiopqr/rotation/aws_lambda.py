@@ -1,18 +1,18 @@
-"""A rotation function for AWS Secrets Manager: :func:`handler`, for the pair-in-one-secret layout.
+"""A rotation function for AWS Secrets Manager, for the layout with a pair in one secret: :func:`handler`.
 
-Secrets Manager calls it four times for each rotation, and each step again until it succeeds:
+For each rotation, Secrets Manager calls it once per step, and repeats a step until it succeeds:
 
 | step         | what it does                                                                                        |
 |--------------|-----------------------------------------------------------------------------------------------------|
-| createSecret | checks every gate; then makes the new password of one account the version in AWSPENDING             |
+| createSecret | checks every gate, then stages a new password of one account as the version in AWSPENDING           |
 | setSecret    | waits for pools to step aside, then gives the account that password, as a SCRAM verifier            |
 | testSecret   | logs in with it on the applications' path                                                           |
-| finishSecret | moves AWSCURRENT there, if it logs in                                                               |
+| finishSecret | logs in with it, then moves AWSCURRENT to its version                                               |
 
-Only createSecret can refuse: once the password is staged, later steps finish it, whatever the gates say by then. Each
-step does nothing that has been done. After a crash at any point every password that the database accepts is in
-AWSCURRENT or AWSPENDING, where :class:`~aiopqr.sources.SecretsManagerSource` finds it; ``aiopqr rotate --secret`` can
-finish what was left, too.
+Only createSecret can refuse. Once the password is staged, later steps finish the rotation, even if a gate would object
+by then. A step that is repeated does nothing that has been done already. After a crash at any point, every password
+that the database accepts is in AWSCURRENT or AWSPENDING, where :class:`~aiopqr.sources.SecretsManagerSource` finds it.
+``aiopqr rotate --secret`` can finish such a rotation, too.
 
 Its environment:
 
@@ -23,11 +23,11 @@ Its environment:
 | AIOPQR_DSN                 | host, port and   | the applications' path, without user and password, such as           |
 |                            | dbname of the    | ``postgresql://db/orders?sslmode=verify-full&sslrootcert=ca.pem``;   |
 |                            | secret, with TLS | the default does not verify the server's certificate                 |
-| AIOPQR_ADMIN_DSN           | AIOPQR_DSN       | the same for the admin role, where it must not go through a proxy    |
+| AIOPQR_ADMIN_DSN           | AIOPQR_DSN       | the same for the admin role, if that must not go through a proxy     |
 | AIOPQR_MAX_LIFETIME        | 1800             | the longest of all pools, in seconds                                 |
 | AIOPQR_REFRESH_INTERVAL    | 60               | the longest of all pools, in seconds                                 |
-| AIOPQR_MARGIN              | 120              | seconds more                                                         |
-| AIOPQR_EXEMPT_APPLICATIONS | none             | application_names, with commas, whose old sessions do not count      |
+| AIOPQR_MARGIN              | 120              | additional seconds, for clocks that differ and slow fetches          |
+| AIOPQR_EXEMPT_APPLICATIONS | none             | application_names whose old sessions do not count, comma-separated   |
 | AIOPQR_ANNOUNCE            | refresh interval | seconds from staging a password to changing it, in which pools step  |
 |                            | + 10             | aside: as many of them as the function's timeout leaves room for, so |
 |                            |                  | give it that much more than half a minute                            |
@@ -62,12 +62,12 @@ from .stores.aws_versions import Snapshot, staged_entries, stored
 logger = logging.getLogger("aiopqr")
 
 _VERIFY_TIMEOUT = 10.0  # a proxy may take a moment to notice a new password
-_RESERVE = 25.0  # what setSecret keeps of the function's time for the change itself
+_RESERVE = 25.0  # seconds of the function's time that setSecret reserves for the change itself
 
 
 def handler(event: Mapping[str, Any], context: object) -> None:
-    """What Lambda calls. Raises when the step cannot be done; Secrets Manager then calls it again."""
-    # Without a Lambda's context there is no limit.
+    """The function that Lambda calls. Raises if the step cannot be done; Secrets Manager then calls it again."""
+    # A context that is not Lambda's has no time limit.
     remaining = getattr(context, "get_remaining_time_in_millis", lambda: math.inf)()
     try:
         asyncio.run(_step(event, Settings.of(os.environ), remaining / 1000))
@@ -79,7 +79,7 @@ def handler(event: Mapping[str, Any], context: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The environment's part."""
+    """The settings from the environment."""
 
     rules: Rules
     admin_secret: str | None = None
@@ -89,7 +89,7 @@ class Settings:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Settings:
-        """Raises :class:`ConfigurationError` for what should be a number and is not."""
+        """Read the settings. Raises :class:`ConfigurationError` if a number is expected and something else found."""
 
         def seconds(name: str, default: float) -> float:
             text = environment.get(name, "")
@@ -126,7 +126,7 @@ async def _step(event: Mapping[str, Any], settings: Settings, remaining: float) 
     if name not in _STEPS:
         raise ConfigurationError(f"there is no step {name!r}")
     async with SecretsManagerStore(secret_id) as store:
-        await store.reported(_dispatch(_STEPS[name], _Rotation(store, token, settings, remaining), name))
+        await store.run(_dispatch(_STEPS[name], _Rotation(store, token, settings, remaining), name))
 
 
 async def _dispatch(step: Callable[[_Rotation], Awaitable[str]], rotation: _Rotation, name: str) -> None:
@@ -137,7 +137,7 @@ async def _dispatch(step: Callable[[_Rotation], Awaitable[str]], rotation: _Rota
 
 
 class _Rotation:
-    """One rotation of the service: the version ``token`` of a secret. ``remaining`` is in seconds."""
+    """One rotation: it makes the version ``token`` of a secret current. ``remaining`` is in seconds."""
 
     def __init__(self, store: SecretsManagerStore, token: str, settings: Settings, remaining: float) -> None:
         self.store = store
@@ -146,7 +146,7 @@ class _Rotation:
         self.remaining = remaining
 
     async def is_finished(self) -> bool:
-        """Whether the token's version is current. Raises when it is not the one that is to become it."""
+        """Whether the token's version is current. Raises if it is neither current nor pending."""
         return (await self._snapshot()).current.id == self.token
 
     async def create(self) -> str:
@@ -157,7 +157,7 @@ class _Rotation:
         database = await self._database(snapshot)
         async with database.exclusively(secret.pair):
             if (again := await self._snapshot()).revision != snapshot.revision:
-                raise RotationError(f"secret {self.store.secret_id!r} has changed in between")
+                raise RotationError(f"secret {self.store.secret_id!r} was changed in the meantime")
             async with database.connected() as admin:
                 facts = await database.gather(admin, secret)
             plan = decide(facts, self.settings.rules)
@@ -178,9 +178,9 @@ class _Rotation:
             logger.info("%s: waiting %.0f s for pools to step aside from %r", self.store, wait, pending.username)
             await asyncio.sleep(wait)
         async with database.altering(secret.pair) as admin:
-            # A run that was suspended until the next rotation had begun must alter nothing.
+            # If this run was suspended and the next rotation has begun meanwhile, it must not alter anything.
             if (await self._snapshot()).revision != snapshot.revision:
-                raise RotationError(f"secret {self.store.secret_id!r} has changed in between")
+                raise RotationError(f"secret {self.store.secret_id!r} was changed in the meantime")
             end = (await database.ends(admin, [pending.username])).get(pending.username)
             parity, now = secret.pair.pending_parity, await database.time(admin)
             changed = secret.changed_at(parity) if parity else None
@@ -212,7 +212,7 @@ class _Rotation:
         return f"the new password of {pending.username!r} is current"
 
     async def _rehearse(self, database: Database, snapshot: Snapshot) -> str:
-        """What the service asks for when rotation is set up without rotating at once."""
+        """The test that AWS requests when rotation is configured without an immediate rotation."""
         async with database.connected() as admin:
             facts = await database.gather(admin, stored(snapshot, self.store.secret_id))
         for parity, login in facts.logins.items():
@@ -235,7 +235,7 @@ class _Rotation:
         admin = await _admin(settings.admin_secret or snapshot.current.entries.get("masterarn"))
 
         async def connect_admin() -> Any:
-            # Advisory locks belong to a database, and all rotators must use the same one.
+            # Advisory locks are per database, so all rotators must use the same one.
             return await _connect(settings.admin_dsn, endpoint, admin, database="postgres")
 
         async def connect_account(credential: Credential) -> Any:
@@ -261,7 +261,7 @@ async def _admin(secret_id: object) -> Credential:
     finally:
         await source.aclose()
     admin = pair[pair.active]
-    assert admin is not None  # the active account of a pair is there
+    assert admin is not None  # a pair always has its active account
     return admin
 
 

@@ -1,4 +1,4 @@
-"""How a rotator connects by a DSN: as the admin role, and with an account as applications do."""
+"""How a rotator connects if it is given DSNs: as the admin role, and with an account as applications do."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..errors import RotationError
 AdminConnect = Callable[[], Awaitable[Any]]
 AccountConnect = Callable[[Credential], Awaitable[Any]]
 
-#: What the rotator's own sessions are called.
+#: The application_name of the rotator's own sessions.
 APPLICATION_NAME = "aiopqr-rotate"
 
 
 def admin_by_dsn(dsn: str, *, password: Secret | None = None, timeout: float = 10.0) -> AdminConnect:
-    """How to connect as the role that ``dsn`` names, to the ``postgres`` database where there is one.
+    """A function that connects as the role that ``dsn`` names, to the ``postgres`` database if possible.
 
-    Without ``password`` it comes from where asyncpg looks: the DSN, PGPASSWORD, or the password file. Raises
-    :class:`RotationError` when the DSN names a database that does not exist.
+    If there is no ``password``, it comes from the places where asyncpg looks: the DSN, PGPASSWORD, or the password
+    file. Raises :class:`RotationError` if the DSN names a database that does not exist.
     """
 
     async def connect() -> Any:
-        # A pg_hba.conf or a password file may well know only the database that the DSN names.
+        # If this fails, pg_hba.conf or the password file may only have the database that the DSN names.
         with contextlib.suppress(
             asyncpg.InvalidCatalogNameError,
             asyncpg.InsufficientPrivilegeError,
@@ -58,7 +58,7 @@ async def _check_database(con: Any, dsn: str) -> None:
 
 
 def account_by_dsn(dsn: str, timeout: float) -> AccountConnect:
-    """How to log in with an account where ``dsn`` leads, within ``timeout`` seconds."""
+    """A function that logs in with an account at ``dsn``, within ``timeout`` seconds."""
 
     async def connect(credential: Credential) -> Any:
         return await connect_once(
@@ -76,5 +76,5 @@ async def close(con: Any) -> None:
     """Close a connection, whatever state it is in. Never raises."""
     try:
         await con.close(timeout=5.0)
-    except Exception:  # the server is gone, and there is nothing to be had from it any more
+    except Exception:  # the server is gone
         con.terminate()

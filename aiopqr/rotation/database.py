@@ -1,6 +1,6 @@
-"""The database as a rotator sees it: it asks on the admin's connection, and logs in on the applications' path.
+"""The database as a rotator sees it: queries on the admin's connection, and logins on the applications' path.
 
-All the SQL of a rotation is here. No password is ever sent: the server gets SCRAM verifiers, and proofs at a login.
+All the SQL of a rotation is here. No password is ever sent: the server gets SCRAM verifiers, and SCRAM proofs at login.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .gates import Facts, Gate, Login, Objection, Session
 from .sql import identifier, literal
 from .stores.store import StoredSecret
 
-# A proxy may take a moment to hear of a new password; servers and proxies lock out after ten failures or so.
+# A proxy may take a moment to notice a new password, but servers and proxies may lock an account after ten failures.
 _REFUSED_LOGINS = 5
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 2.0
 
-# The lock must not be lost to a time limit while the store is written, nor kept by a machine that has lost its power.
-# Settings that this server's version does not have are left out.
+# The lock must not be lost to a timeout while the store is being written, and must not be held by a machine that has
+# lost power. Settings that this version of the server does not have are left out.
 _KEEP_LOCK = """
 SELECT set_config(name, value, true)
 FROM (VALUES ('idle_in_transaction_session_timeout', '0'), ('transaction_timeout', '0'),
@@ -57,12 +57,12 @@ WHERE usename = $1 AND backend_start < $2 AND backend_type = 'client backend' AN
 
 
 class Database:
-    """What a rotation asks of Postgres, and the one thing that it changes there.
+    """Everything that a rotation does with Postgres.
 
     ``admin`` and ``verify`` are DSNs, or async callables that return a new connection. ``admin()`` connects as a role
-    that may alter the accounts. ``verify(credential)`` connects as an application would with that account, through the
-    same proxies. With an ``admin`` DSN, the server's ``postgres`` database is used if there is one: advisory locks
-    belong to a database, and all rotators must use the same one. ``timeout`` (seconds) bounds each connect.
+    that may alter the accounts. ``verify(credential)`` connects with that account as an application would, through the
+    same proxies. If ``admin`` is a DSN, the server's ``postgres`` database is used if there is one, since advisory
+    locks are per database and all rotators must use the same one. ``timeout`` (seconds) limits each connect.
     """
 
     def __init__(self, admin: str | AdminConnect, verify: str | AccountConnect, *, timeout: float = 10.0) -> None:
@@ -72,7 +72,7 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[Any]:
-        """A connection of the admin role. Raises :class:`RotationError` if it cannot connect."""
+        """A connection as the admin role. Raises :class:`RotationError` if it cannot connect."""
         con, problem = None, ""
         try:
             with no_frames():
@@ -90,10 +90,10 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def exclusively(self, pair: CredentialPair) -> AsyncIterator[Any]:
-        """Keep other rotators of this pair out until the block ends; yields the connection that does so.
+        """Keep other rotators of this pair out until the block ends. Yields the connection that holds the lock.
 
-        Raises :class:`RotationRefused` if there is another one. If the connection is lost meanwhile, nothing is raised:
-        the store's compare-and-set and :meth:`altering` keep two rotators from doing harm.
+        Raises :class:`RotationRefused` if another rotator is running. If the connection is lost meanwhile, that is not
+        an error: even then, the store's compare-and-set and :meth:`altering` prevent two rotators from doing harm.
         """
         async with self._transaction() as con:
             if not await con.fetchval("SELECT pg_try_advisory_xact_lock($1)", _lock_key("rotation", pair)):
@@ -103,10 +103,10 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def altering(self, pair: CredentialPair) -> AsyncIterator[Any]:
-        """A transaction in which no other rotator alters this pair; waits for an alteration that is just ending.
+        """A transaction in which no other rotator can alter this pair. Waits if one is doing so right now.
 
-        What is altered in it takes effect with :meth:`commit`, and only if the lock was held all the time. So a rotator
-        that was suspended until after the end of its session alters nothing when it resumes.
+        Changes take effect with :meth:`commit`, and only if the lock was held all the time. So a rotator that was
+        suspended for so long that its session has ended alters nothing when it resumes.
         """
         async with self._transaction() as con:
             await con.fetchval("SELECT pg_advisory_xact_lock($1)", _lock_key("alteration", pair))
@@ -114,7 +114,7 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Any]:
-        """A transaction that is rolled back unless it was committed. An error in ending it is dropped."""
+        """A transaction that is rolled back unless it was committed. An error of the rollback is ignored."""
         async with self.connected() as con:
             await con.execute("BEGIN")
             try:
@@ -126,22 +126,22 @@ class Database:
                         await con.execute("ROLLBACK")
 
     async def gather(self, con: Any, secret: StoredSecret) -> Facts:
-        """All the facts on which a rotation is decided. Logs in with each account, and changes nothing.
+        """Gather all facts that a decision needs. This logs in with each account, and changes nothing.
 
-        Raises :class:`PathDown` if a login failed for a reason other than a refusal of the account.
+        Raises :class:`PathDown` if a login failed for any reason but a refusal of the account.
         """
         pair = secret.pair
         if pair.odd is None or pair.even is None:
             raise RotationError(f"the pair is degraded: it has no {pair.missing} account, and a rotation needs both")
         parities = {pair.odd.username: Parity.ODD, pair.even.username: Parity.EVEN}
-        # Before the logins, whose own sessions end a little later than their connections do.
+        # Look at the sessions before the logins, whose own sessions may outlast their connections for a moment.
         sessions = await self.sessions(con, parities)
         ends = await self.ends(con, list(parities))
         logins = {Parity.ODD: await self.login(pair.odd), Parity.EVEN: await self.login(pair.even)}
         staged, pending = pair.pending_parity, None
         if staged is not None and pair.pending is not None and not logins[staged].accepted:
             pending = await self.login(pair.pending)
-        # A staged password that works has to become the account's current one, whatever the other account's state.
+        # A staged password that works must become the account's current one, whatever state the other account is in.
         if pending is None or not pending.accepted:
             self._raise_if_untried(pair, logins, pending)
         return Facts(
@@ -155,11 +155,11 @@ class Database:
         )
 
     async def ends(self, con: Any, names: Sequence[str]) -> dict[str, datetime | None]:
-        """VALID UNTIL of the roles that exist; None where there is none."""
+        """VALID UNTIL of the roles that exist; None for roles without one."""
         return {row["rolname"]: row["valid_until"] for row in await con.fetch(_ROLES, list(names))}
 
     async def sessions(self, con: Any, parities: dict[str, Parity]) -> tuple[Session, ...]:
-        """The sessions of these accounts, as far as the admin role sees them."""
+        """The sessions of these accounts, as far as the admin role can see them."""
         return tuple(
             Session(
                 parities[row["usename"]],
@@ -172,14 +172,14 @@ class Database:
         )
 
     async def login(self, credential: Credential) -> Login:
-        """Log in with a new connection on the applications' path, and ask the server who we are."""
+        """Log in on the applications' path, and ask the server for the session's user."""
         try:
             with no_frames():
                 con = await self._verify(credential)
         except Exception as exc:
             return self._failed(exc)
         try:
-            async with con.transaction():  # which keeps a pooling proxy on one server connection
+            async with con.transaction():  # so that a pooling proxy stays on one server connection
                 user = await con.fetchval("SELECT session_user")
         except Exception as exc:
             return self._failed(exc)
@@ -190,7 +190,7 @@ class Database:
         return Login(True)
 
     async def login_patiently(self, credential: Credential, timeout: float) -> Login:
-        """The outcome of :meth:`login`, after as many tries as may still make it better within ``timeout`` seconds."""
+        """Repeat :meth:`login` until it succeeds, for up to ``timeout`` seconds. Stops early after some refusals."""
         clock = asyncio.get_running_loop()
         deadline, pause, refusals = clock.time() + timeout, _FIRST_PAUSE, 0
         while True:
@@ -202,7 +202,7 @@ class Database:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def time(self, con: Any) -> datetime:
-        """The server's clock, which also dates the sessions. If ``con`` is lost, a new connection is asked."""
+        """The time by the server's clock, which also dates the sessions. Uses a new connection if ``con`` is lost."""
         with contextlib.suppress(*DRIVER_ERRORS):
             return await _time(con)
         async with self.connected() as fresh:
@@ -211,8 +211,8 @@ class Database:
     async def alter(self, con: Any, credential: Credential, valid_until: datetime | None = None) -> None:
         """Give the account its password, as a SCRAM-SHA-256 verifier, and a new VALID UNTIL if one is given.
 
-        It takes effect with :meth:`commit`. Raises :class:`RotationError` if the server refuses. The driver's error is
-        dropped, since it holds the statement.
+        It takes effect with :meth:`commit`. Raises :class:`RotationError` if the server refuses it, without the
+        driver's error, since that contains the statement.
         """
         role = f"ALTER ROLE {identifier(credential.username)}"
         until = f" VALID UNTIL {literal(valid_until.isoformat())}" if valid_until else ""
@@ -225,13 +225,13 @@ class Database:
         raise RotationError(problem)
 
     async def commit(self, con: Any) -> None:
-        """Make what was altered on ``con`` take effect."""
+        """Make the changes on ``con`` take effect."""
         await con.execute("COMMIT")
 
     async def terminate(
         self, con: Any, username: str, before: datetime, exempt: Sequence[str] = ()
     ) -> tuple[int, str | None]:
-        """End the account's sessions that began before a moment. Returns how many, and what went wrong."""
+        """End the account's sessions that began before the given time. Returns how many, and an error text or None."""
         try:
             rows = await con.fetch(_TERMINATE, username, before, list(exempt))
         except asyncpg.PostgresError as exc:
@@ -239,7 +239,8 @@ class Database:
         return sum(row["ended"] for row in rows), None
 
     def _failed(self, exc: BaseException) -> Login:
-        # A path that is down says nothing about the password. At a connection limit, the password has been accepted.
+        # If the path is down, that says nothing about the password. If a connection limit is reached, the server has
+        # accepted the password.
         text = f"{describe(exc)} (at {self._path})" if self._path else describe(exc)
         verdict = classify(exc)
         unreachable = verdict is Verdict.OUTAGE and not answered(exc)
@@ -264,6 +265,6 @@ async def _time(con: Any) -> datetime:
 
 
 def _lock_key(purpose: str, pair: CredentialPair) -> int:
-    """The same number for the same two accounts, unlikely to be anybody else's."""
+    """The key of an advisory lock: the same number for the same two accounts, and unlikely to collide."""
     names = "\0".join(sorted(credential.username for credential in (pair.odd, pair.even) if credential))
     return int.from_bytes(hashlib.sha256(f"aiopqr-{purpose}\0{names}".encode()).digest()[:8], "big", signed=True)

@@ -1,4 +1,4 @@
-"""What can go wrong in a rotation, by what the operator has to do next."""
+"""The errors of a rotation, distinguished by what the operator has to do next."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class StoreError(RotationError):
 
 
 class StoreConflict(StoreError):
-    """The stored secret is no longer the one that was read: another rotator or a person has changed it."""
+    """The stored secret is no longer the one that was read, because another rotator or a person has changed it."""
 
 
 class StoreNotWritable(StoreError):
@@ -24,14 +24,14 @@ class StoreNotWritable(StoreError):
 
 
 class PathDown(RotationError):
-    """An account could not be tried on the applications' path, so nothing is known about its password.
+    """A login on the applications' path failed without a refusal, so it is unknown whether the password works.
 
     Nothing was changed. No flag overrides this, because a change could not be verified either.
     """
 
 
 class RotationRefused(RotationError):
-    """One or more gates object; nothing was changed. ``objections`` has each of them, with its numbers."""
+    """One or more gates object, and nothing was changed. ``objections`` lists the objections, with their numbers."""
 
     def __init__(self, objections: Sequence[Objection]) -> None:
         super().__init__("; ".join(f"[{objection.gate}] {objection.text}" for objection in objections))
@@ -39,8 +39,8 @@ class RotationRefused(RotationError):
 
 
 class RotationFailed(RotationError):
-    """It failed midway. The text says how far it got; running it again finishes or undoes it."""
+    """The rotation failed midway. The text says how far it got. Run it again to finish or undo it."""
 
 
 class RotationUndone(RotationFailed):
-    """It failed and was undone: the store and the database are as before."""
+    """The rotation failed and was undone. The store and the database are as they were before."""

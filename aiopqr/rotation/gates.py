@@ -1,6 +1,6 @@
-"""The gates: why a rotation can be refused. Each has a name, a flag that overrides it, and numbers. Pure.
+"""The gates: reasons to refuse a rotation. Each has a name, a flag that overrides it, and numbers. Everything is pure.
 
-A pool may hold a pair that is one refresh interval old, and a session that is one lifetime old. So before an account is
+A pool may hold a pair that is one refresh interval old, and sessions that are one lifetime old. So before an account is
 changed, every pool must know the current password of the *other* account, and that password must work.
 """
 
@@ -21,15 +21,15 @@ _LISTED = 8  # sessions that an objection names
 
 
 class Gate(enum.StrEnum):
-    """Why a rotation can be refused. The value names the ``--force-…`` flag, where there is one."""
+    """A reason to refuse a rotation. The value is also the name of its ``--force-…`` flag, if it has one."""
 
-    TOO_SOON = "too-soon"  # pools may still hold the other account's old password
-    OTHER_REFUSED = "other-refused"  # the other account does not log in right now
-    OLD_SESSIONS = "old-sessions"  # some pool has not recycled since the other account's change
-    UNSEEN_SESSIONS = "unseen-sessions"  # whether one has cannot be seen
-    MISMATCH = "mismatch"  # the store's password is not the database's
+    TOO_SOON = "too-soon"  # pools may still have the other account's old password
+    OTHER_REFUSED = "other-refused"  # the other account cannot log in now
+    OLD_SESSIONS = "old-sessions"  # a pool has not replaced its connections since the other account was changed
+    UNSEEN_SESSIONS = "unseen-sessions"  # the admin role cannot see whether there are such old sessions
+    MISMATCH = "mismatch"  # the password in the store is not the one in the database
     OPEN_STAGE = "open-stage"  # another rotation is not finished
-    IN_PROGRESS = "in-progress"  # another rotation is running right now: nothing overrides that
+    IN_PROGRESS = "in-progress"  # another rotation is running now; nothing overrides this
 
     @property
     def flag(self) -> str | None:
@@ -39,7 +39,7 @@ class Gate(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Objection:
-    """One reason not to rotate: the gate, its numbers, and a sentence. No secret is in it."""
+    """One reason not to rotate: the gate, a sentence, and the numbers in it. It contains no secrets."""
 
     gate: Gate
     text: str
@@ -53,7 +53,7 @@ class Objection:
 class Login:
     """The outcome of one login on the applications' path.
 
-    ``refused`` means that the account is to blame, and ``unreachable`` that nothing answered at all.
+    ``refused`` means that the server refused the account, and ``unreachable`` that nothing answered at all.
     """
 
     accepted: bool
@@ -66,7 +66,7 @@ class Login:
 class Session:
     """A session of one of the accounts.
 
-    ``started`` is None if the admin role may not see it, and so is ``address``, which is also None for a Unix socket.
+    ``started`` and ``address`` are None if the admin role may not see them; ``address`` also for a Unix socket.
     """
 
     parity: Parity
@@ -77,7 +77,7 @@ class Session:
 
     @property
     def origin(self) -> str:
-        """Whose it is, for people."""
+        """The client of the session, in readable form."""
         return f"{self.application_name or 'no application name'}, {self.address or 'local socket'}"
 
 
@@ -85,10 +85,9 @@ class Session:
 class Facts:
     """Everything on which a decision is based: the store's secret, and what was found out about it at ``now``.
 
-    ``now`` is the database's clock, as the sessions' times are. ``pending`` is the outcome of a login with the staged
-    password. It is None if nothing is staged, or if the account's stored password was accepted, which settles the
-    question. ``valid_until`` has the accounts' VALID UNTIL, where there is one, and ``absent`` the accounts that are no
-    roles of the server.
+    ``now`` and the sessions' times are by the database's clock. ``pending`` is the outcome of a login with the staged
+    password. It is None if nothing is staged, or if the stored password of that account works and there was no need to
+    try. ``valid_until`` has the accounts' VALID UNTIL, if any, and ``absent`` the accounts whose role does not exist.
     """
 
     now: datetime
@@ -100,12 +99,12 @@ class Facts:
     absent: frozenset[Parity] = frozenset()
 
     def is_expired(self, parity: Parity) -> bool:
-        """Whether VALID UNTIL has passed: the server then refuses every password of the account."""
+        """Whether VALID UNTIL has passed. If so, the server refuses the account with any password."""
         end = self.valid_until.get(parity)
         return end is not None and end <= self.now
 
     def why_not(self, parity: Parity) -> str:
-        """Why an account cannot log in, if the catalogue shows it. The server itself only writes it to its log."""
+        """Why an account cannot log in, if the catalogue shows it. The server's own error does not say why."""
         if parity in self.absent:
             return f" (the role {self.username(parity)!r} does not exist)"
         if self.is_expired(parity):
@@ -120,15 +119,15 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How much caution the pools in use need. All times are in seconds.
+    """How cautious a rotation must be, for the pools in use. All times are in seconds.
 
-    - ``max_lifetime`` and ``refresh_interval`` are the longest of all pools that use the pair.
-    - ``margin`` allows for clocks that differ, stores that lag (Kubernetes takes up to 90 s to update a mounted Secret)
-      and slow fetches.
-    - ``exempt_applications`` are the ``application_name``s whose old sessions do not count.
-    - ``assume_changed_before`` is the operator's word for when passwords were changed, if the store does not know it.
-      Otherwise "unknown" counts as "just now".
-    - ``valid_for`` is how long an account with VALID UNTIL is valid after its rotation (default: as long as before).
+    - ``max_lifetime`` and ``refresh_interval``: The longest of all pools that use the pair.
+    - ``margin``: Allows for clocks that differ, stores that lag (Kubernetes takes up to 90 s to update a mounted
+      Secret) and slow fetches.
+    - ``exempt_applications``: Old sessions with these ``application_name``s do not count.
+    - ``assume_changed_before``: If the store does not know when a password was changed, assume that it was before this
+      time. By default, it counts as changed just now.
+    - ``valid_for``: How long an account with VALID UNTIL is valid after its rotation (default: as long as before).
 
     Raises :class:`ConfigurationError` for an invalid time.
     """
@@ -150,16 +149,16 @@ class Rules:
 
     @property
     def spacing(self) -> float:
-        """How long after one account's change the other one's may follow, in seconds."""
+        """How many seconds after one account was changed the other one may be."""
         return self.max_lifetime + self.refresh_interval + self.margin
 
     def changed_at(self, facts: Facts, parity: Parity) -> datetime:
-        """When an account was changed, or the latest time at which it may have been."""
+        """When an account was changed or, if that is unknown, the latest possible time."""
         return facts.secret.changed_at(parity) or self.assume_changed_before or facts.now
 
 
 def objections(facts: Facts, parity: Parity, rules: Rules) -> Iterator[Objection]:
-    """Why the password of ``parity`` must not be changed now."""
+    """The objections to changing the password of ``parity`` now."""
     yield from _too_soon(facts, parity.other, rules)
     yield from _other_refused(facts, parity.other)
     yield from _old_sessions(facts, parity.other, rules)
@@ -241,7 +240,7 @@ def _old_sessions(facts: Facts, other: Parity, rules: Rules) -> Iterator[Objecti
 
 
 def _about_a_pooler(old: list[Session]) -> str:
-    """PgBouncer's own connections to the server come from one address and have no application name."""
+    """Advice if the old sessions look like PgBouncer's: they come from one address without an application name."""
     nameless = [session.address for session in old if not session.application_name]
     if not nameless or len(set(nameless)) > 1:
         return ""
@@ -254,7 +253,7 @@ def _about_a_pooler(old: list[Session]) -> str:
 
 def _mismatch(facts: Facts, parity: Parity) -> Iterator[Objection]:
     login, pending = facts.logins[parity], facts.pending
-    # An account that has expired is refused whatever its password is, and the rotation renews it.
+    # An expired account is refused with any password, and the rotation renews it.
     if login.accepted or (pending is not None and pending.accepted) or facts.is_expired(parity):
         return
     which = "neither the stored nor the staged password" if pending else "the stored password"

@@ -1,4 +1,4 @@
-"""New passwords: how they are drawn, and how strong they must be."""
+"""How new passwords are generated, and how strong they must be."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _LEAST_BITS = 80.0
 
 @dataclass(frozen=True, slots=True)
 class PasswordRule:
-    """How a password is made: ``length`` characters of ``alphabet``, each drawn by :mod:`secrets`.
+    """How to generate a password: ``length`` random characters of ``alphabet``.
 
-    The default needs no escaping in a URL, a shell or a passfile, and has 190 bits.
+    The default has 190 bits, and needs no escaping in a URL, a shell or a passfile.
 
-    Raises :class:`ConfigurationError` for an alphabet that clients do not all hash alike (only printable ASCII is
-    safe), and for a rule with less than 80 bits.
+    Raises :class:`ConfigurationError` if the alphabet is not printable ASCII (clients do not hash other characters in
+    the same way), or if passwords would have less than 80 bits.
     """
 
     length: int = 32
@@ -36,5 +36,5 @@ class PasswordRule:
             raise ConfigurationError(f"a password of this rule has {bits:.0f} bits; it needs {_LEAST_BITS:.0f}")
 
     def generate(self) -> Secret:
-        """A new password."""
+        """Generate a new password."""
         return Secret("".join(secrets.choice(self.alphabet) for _ in range(self.length)))

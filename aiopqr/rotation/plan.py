@@ -1,7 +1,7 @@
-"""What a rotation will do, decided from facts alone. Nothing here awaits, so every case can be tested in a table.
+"""Decides from facts alone what a rotation will do. Nothing here awaits, so every case can be tested in a table.
 
-An open stage is finished before anything new is begun, always with its own password. That is right whether the rotator
-that staged it was killed, or was only asleep: both then set the same password.
+An open stage is finished before anything new begins, always with its own password. That is right even if the rotator
+that staged it was not killed but only asleep, since both then set the same password.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _USUAL_VALIDITY = timedelta(days=90)
 
 
 class Action(enum.StrEnum):
-    """What is done to the account."""
+    """What a rotation does with the account."""
 
     ROTATE = "rotate"  # generate, stage, announce, alter, log in, promote
-    RESUME = "resume"  # staged but not in force: announce, alter, log in, promote
-    FINISH = "finish"  # staged and in force: log in, promote
+    RESUME = "resume"  # staged, not yet in the database: announce, alter, log in, promote
+    FINISH = "finish"  # staged, and in the database: log in, promote
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What would be done, and every objection to it. No secret is in it.
+    """What would be done, and all objections to it. It contains no secrets.
 
-    ``forced`` names the gates that the operator overrides, and ``refusals`` has the objections that remain.
-    ``abandons`` names the account whose unfinished rotation is given up first. ``valid_until`` is the account's new
-    VALID UNTIL (None if it has none), and ``valid_before`` its current one.
+    ``forced`` names the gates that the operator overrides; ``refusals`` are the remaining objections. ``abandons``
+    names the account whose unfinished rotation is abandoned first. ``valid_until`` is the account's new VALID UNTIL
+    (None if it has none), and ``valid_before`` its current one.
     """
 
     action: Action
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def refusals(self) -> tuple[Objection, ...]:
-        """The objections that are not overridden. The plan can be applied if there are none."""
+        """The objections that are not overridden. If there are none, the plan can be applied."""
         return tuple(objection for objection in self.objections if objection.gate not in self.forced)
 
     def raise_for_refusals(self) -> None:
@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What would be done, in words; the wait between staging and ALTER ROLE is the rotator's to describe."""
+        """What would be done, in words. The rotator adds the wait between staging and ALTER ROLE."""
         name = self.username
         abandon = (f"give up the staged password of {self.abandons!r}, which is not in force",) if self.abandons else ()
         stage = (f"generate a password for {name!r} and stage it in the store",)
@@ -80,10 +80,10 @@ class Plan:
 
 
 def decide(facts: Facts, rules: Rules, *, account: Parity | None = None, forced: Iterable[Gate] = ()) -> Plan:
-    """The plan for ``facts``.
+    """Make the plan for ``facts``.
 
-    ``account`` is the operator's choice. Without it, an account whose VALID UNTIL has passed is chosen, or else the one
-    that was not changed last. If ``mismatch`` is forced, changing the account repairs it.
+    ``account`` is the operator's choice. The default is an account with an open stage, else one whose VALID UNTIL has
+    passed, else the one that was not changed last. If ``mismatch`` is forced, changing the account repairs it.
     """
     forced = frozenset(forced) - {Gate.IN_PROGRESS}
     staged = facts.secret.pair.pending_parity
@@ -93,8 +93,8 @@ def decide(facts: Facts, rules: Rules, *, account: Parity | None = None, forced:
     found: list[Objection] = []
     if staged is parity:
         if facts.pending is not None and facts.pending.accepted:
-            # The database has it: nothing is altered any more, and each moment that the store does not say so is
-            # one in which the stored password is wrong. No gate speaks against that.
+            # The database has the staged password already, so the stored one is wrong until the store is updated. No
+            # gate can object to that.
             action, against = Action.FINISH, iter(())
         else:
             action = Action.RESUME
@@ -120,32 +120,33 @@ def decide(facts: Facts, rules: Rules, *, account: Parity | None = None, forced:
 
 
 def _expired(facts: Facts) -> Parity | None:
-    """The account to renew, if one is to be and the other one works."""
+    """The account whose VALID UNTIL has passed, if it is only one."""
     expired = [parity for parity in Parity if facts.is_expired(parity)]
     return expired[0] if len(expired) == 1 else None
 
 
 def renewed(end: datetime | None, changed: datetime | None, now: datetime, rules: Rules) -> datetime | None:
-    """The new VALID UNTIL of an account that has one: as long as it was valid before, unless the rules say how long."""
+    """The new VALID UNTIL of an account that has one. By default it is valid for as long as before."""
     if end is None:
         return None
     if rules.valid_for is not None:
         return now + timedelta(seconds=rules.valid_for)
     period = end - changed if changed and end > changed else max(end - now, _USUAL_VALIDITY)
-    # To the minute, or each rotation would shorten it by the time that it takes; and no less than pools need.
+    # Rounded up to a minute, because otherwise each rotation would shorten it by its own duration. At least the time
+    # that pools need.
     seconds = max(60 * math.ceil(period.total_seconds() / 60), rules.spacing)
     return now + timedelta(seconds=seconds)
 
 
 def _changed_first(facts: Facts, rules: Rules) -> Parity:
-    """The account that was not changed last or, if the times do not show it, the one that is not active."""
+    """The account that was not changed last or, if the times do not show that, the one that is not active."""
     inactive = facts.secret.pair.active.other
     times = {parity: rules.changed_at(facts, parity) for parity in Parity}
     return min((inactive, inactive.other), key=times.__getitem__)
 
 
 def _open_stage(facts: Facts, staged: Parity) -> tuple[Objection, bool]:
-    """The objection to leaving another account's stage open, and whether that stage may be given up at all."""
+    """The objection to leaving another account's stage open, and whether that stage could be abandoned instead."""
     name, stored = facts.username(staged), facts.logins[staged]
     age = (facts.now - facts.secret.staged_at).total_seconds() if facts.secret.staged_at else None
     since = f" (it began {duration(age)} ago)" if age is not None else ""

@@ -1,4 +1,4 @@
-"""What is made of a step that fails: the rotation goes on, what was changed is undone, or the error says what to do."""
+"""What to do when a step fails: continue the rotation, undo what was changed, or raise an error that gives advice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("aiopqr")
 
 
 class Remedies:
-    """For one rotation, by its plan. ``verify_timeout`` is in seconds."""
+    """The remedies for one rotation. ``verify_timeout`` is in seconds."""
 
     def __init__(self, plan: Plan, database: Database, store: SecretStore, verify_timeout: float) -> None:
         self._plan = plan
@@ -29,12 +29,12 @@ class Remedies:
         self._verify_timeout = verify_timeout
 
     async def settle(self, staged: StoredSecret, tried: bool, problem: Exception) -> None:
-        """After an alteration that failed: find out what is in force, on a new connection, and go on or undo.
+        """After a failed alteration, find out on a new connection which password works, and continue or undo.
 
-        Returns when the database has the staged password, and raises otherwise.
+        Returns if the database has the staged password, and raises otherwise.
         """
         if not tried:
-            if self._plan.action is Action.ROTATE:  # what another run had staged stays as it was
+            if self._plan.action is Action.ROTATE:  # keep a stage that another run has opened
                 await self._give_up(staged, problem)
             if isinstance(problem, AiopqrError):
                 raise problem
@@ -55,7 +55,7 @@ class Remedies:
             )
 
     async def undo(self, staged: StoredSecret, problem: str) -> NoReturn:
-        """Give the account its stored password back, in the database and then in the store."""
+        """Give the account its stored password back: in the database, and then in the store by closing the stage."""
         stored = _stored_of(staged, self._plan.parity)
         try:
             async with self._database.altering(staged.pair) as admin:
@@ -77,7 +77,7 @@ class Remedies:
         )
 
     async def _give_up(self, staged: StoredSecret, problem: Exception) -> None:
-        """Close the stage: nothing was altered. Another rotator may have closed it, and goes on with its own."""
+        """Close the stage, since nothing was altered. If another rotator has closed it already, that is fine."""
         try:
             await self._store.abandon(staged)
             return
@@ -91,13 +91,13 @@ class Remedies:
         )
 
     async def _in_force(self, staged: StoredSecret) -> Credential | None:
-        """The account's password after an alteration that failed; None where that cannot be found out.
+        """The account's password after a failed alteration, or None if that cannot be found out.
 
-        When it is the stored one, the stage is closed.
+        If it is the stored one, this closes the stage.
         """
         stored = _stored_of(staged, self._plan.parity)
         with contextlib.suppress(RotationError, *DRIVER_ERRORS):
-            # The transaction that failed has ended when this one has the lock, whichever way it went.
+            # Once this transaction has the lock, the one that failed has ended, committed or not.
             async with self._database.altering(staged.pair):
                 if (await self._database.login(stored)).accepted:
                     await self._store.abandon(staged)
@@ -116,5 +116,5 @@ def pending_of(secret: StoredSecret) -> Credential:
 
 def _stored_of(secret: StoredSecret, parity: Parity) -> Credential:
     credential = secret.pair[parity]
-    assert credential is not None  # gathering facts refuses a degraded pair
+    assert credential is not None  # gather() has raised for a degraded pair
     return credential

@@ -1,18 +1,19 @@
-"""The rotator: one rotation, in an order that survives a crash at any point: stage, announce, alter, log in, promote.
+"""The rotator: a rotation whose order survives a crash at any point: stage, announce, alter, log in, promote.
 
-At each moment every password that the database can possibly accept is in the store, and only one account is touched:
+At every moment, each password that the database can possibly accept is in the store, and only one account is touched:
 
-| killed after | the database accepts | the store has     | the next run                                          |
-|--------------|----------------------|-------------------|-------------------------------------------------------|
-| nothing      | old                  | old               | rotates                                               |
-| stage        | old                  | old, staged new   | waits for the rest of the announcement, then goes on  |
-| announce     | old                  | old, staged new   | alters with the staged password, logs in, promotes    |
-| alter        | new                  | old, staged new   | logs in, promotes; pools use the other account, or it |
-| log in       | new                  | old, staged new   | the same                                              |
-| promote      | new                  | new               | begins a new rotation, when the gates allow it        |
+| killed after | the database accepts | the store has     | the next run                                            |
+|--------------|----------------------|-------------------|---------------------------------------------------------|
+| nothing      | old                  | old               | rotates                                                 |
+| stage        | old                  | old, staged new   | waits for the rest of the announcement, then continues  |
+| announce     | old                  | old, staged new   | alters with the staged password, logs in, promotes      |
+| alter        | new                  | old, staged new   | logs in, promotes; until then, pools use the other      |
+|              |                      |                   | account, or the staged password                         |
+| log in       | new                  | old, staged new   | the same                                                |
+| promote      | new                  | new               | begins a new rotation, when the gates allow it          |
 
-The alteration is undone when the applications' path refuses the new password: the account gets its stored password
-back, then the stage is given up, so the same table holds for a crash in the undoing.
+If the applications' path refuses the new password, the change is undone: first the account gets its stored password
+back, then the stage is closed. So the same table holds for a crash during the undo.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ logger = logging.getLogger("aiopqr")
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """What was done. ``ended`` counts the old sessions that were ended; ``warning`` says what is left to do."""
+    """What was done. ``ended`` is the number of old sessions that were ended; ``warning`` says what is left to do."""
 
     action: Action
     parity: Parity
@@ -56,16 +57,17 @@ class Rotation:
 class Rotator:
     """Changes the password of one account of a pair at a time, so that no pool is ever without a working one.
 
-    ``admin`` and ``verify`` are as for :class:`Database`. ``rules`` describes the pools in use, and the gates follow
-    from it. All times are in seconds:
+    ``admin`` and ``verify`` are DSNs, or async callables that return a connection: ``admin()`` as a role that may alter
+    the accounts, and ``verify(credential)`` with that account, on the same path as applications. ``store`` holds the
+    pair. ``rules`` describes the pools in use, which determines the gates. All times are in seconds:
 
-    - ``announce`` is the time between staging a password and changing it, in which pools step aside; 0 means none. The
-      default is the rules' refresh interval plus 10, or 0 if that interval is 0, since then nobody polls. Add the
-      store's own delay: a Secret that Kubernetes mounts is up to 90 s late. Pools step aside for at most 900 s, so more
-      raises :class:`ConfigurationError`.
-    - ``end_sessions_after`` ends the rotated account's old sessions that long after the rotation. None leaves them to
-      the pools' lifetime.
-    - ``connect_timeout`` bounds each connect, and ``verify_timeout`` the wait until the applications' path accepts the
+    - ``announce``: The time between staging a password and changing it, in which pools step aside; 0 means none.
+      The default is the rules' refresh interval plus 10, or 0 if that interval is 0, since then pools do not poll. Add
+      the store's own delay: a Secret that Kubernetes mounts is up to 90 s late. Pools step aside for at most 900 s, so
+      a longer time raises :class:`ConfigurationError`.
+    - ``end_sessions_after``: How long after the rotation the rotated account's old sessions are ended. None: they live
+      until the pools replace them.
+    - ``connect_timeout`` limits each connect, and ``verify_timeout`` the wait until the applications' path accepts the
       new password.
 
     ``listener`` is called with each :class:`Step` when it is done, and ``on_announcing`` before each wait for pools.
@@ -111,14 +113,13 @@ class Rotator:
         return self._settings.announce
 
     async def plan(self, *, account: Parity | None = None, force: Iterable[Gate] = ()) -> Plan:
-        """Return what would be done now, and every objection. Logs in with both accounts, and changes nothing.
+        """Return what would be done now, with all objections. This logs in with both accounts, and changes nothing.
 
         ``account`` chooses the account; by default it is the one that was not changed last. ``force`` names the gates
-        to override. Raises :class:`RotationError` if the facts cannot be gathered, or if the store reports that it
-        cannot be written; and its subclass :class:`PathDown` if an account could not be tried on the applications'
-        path.
+        to override. Raises :class:`PathDown` if an account could not be tried on the applications' path, and
+        :class:`RotationError` if other facts cannot be gathered, or if the store reports that it is not writable.
         """
-        with _reported():
+        with _clean_errors():
             secret = await self._store.read()
             if check_writable := getattr(self._store, "check_writable", None):
                 await check_writable()
@@ -127,21 +128,22 @@ class Rotator:
         return decide(facts, self._settings.rules, account=account, forced=force)
 
     async def apply(self, plan: Plan) -> Rotation:
-        """Carry out the plan. The facts are gathered and judged again first, while no other rotator can be at work.
+        """Carry out the plan. First, the facts are gathered and judged again, with other rotators locked out.
 
         Raises :class:`RotationRefused` if a gate objects, the situation has changed since the plan was made, or
         somebody else has changed the store; :class:`PathDown` if an account could not be tried on the applications'
-        path; and :class:`StoreNotWritable` if the store does not accept a new password. In all three cases nothing was
+        path; and :class:`StoreNotWritable` if the store does not accept a new password. In all three cases, nothing was
         changed.
-        Raises :class:`RotationUndone` if it failed and everything is as it was before.
-        Raises :class:`RotationFailed`, or another :class:`RotationError`, if it could not be finished: running it again
-        finishes or undoes it. That is also true after a cancellation or a crash at any point.
+
+        Raises :class:`RotationUndone` if the rotation failed and everything is as it was before. Raises
+        :class:`RotationFailed`, or another :class:`RotationError`, if it could not be finished. Then run it again to
+        finish or undo it. That also works after a cancellation, or a crash at any point.
         """
         plan.raise_for_refusals()
-        with _reported():
+        with _clean_errors():
             try:
                 changed_at = await self._rotate(plan)
-            except StoreConflict as exc:  # before anything was altered: what was staged is no longer ours
+            except StoreConflict as exc:  # nothing was altered yet, and the stage is no longer ours
                 text = f"another rotator or a person has just changed the store: {exc}. This run changed no password"
                 raise RotationRefused([Objection(Gate.IN_PROGRESS, text)]) from None
         logger.info("rotation: the password of %r was changed (%s)", plan.username, plan.action)
@@ -152,7 +154,7 @@ class Rotator:
         return await Run(plan, self._database, self._store, self._settings).rotate()
 
     async def _end_sessions(self, plan: Plan, before: datetime) -> tuple[int | None, str | None]:
-        """End the account's old sessions after the grace period. Return how many, and what went wrong; never raise."""
+        """End the account's old sessions after the grace period. Returns how many and a warning; never raises."""
         if self._end_sessions_after is None:
             return None, None
         await asyncio.sleep(self._end_sessions_after)
@@ -167,8 +169,8 @@ class Rotator:
         return ended, warning and f"old sessions of {plan.username!r} could not be ended: {warning}"
 
 
-class _reported:  # noqa: N801 - it reads as contextlib's own do, one of which would put the frames back
-    """Drop the frames of every error that leaves, since their locals hold secrets; turn a driver's error into ours."""
+class _clean_errors:  # noqa: N801 - lower case like contextlib's managers, which cannot be used: they restore frames
+    """Drop the frames of every error, since their locals hold secrets, and turn a driver's error into ours."""
 
     def __enter__(self) -> None:
         pass

@@ -1,8 +1,8 @@
 """One rotation in progress, step by step.
 
-A stage announces the change: pools that see it use the other account for new connections, so nobody is refused when the
-password changes. What can fail in the database returns an outcome, since each has a way to go on: ``remedies`` undoes
-an alteration, or finds that it is in force, on a new connection; a promotion is tried again.
+A stage announces the change: pools that see it use the other account for new connections, so no login is refused when
+the password changes. If altering the account fails, ``remedies`` finds out on a new connection whether the change has
+happened anyway, or undoes it. A promotion that fails is retried.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _PROMOTE_PAUSES = (0.5, 1.0, 2.0)
 
 
 class Step(enum.StrEnum):
-    """How far a rotation has come."""
+    """A step of a rotation that is done."""
 
     CHECKED = "checked"  # no gate objects, and no other rotation is running
     STAGED = "staged"  # the new password is in the store, next to the old one
-    ANNOUNCED = "announced"  # pools have had time to see it and to use the other account
+    ANNOUNCED = "announced"  # pools have had time to see that and to switch to the other account
     ALTERED = "altered"  # the database has the new password
     VERIFIED = "verified"  # a login with it succeeded on the applications' path
     PROMOTED = "promoted"  # the store has it as the account's current password
@@ -48,7 +48,7 @@ class Step(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a rotation is to do; see :class:`Rotator`."""
+    """The options of a rotation; see :class:`Rotator`."""
 
     rules: Rules
     passwords: PasswordRule
@@ -60,9 +60,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class _Alteration:
-    """The outcome of altering the account. Without a ``problem``, the database has the new password.
+    """The outcome of altering the account.
 
-    If there is a problem and ``tried``, it may have it.
+    Without a ``problem``, the database has the new password. With one, it may have the new password if ``tried`` is
+    True, and certainly does not have it otherwise.
     """
 
     tried: bool
@@ -70,7 +71,7 @@ class _Alteration:
 
 
 class Run:
-    """One rotation in progress, by its plan."""
+    """One rotation in progress."""
 
     def __init__(self, plan: Plan, database: Database, store: SecretStore, settings: Settings) -> None:
         self._plan = plan
@@ -81,30 +82,30 @@ class Run:
         self._remedies = Remedies(plan, database, store, settings.verify_timeout)
 
     async def rotate(self) -> datetime:
-        """All steps but the ending of sessions; when the account was changed."""
-        pair, tell = (await self._store.read()).pair, self._settings.listener
+        """Do all steps except ending old sessions. Returns when the account was changed."""
+        pair, done = (await self._store.read()).pair, self._settings.listener
         async with self._database.exclusively(pair) as guard:
             staged = await self._stage(pair)
             if self._plan.action is not Action.FINISH:
                 waited = await self._announce(staged)
                 alteration = await self._alter(staged, judge=waited)
                 if not alteration.tried and isinstance(alteration.problem, DRIVER_ERRORS):
-                    alteration = await self._alter(staged, judge=waited)  # the admin's session was lost: a new one
+                    alteration = await self._alter(staged, judge=waited)  # the admin's session was lost: use a new one
                 if alteration.problem is not None:
                     await self._remedies.settle(staged, alteration.tried, alteration.problem)
-                tell(Step.ALTERED)
+                done(Step.ALTERED)
                 await self._verify(staged)
-            tell(Step.VERIFIED)
+            done(Step.VERIFIED)
             changed_at = await self._time(guard)
             await self._promote(staged, changed_at)
             if guard.is_closed():
                 logger.warning("rotation: the admin's connection was lost midway; a new one finished the rotation")
-        tell(Step.PROMOTED)
+        done(Step.PROMOTED)
         return changed_at
 
     async def _stage(self, pair: CredentialPair) -> StoredSecret:
-        """The secret with a stage of this account, the one that is open or a new one, if all is as it was planned."""
-        plan, tell = self._plan, self._settings.listener
+        """Return the secret with this account's stage, the open one or a new one. Raises if the plan is outdated."""
+        plan, done = self._plan, self._settings.listener
         async with self._database.altering(pair) as admin:
             secret = await self._store.read()
             now = await self._judge(admin, secret)
@@ -112,12 +113,12 @@ class Run:
             if not same or _usernames(secret.pair) != _usernames(pair):
                 text = f"the situation has changed since the plan was made: now it is to {now.action} {now.username!r}"
                 raise RotationRefused([Objection(Gate.IN_PROGRESS, text)])
-            tell(Step.CHECKED)
+            done(Step.CHECKED)
             if plan.abandons is not None:
                 secret = await self._store.abandon(secret)
             if plan.action is Action.ROTATE:
                 secret = await self._open_stage(secret)
-                tell(Step.STAGED)
+                done(Step.STAGED)
         return secret
 
     async def _open_stage(self, secret: StoredSecret) -> StoredSecret:
@@ -135,21 +136,21 @@ class Run:
         )
 
     async def _judge(self, admin: Any, secret: StoredSecret) -> Plan:
-        """The plan as it would be now. Raises :class:`RotationRefused` when a gate objects."""
+        """Make the plan again with current facts. Raises :class:`RotationRefused` if a gate objects."""
         facts = await self._database.gather(admin, secret)
         now = decide(facts, self._settings.rules, account=self._plan.account, forced=self._plan.forced)
         now.raise_for_refusals()
         return now
 
     async def _announce(self, staged: StoredSecret) -> bool:
-        """Give pools time to see the stage and to step aside. Returns whether there was anything to wait for."""
+        """Give pools time to see the stage and to step aside. Returns whether it had to wait."""
         left = announcement_left(staged, self._settings.announce)
         if left <= 0:
             return False
         self._settings.on_announcing(Announcing(left, self._name))
         await asyncio.sleep(left)
         if late := await unheard(self._database, staged, self._settings.announce, self._settings.rules):
-            # A courtesy, not a gate: a pool that does not see it has at most one failed login.
+            # Not a gate, because a pool that does not see the stage has at most one failed login.
             again = Announcing(announced_longer(staged, self._settings.announce), self._name, late)
             logger.warning("rotation: %s", again)
             self._settings.on_announcing(again)
@@ -161,7 +162,8 @@ class Run:
         """Give the account its staged password. With ``judge``, first check again that it may be changed."""
         plan, tried = self._plan, False
         try:
-            # One transaction from the check to the alteration: a rotator that loses the lock in between alters nothing.
+            # The check and the alteration are one transaction, so a rotator that loses the lock in between alters
+            # nothing.
             async with self._database.altering(staged.pair) as admin:
                 if (await self._store.read()).revision != staged.revision:
                     raise StoreConflict("the stored secret has changed since the new password was staged")
@@ -175,18 +177,18 @@ class Run:
         return _Alteration(tried)
 
     async def _verify(self, staged: StoredSecret) -> None:
-        """Log in with the new password on the applications' path. Undoes the change where it is refused."""
+        """Log in with the new password on the applications' path. Undoes the change if it is refused."""
         login = await self._database.login_patiently(pending_of(staged), self._settings.verify_timeout)
         if login.refused:
             await self._remedies.undo(staged, f"the applications' path refuses its new password: {login.text}")
         if not login.accepted:
             raise RotationFailed(
-                f"{self._name!r} has its new password, which is also staged in the store, but it is not known whether "
+                f"{self._name!r} has its new password, which is also staged in the store, but it is unknown whether "
                 f"applications can log in with it: {login.text}. Run it again to finish."
             )
 
     async def _time(self, guard: Any) -> datetime:
-        """The time of the change. If the database can no longer be asked, the store must get the password anyway."""
+        """The time of the change. If the database cannot be asked, use our clock, since the store must be updated."""
         try:
             return await self._database.time(guard)
         except (RotationError, *DRIVER_ERRORS) as exc:
@@ -197,7 +199,7 @@ class Run:
             return datetime.now(UTC)
 
     async def _promote(self, staged: StoredSecret, changed_at: datetime) -> None:
-        """Make the staged password the current one. A store that fails is tried again, since the database has it."""
+        """Make the staged password the current one. Retries if the store fails, since the database has it already."""
         pending, parity = pending_of(staged), self._plan.parity
         for pause in (*_PROMOTE_PAUSES, None):
             try:
@@ -211,7 +213,7 @@ class Run:
             with contextlib.suppress(StoreError):
                 staged = await self._store.read()
                 if staged.pair.pending is None and staged.pair[parity] == pending:
-                    return  # it happened all the same, or another rotator did it
+                    return  # it succeeded after all, or another rotator did it
                 if staged.pair.pending != pending:
                     break
         raise RotationFailed(

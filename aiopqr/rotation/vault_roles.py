@@ -1,7 +1,7 @@
-"""Two static roles of Vault, rotated with gates: Vault changes the password, and the rotator decides when.
+"""Rotates two static roles of Vault with gates: Vault changes the password, and the rotator decides when.
 
-Vault's own periods know nothing of pools. Here nothing is staged: Vault changes database and store in one request, and
-repairs by itself what a crash leaves in between.
+Vault's own rotation periods take no account of pools. Nothing is staged here: Vault changes the database and its own
+store in one request, and recovers by itself from a crash in between.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class VaultRoles:
         return await self._run(self._read)
 
     async def check_writable(self) -> None:
-        """Raise :class:`StoreError` if the token may not let Vault change the passwords. Changes nothing."""
+        """Raise :class:`StoreError` if the token may not make Vault change the passwords. Changes nothing."""
         await self._run(self._check_writable)
 
     async def rotate(self, parity: Parity) -> None:
-        """Let Vault change one account's password now.
+        """Make Vault change one account's password now.
 
-        Raises :class:`StoreError`; Vault may have changed it all the same.
+        If this raises :class:`StoreError`, Vault may still have changed it.
         """
         await self._run(lambda: self._client.ask("POST", self._rotate_path(parity), {}))
 
@@ -91,7 +91,7 @@ class VaultRoles:
 
 @dataclass(frozen=True, slots=True)
 class RolePlan(Plan):
-    """A plan whose steps are Vault's."""
+    """A plan whose steps are carried out by Vault."""
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ class RolePlan(Plan):
 
 
 class VaultRolesRotator(Rotator):
-    """A :class:`Rotator` whose passwords Vault changes. ``roles`` take the place of the store; nothing is announced."""
+    """A :class:`Rotator` for passwords that Vault changes. It has ``roles`` and no store, and announces nothing."""
 
     def __init__(self, *, roles: VaultRoles, **options: Any) -> None:
         super().__init__(store=cast(SecretStore, roles), announce=0.0, **options)
@@ -131,13 +131,13 @@ class VaultRolesRotator(Rotator):
             if not login.accepted:
                 raise RotationFailed(
                     f"Vault has changed the password of {plan.username!r}, but it does not work on the applications' "
-                    f"path: {login.text}. Do not change the other account before it does."
+                    f"path: {login.text}. Do not change the other account until it does."
                 )
             settings.listener(Step.VERIFIED)
             return changed_at
 
     async def _change(self, plan: Plan, before: StoredSecret) -> StoredSecret:
-        """Let Vault change the password; the roles as they are then. A request that fails may have done it."""
+        """Make Vault change the password, and return the roles after that. A request that fails may have changed it."""
         problem = ""
         try:
             await self._roles.rotate(plan.parity)
@@ -147,12 +147,10 @@ class VaultRolesRotator(Rotator):
         try:
             now = await self._roles.read()
         except StoreError as exc:
-            found = (
-                f"it is not known whether it did: {problem}" if problem else f"says that it did, but now fails: {exc}"
-            )
+            found = f"it is unknown whether it did: {problem}" if problem else f"says that it did, but now fails: {exc}"
             raise RotationFailed(
                 f"Vault was asked to change the password of {plan.username!r}, and {found}. Do not change the other "
-                "account before `aiopqr check` says that this one logs in."
+                "account until `aiopqr check` says that this one can log in."
             ) from None
         credential = now.pair[plan.parity]
         assert credential is not None
@@ -166,6 +164,6 @@ class VaultRolesRotator(Rotator):
             )
         raise RotationFailed(
             f"Vault did not complete the change of {plan.username!r}: the password that it shows does not work "
-            f"({login.text}): {problem}. Vault repairs this by itself; do not change the other account before this one "
-            "logs in."
+            f"({login.text}): {problem}. Vault repairs this by itself; do not change the other account until this one "
+            "can log in."
         )

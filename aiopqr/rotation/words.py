@@ -1,4 +1,4 @@
-"""Numbers, times and errors as people read them."""
+"""Formats numbers, times and errors for people."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ..errors import AiopqrError, describe
 
 
 def counted(number: int, what: str) -> str:
-    """``1 session``, ``2 sessions``."""
+    """A number with its noun: ``1 session``, ``2 sessions``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def duration(seconds: float) -> str:
-    """``90 s``, ``33 min``, ``5.5 h``, ``90 days``."""
+    """A duration in a suitable unit: ``90 s``, ``33 min``, ``5.5 h``, ``90 days``."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 120 * 60:
@@ -29,5 +29,5 @@ def moment(time: datetime) -> str:
 
 
 def text_of(exc: Exception) -> str:
-    """What an error of ours says, or what a driver's is in words. No secret is in it."""
+    """An error's text, without secrets. If the error is not ours, :func:`describe` makes it safe."""
     return str(exc) if isinstance(exc, AiopqrError) else describe(exc)

@@ -253,9 +253,9 @@ async def test_a_vault_that_is_sealed_midway_leaves_an_outcome_to_look_at(
     finally:
         await in_a_thread(vault.unseal)
     assert (code, told.get("outcome")) == (1, "failed"), err
-    words = "it is not known whether it did: POST" if fails else "says that it did, but now fails: GET"
+    words = "it is unknown whether it did: POST" if fails else "says that it did, but now fails: GET"
     assert words in told["error"]
-    assert "before `aiopqr check` says that this one logs in" in told["error"]
+    assert "until `aiopqr check` says that this one can log in" in told["error"]
     code, told, err = await roles.rotate("--margin", "600")  # it had done it
     assert (code, told["objections"][0]["gate"]) == (3, "too-soon"), err
 

@@ -1,6 +1,7 @@
-"""Where a rotation keeps its secret.
+"""The secret stores in which a rotation keeps the pair.
 
-``store`` is the protocol, ``document`` the keys that all stores share, ``whole`` what stores of one document share.
+``store`` has the protocol, ``document`` the keys that all stores share, and ``whole`` the base class of stores that
+keep the secret as one document.
 """
 
 from .file import FileStore

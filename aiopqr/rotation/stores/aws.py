@@ -1,9 +1,10 @@
-"""A pair in one secret of AWS Secrets Manager as a secret store: staging labels are its compare-and-set.
+"""A secret store for a pair in one secret of AWS Secrets Manager. Staging labels serve as its compare-and-set.
 
 Every version holds a whole secret. A staged password is the version in AWSPENDING, which differs from AWSCURRENT in one
-account's password. A new version is first put under a label of our own, AIOPQR_WRITTEN, where nobody looks: putting it
-would take AWSPENDING or AWSCURRENT from whatever has it. Then the label is moved, and AWS refuses that unless it is
-still where this rotator saw it. The rotation Lambda (:mod:`.aws_lambda`) writes and reads the same.
+account's password. A new version is first written with a label of our own, AIOPQR_WRITTEN, which nobody reads, because
+writing it with AWSPENDING or AWSCURRENT would take that label from any version that has it. Then AWSPENDING or
+AWSCURRENT is moved, and AWS refuses that unless the label is still where this rotator saw it. The rotation Lambda
+(:mod:`.aws_lambda`) uses the same format.
 
 A role that rotates needs DescribeSecret, GetSecretValue, PutSecretValue and UpdateSecretVersionStage on the secret.
 """
@@ -33,10 +34,10 @@ CURRENT, PENDING, WRITTEN = "AWSCURRENT", "AWSPENDING", "AIOPQR_WRITTEN"
 
 
 class SecretsManagerStore:
-    """A pair in one secret of AWS Secrets Manager, changed by a rotator.
+    """A secret store for a pair in one secret of AWS Secrets Manager.
 
-    ``secret_id`` and the options are those of :class:`aiopqr.sources.SecretsManagerSource`, which reads it. Use it as
-    an async context manager, or call :meth:`aclose`.
+    ``secret_id`` and the options are those of :class:`aiopqr.sources.SecretsManagerSource`, which reads the secret. Use
+    the store as an async context manager, or call :meth:`aclose`.
     """
 
     def __init__(
@@ -62,34 +63,34 @@ class SecretsManagerStore:
 
     async def read(self) -> StoredSecret:
         """See :meth:`SecretStore.read`."""
-        return await self.reported(self._read())
+        return await self.run(self._read())
 
     async def check_writable(self) -> None:
-        """Raise :class:`StoreError` if the secret is a replica, which nobody can write. Changes nothing.
+        """Raise :class:`StoreError` if the secret is a replica, which is read-only. Changes nothing.
 
-        AWS does not say in advance whether this role may write it. A rotation that may not write ends at its first
-        step, staging, before any password has changed.
+        AWS does not say in advance whether this role may write the secret. If it may not, the rotation fails at its
+        first step, staging, before any password has changed.
         """
-        await self.reported(self._check_writable())
+        await self.run(self._check_writable())
 
     async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
         """See :meth:`SecretStore.stage`."""
-        return await self.reported(self._stage(secret, credential))
+        return await self.run(self._stage(secret, credential))
 
     async def promote(self, secret: StoredSecret, *, changed_at: datetime) -> StoredSecret:
         """See :meth:`SecretStore.promote`."""
-        return await self.reported(self._promote(secret, changed_at))
+        return await self.run(self._promote(secret, changed_at))
 
     async def abandon(self, secret: StoredSecret) -> StoredSecret:
         """See :meth:`SecretStore.abandon`."""
-        return await self.reported(self._abandon(secret))
+        return await self.run(self._abandon(secret))
 
     async def create(self, pair: CredentialPair, *, changed_at: datetime) -> StoredSecret:
-        """Make the secret, of accounts that were both given their passwords at ``changed_at``.
+        """Create the secret. ``changed_at`` is when both accounts got their passwords.
 
-        Raises :class:`StoreConflict` if there is one of that name.
+        Raises :class:`StoreConflict` if a secret of that name exists.
         """
-        return await self.reported(self._create(pair, changed_at))
+        return await self.run(self._create(pair, changed_at))
 
     async def aclose(self) -> None:
         """Close the client."""
@@ -101,10 +102,10 @@ class SecretsManagerStore:
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
-    # What the Lambda uses, too. These hold raw values: call them through `reported`.
+    # Also for the Lambda. The frames of these methods hold secrets, so call them through `run`.
 
-    async def reported(self, step: Awaitable[_T]) -> _T:
-        """What a step returns; what goes wrong with the store or its values, as a :class:`StoreError`."""
+    async def run(self, step: Awaitable[_T]) -> _T:
+        """Await a step. Errors of AWS or of the secret's value are raised as :class:`StoreError`, without frames."""
         try:
             return await step
         except SecretsManagerError as exc:
@@ -113,10 +114,10 @@ class SecretsManagerStore:
             problem = StoreError(f"secret {self.secret_id!r}: {exc}")
         except StoreError as exc:
             problem = without_frames(exc)
-        raise problem  # outside the handlers: their frames hold what was read
+        raise problem  # outside the handlers, because the frames of the caught error hold the secret
 
     async def snapshot(self) -> Snapshot:
-        """The stages now, as of one DescribeSecret."""
+        """Read the stages, consistent with a single DescribeSecret."""
         about = await self._request("describe_secret")
         current_id, pending_id = _holder(about, CURRENT), _holder(about, PENDING)
         if current_id is None:
@@ -131,16 +132,16 @@ class SecretsManagerStore:
         return Snapshot(await self._version(current_id), pending_id, pending, about.get("LastRotatedDate"))
 
     async def put(self, entries: Mapping[str, Any], stage: str, *, token: str, binary: bool = False) -> Version:
-        """A new version in ``stage``, taken from whatever has it."""
+        """Write a new version with the label ``stage``, which is taken from any version that has it."""
         text = json.dumps(entries)
         value: dict[str, Any] = {"SecretBinary": text.encode()} if binary else {"SecretString": text}
         await self._request("put_secret_value", ClientRequestToken=token, VersionStages=[stage], **value)
         return Version(token, entries, datetime.now(UTC), binary)
 
     async def move(self, stage: str, *, to: str | None, away: str | None) -> dict[str, Any]:
-        """Move a label from the version that is known to have it, or raise :class:`StoreConflict`.
+        """Move a label from one version to another. Raises :class:`StoreConflict` if it is somewhere else by now.
 
-        Returns what DescribeSecret then says.
+        Returns the result of DescribeSecret after that.
         """
         refused = False
         moves = {"MoveToVersionId": to, "RemoveFromVersionId": away}
@@ -153,13 +154,13 @@ class SecretsManagerStore:
         except SecretsManagerError as exc:
             if exc.trouble not in (Trouble.INVALID, Trouble.CONFLICT, Trouble.NOT_FOUND, Trouble.NO_VALUE):
                 raise
-            refused = True  # perhaps because botocore asked twice, and the first one was done
+            refused = True  # perhaps because botocore repeated a request that had already succeeded
         about = await self._request("describe_secret")
         if _holders(about, stage) != ({to} if to else set()) or (refused and to is None):
             raise StoreConflict(f"{stage} of secret {self.secret_id!r} is not where it was: somebody else has moved it")
         return about
 
-    # The steps.
+    # The methods above without `run`.
 
     async def _check_writable(self) -> None:
         about = await self._request("describe_secret")
@@ -189,7 +190,8 @@ class SecretsManagerStore:
     async def _promote(self, secret: StoredSecret, changed_at: datetime) -> StoredSecret:
         snapshot = await self._unchanged(secret)
         version = await self._write(promoted(snapshot.current.entries, secret, changed_at), snapshot)
-        # The stage first, which holds the same password here as there: who has both labels is whose secret it is.
+        # Move AWSPENDING first. That is harmless, because the new version has the same password of the account. If two
+        # rotators compete, the one whose version gets both labels has won.
         await self.move(PENDING, to=version.id, away=snapshot.pending_id)
         await self.move(CURRENT, to=version.id, away=snapshot.current.id)
         pending_id: str | None = version.id

@@ -1,6 +1,6 @@
-"""What the versions of a pair's secret mean to a rotator: values in, a stored secret out.
+"""Interprets the versions of a pair's secret: takes their values, and returns a stored secret.
 
-The store and the rotation Lambda must agree on it. None of it needs AWS.
+The store and the rotation Lambda share this code, since they must agree. None of it needs AWS.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A secret's stages at one moment. ``pending_id`` has AWSPENDING, ``pending`` is that version if it says anything.
+    """A secret's stages at one moment. ``pending_id`` is the version with AWSPENDING, and ``pending`` its contents.
 
-    It says nothing before it has a value, and when AWSCURRENT is on it too. ``rotated`` is when the service last ended
-    a rotation.
+    ``pending`` is None if the version has no value yet, or has AWSCURRENT as well. ``rotated`` is when AWS last
+    finished a rotation.
     """
 
     current: Version
@@ -48,23 +48,23 @@ class Snapshot:
 
 
 def stored(snapshot: Snapshot, secret_id: str) -> StoredSecret:
-    """What the stages mean. Raises :class:`StoreError` for an AWSPENDING that is not of this pair."""
+    """Interpret the stages. Raises :class:`StoreError` if AWSPENDING does not belong to this pair."""
     entries = snapshot.current.entries
     if "pending_username" in entries or "pending_password" in entries:
-        raise StoreError(f"secret {secret_id!r} has a staged password among its keys, as a file has: finish that first")
+        raise StoreError(f"secret {secret_id!r} has a staged password in its keys, as a file would: finish that first")
     secret = _dated(read_document(entries, snapshot.revision, unknown=snapshot.current.created), snapshot.rotated)
     if snapshot.pending is None:
         return secret
     try:
         newer = read_document(snapshot.pending.entries, "")
     except InvalidSecret as exc:
-        raise StoreError(f"AWSPENDING of secret {secret_id!r}: {exc}: take the label off, if it is of no use") from None
+        raise StoreError(f"AWSPENDING of secret {secret_id!r}: {exc}: remove the label if it is of no use") from None
     if _names(newer.pair) != _names(secret.pair):
-        raise StoreError(f"AWSPENDING of secret {secret_id!r} names other accounts: take the label off")
+        raise StoreError(f"AWSPENDING of secret {secret_id!r} names other accounts: remove the label")
     changed = staged_in(secret.pair, newer.pair)
     if not changed:
         return secret
-    # One, unless somebody has staged both by hand; then the one that says it is newer.
+    # It is one account, unless somebody has staged both by hand. Then take the one with a newer date.
     parity = next((p for p in changed if _later(newer.changed_at(p), secret.changed_at(p))), changed[0])
     since = newer.changed_at(parity)
     return dataclasses.replace(
@@ -75,15 +75,15 @@ def stored(snapshot: Snapshot, secret_id: str) -> StoredSecret:
 
 
 def staged_entries(snapshot: Snapshot, secret: StoredSecret, credential: Credential, now: datetime) -> dict[str, Any]:
-    """AWSCURRENT's entries with the new password, as they are to be once the account is promoted."""
+    """The entries of a new version for AWSPENDING: AWSCURRENT's with the new password, as if already promoted."""
     if secret.pair.pending is not None:
-        raise StoreConflict(f"a new password of {secret.pair.pending.username!r} is staged already")
+        raise StoreConflict(f"a new password of {secret.pair.pending.username!r} is already staged")
     pair = dataclasses.replace(secret.pair, pending=credential)
     return promoted(snapshot.current.entries, dataclasses.replace(secret, pair=pair), now)
 
 
 def _dated(secret: StoredSecret, rotated: datetime | None) -> StoredSecret:
-    """The Lambda dates a password when it stages it; the service knows when that rotation ended, which counts."""
+    """Correct the newest change time: the Lambda dates a password when it stages it, but the rotation's end counts."""
     odd, even = secret.odd_changed_at, secret.even_changed_at
     newest = max((time for time in (odd, even) if time), default=None)
     if newest is None or not _later(rotated, newest):

@@ -1,6 +1,6 @@
-"""The keys of a stored secret, and how each step of a rotation changes them: mappings in, mappings out.
+"""The keys of a stored secret, and how each step of a rotation changes them.
 
-Every store keeps the same document. None of this needs a store to be tested.
+Every store keeps the same document. The functions are pure: they take mappings and return mappings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PENDING_KEYS = ("pending_username", "pending_password", "pending_staged_at")
 
 
 def read_document(entries: Mapping[str, Any], revision: str, *, unknown: datetime | None = None) -> StoredSecret:
-    """The secret that ``entries`` hold. ``unknown`` is the change time of both accounts where no key gives either.
+    """Read the secret in ``entries``. If there are no change times, ``unknown`` is used for both accounts.
 
     Raises :class:`InvalidSecret`.
     """
@@ -38,8 +38,8 @@ def read_document(entries: Mapping[str, Any], revision: str, *, unknown: datetim
 def staged(entries: Mapping[str, Any], secret: StoredSecret, credential: Credential, now: datetime) -> dict[str, Any]:
     """``entries`` with ``credential`` as the staged password."""
     if secret.pair.pending is not None:
-        raise StoreConflict(f"a new password of {secret.pair.pending.username!r} is staged already")
-    dataclasses.replace(secret.pair, pending=credential)  # raises for an account that is not of the pair
+        raise StoreConflict(f"a new password of {secret.pair.pending.username!r} is already staged")
+    dataclasses.replace(secret.pair, pending=credential)  # raises if the account is not in the pair
     pending = (credential.username, credential.password.reveal(), format_time(now))
     return {**entries, **dict(zip(_PENDING_KEYS, pending, strict=True))}
 
@@ -51,7 +51,7 @@ def promoted(entries: Mapping[str, Any], secret: StoredSecret, changed_at: datet
         raise StoreConflict("no new password is staged")
     times = {
         f"{account}_changed_at": format_time(changed)
-        for account in Parity  # the other's, too: what a store took from elsewhere stays known
+        for account in Parity  # for both, since the other one's time may not have come from the entries
         if (changed := changed_at if account is parity else secret.changed_at(account)) is not None
     }
     own = {
@@ -70,9 +70,9 @@ def abandoned(entries: Mapping[str, Any], secret: StoredSecret) -> dict[str, Any
 
 
 def new_document(pair: CredentialPair, changed_at: datetime) -> dict[str, Any]:
-    """The document of a pair whose accounts were both given their passwords at ``changed_at``."""
+    """The document of a new pair. ``changed_at`` is when both accounts got their passwords."""
     if pair.odd is None or pair.even is None or pair.pending is not None:
-        raise StoreError("a new secret needs both accounts, and nothing staged")
+        raise StoreError("a new secret needs both accounts, and must have nothing staged")
     return {
         "odd_username": pair.odd.username,
         "odd_password": pair.odd.password.reveal(),
@@ -85,5 +85,5 @@ def new_document(pair: CredentialPair, changed_at: datetime) -> dict[str, Any]:
 
 
 def format_time(time: datetime) -> str:
-    """A time as a secret holds it: ISO 8601, UTC."""
+    """Format a time for a secret: ISO 8601, UTC."""
     return time.astimezone(UTC).isoformat()

@@ -1,8 +1,8 @@
 """A JSON file as a secret store: replaced atomically, durable when a change returns, one writer at a time.
 
-A reader sees the old content or the new, never a part of either, and the file keeps its owner, mode and place (a
-symlink still points to it), so that who could read it still can. Writers exclude each other by a lock on the folder,
-held for one change only; a killed writer's lock goes with it.
+A reader sees either the old or the new content, never a mixture. The file keeps its owner, its mode and its path
+(symlinks still point to it), so everyone who could read it still can. Writers exclude each other with a lock on the
+folder, held for one change only. If a writer is killed, its lock is released.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _LOCK_TIMEOUT = 10.0
 
 
 class FileStore(WholeStore):
-    """A JSON file with gopqr's five keys, changed by a rotator; :class:`aiopqr.sources.FileSource` reads it.
+    """A secret store in a JSON file with gopqr's five keys. :class:`aiopqr.sources.FileSource` reads the file.
 
-    Rotators exclude each other where they share the folder on one machine. Every change runs in a thread and, when
-    cancelled, ends before the cancellation is raised.
+    Rotators on the same machine exclude each other. Each change runs in a thread. If it is cancelled, it finishes
+    before the cancellation is raised.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -52,17 +52,17 @@ class FileStore(WholeStore):
         return str(self._path)
 
     async def read(self) -> StoredSecret:
-        """See :meth:`SecretStore.read`. A file that cannot be read or used raises :class:`StoreError`."""
+        """See :meth:`SecretStore.read`. Raises :class:`StoreError` if the file cannot be read or used."""
         return await self._in_thread(lambda: self._load(self._path.resolve())[1])
 
     async def check_writable(self) -> None:
-        """Raise :class:`StoreError` if the file could not be replaced. Makes a file next to it, and removes that."""
+        """Raise :class:`StoreError` if the file cannot be replaced. Makes and removes another file in its folder."""
         await self._in_thread(self._try_writing)
 
     async def create(self, pair: CredentialPair, *, changed_at: datetime) -> StoredSecret:
-        """Write a first secret, readable by the owner only (mode 0600). Raises :class:`StoreConflict` if there is one.
+        """Create the file, readable by its owner only (mode 0600). Raises :class:`StoreConflict` if it exists.
 
-        ``changed_at`` is when both accounts were given their passwords.
+        ``changed_at`` is when both accounts got their passwords.
         """
         return await self._in_thread(lambda: self._create(pair, changed_at))
 
@@ -72,12 +72,12 @@ class FileStore(WholeStore):
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         job = self._thread.submit(work)
         try:
-            await asyncio.wait({job})  # not shield(), which since Python 3.14 logs the errors of a job left behind
+            await asyncio.wait({job})  # not shield(): since Python 3.14, it logs errors that come after a cancellation
             return job.result()
         except asyncio.CancelledError:
             await asyncio.wait({job})
             if not job.cancelled():
-                job.exception()  # nobody else will look at it
+                job.exception()  # retrieve it, so that asyncio does not report it
             raise
         except OSError as exc:
             problem: Exception = StoreError(f"{self._path}: {exc.strerror or type(exc).__name__}")
@@ -87,7 +87,7 @@ class FileStore(WholeStore):
             problem = StoreError(f"{self._path}: {exc}")
         except StoreError as exc:
             problem = without_frames(exc)
-        raise problem  # outside the handlers: their frames hold what was read
+        raise problem  # outside the handlers, because the frames of the caught error hold the secret
 
     def _try_writing(self) -> None:
         path, problem = self._path.resolve(), ""
@@ -105,7 +105,7 @@ class FileStore(WholeStore):
         if problem:
             raise StoreError(
                 f"{self._path} cannot be written ({problem}), and nothing was changed. A mounted Secret is read-only: "
-                "rotate where it is kept"
+                "rotate the original instead"
             )
 
     def _replace(self, revision: str, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> StoredSecret:
@@ -142,7 +142,7 @@ def _parse(content: bytes) -> StoredSecret:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises :class:`StoreError` if another writer keeps it for too long."""
+    """Hold the folder's lock. Raises :class:`StoreError` if another writer holds it for too long."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + _LOCK_TIMEOUT
@@ -160,7 +160,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, content: bytes, *, like: os.stat_result | None) -> None:
-    """Replace ``path`` by ``content``: atomically, durably, with the owner, mode and attributes of what was there."""
+    """Replace the content of ``path`` atomically and durably, keeping its owner, mode and attributes."""
     _clear_leftovers(path)
     handle, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)  # mode 0600
     try:
@@ -187,12 +187,12 @@ def _prefix(path: Path) -> str:
 
 
 def _clear_leftovers(path: Path) -> None:
-    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*"):  # of a writer that was killed; we hold the lock
+    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*"):  # from killed writers, since we hold the lock
         leftover.unlink()
 
 
 def _keep_access(path: Path, like: os.stat_result, handle: int) -> None:
-    """Give the new file the old one's owner, mode and access lists: who could read the old one must read the new."""
+    """Give the new file the old one's owner, mode and access lists, so that the same users can read it."""
     own = os.fstat(handle)
     if (own.st_uid, own.st_gid) != (like.st_uid, like.st_gid):
         try:
@@ -204,5 +204,5 @@ def _keep_access(path: Path, like: os.stat_result, handle: int) -> None:
     if hasattr(os, "listxattr"):
         with contextlib.suppress(OSError):  # a file system without extended attributes
             for name in os.listxattr(path):
-                with contextlib.suppress(OSError):  # one that only the system sets
+                with contextlib.suppress(OSError):  # an attribute that only the system can set
                     os.setxattr(handle, name, os.getxattr(path, name))

@@ -1,11 +1,11 @@
-"""What a rotator asks of a secret store. You can supply a store of your own.
+"""What a rotator needs from a secret store. You can write a store of your own.
 
-A stored secret is a pair and, while a rotation is under way, one *staged* password: the newer password of one of the
-two accounts, which the database may or may not accept yet. The staged password is recorded before the database is
-touched, so that after a crash every password that the database may accept can be found.
+A stored secret is a pair and, during a rotation, one *staged* password: a newer password of one of the two accounts,
+which the database may or may not accept yet. It is staged before the database is touched, so after a crash the store
+has every password that the database may accept.
 
-Exclusion between rotators belongs to the store: each change names the revision that it was decided on, and a store
-refuses it when that is no longer what it holds.
+The store must protect rotators from each other: each change names the revision on which it is based, and the store
+refuses the change if it no longer holds that revision.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ...credentials import Credential, CredentialPair, Parity
 
-#: The keys that a rotator owns in a stored secret. All others survive each change, in value and in order.
+#: The keys in a stored secret that belong to the rotator. All others keep their values and their order.
 OWN_KEYS = (
     "odd_username",
     "odd_password",
@@ -36,10 +36,10 @@ OWN_KEYS = (
 class StoredSecret:
     """A secret as a store held it at one moment.
 
-    ``pair.pending`` is the staged password, if one is open. ``odd_changed_at`` and ``even_changed_at`` say when each
-    account's password was last changed, as aware UTC datetimes; None is "not known". ``staged_at`` says the same of the
-    stage. ``other`` holds the secret's other keys, for a store's own use. ``revision`` is opaque: equal revisions mean
-    equal secrets, and every change makes another.
+    ``pair.pending`` is the staged password, if there is one. ``odd_changed_at`` and ``even_changed_at`` are when each
+    account's password was last changed, and ``staged_at`` when the password was staged, as aware datetimes; None means
+    unknown. ``other`` holds the secret's other keys, for the store's own use. ``revision`` is opaque: equal revisions
+    mean equal secrets, and every change makes a new one.
     """
 
     pair: CredentialPair
@@ -56,61 +56,61 @@ class StoredSecret:
                 raise ValueError(f"{key} must be an aware datetime")
 
     def changed_at(self, parity: Parity) -> datetime | None:
-        """When the account's password was last changed; None is "not known"."""
+        """When the account's password was last changed; None means unknown."""
         return self.odd_changed_at if parity is Parity.ODD else self.even_changed_at
 
 
 @runtime_checkable
 class SecretStore(Protocol):
-    """Where the pair is kept, and changed in steps that survive a crash.
+    """The place where the pair is kept, and changed in steps that survive a crash.
 
     Every method raises :class:`StoreError`, with a text that shows no secret, if the store cannot do it. The three
-    that change something take the :class:`StoredSecret` they were decided on and return the secret as it is afterwards,
-    with its new revision. They raise :class:`StoreConflict`, and change nothing, when the store no longer holds
-    ``secret.revision``. Of two rotators that were given the same revision, at most one succeeds. Where a service has no
-    atomic compare-and-set, the store writes, reads back, and raises :class:`StoreConflict` when what it reads is not
-    its own.
+    methods that change something take the :class:`StoredSecret` on which the change is based, and return the secret
+    after the change, with its new revision. If the store no longer holds ``secret.revision``, they raise
+    :class:`StoreConflict` and change nothing. Of two rotators with the same revision, at most one succeeds. If the
+    service has no atomic compare-and-set, the store must write, read back, and raise :class:`StoreConflict` if it does
+    not find its own change.
 
-    A change is durable when its method returns. One that was cancelled, or failed other than by StoreConflict, may have
-    happened or not; the rotator then reads again.
+    A change is durable when its method returns. If the method is cancelled, or fails with anything but StoreConflict,
+    the change may have happened or not. The rotator then reads again.
 
-    A store may also be an async context manager; the command line enters it.
+    A store may also be an async context manager, which the command line enters.
 
-    On AWS Secrets Manager: ``read`` takes AWSCURRENT and AWSPENDING of one DescribeSecret; a version in stage
-    AWSPENDING alone (it may have no value yet: then nothing is staged) that differs from AWSCURRENT in one account's
-    password is the staged password. ``stage`` puts a whole secret, AWSCURRENT's with that one password and time
-    changed, as AWSPENDING. ``promote`` moves AWSCURRENT there. ``abandon`` takes AWSPENDING off.
+    The store for AWS Secrets Manager is an example. ``read`` reads AWSCURRENT and AWSPENDING, consistent with one
+    DescribeSecret. If AWSPENDING has a value that differs from AWSCURRENT in one account's password, that password is
+    staged. ``stage`` writes a copy of AWSCURRENT with the new password and its time as AWSPENDING. ``promote`` moves
+    AWSCURRENT there, and ``abandon`` removes AWSPENDING.
     """
 
     async def read(self) -> StoredSecret:
-        """The secret as it is now.
+        """Read the secret as it is now.
 
         Change times come from ``odd_changed_at`` and ``even_changed_at`` (ISO 8601 with an offset; anything else counts
-        as absent). Where both are absent, a store that itself knows when the secret last changed (AWS: CreatedDate of
-        the version in AWSCURRENT) gives that for both accounts: no password changed later than that.
+        as absent). If both are absent, but the store itself knows when the secret was last changed (AWS: CreatedDate of
+        the version in AWSCURRENT), it uses that time for both accounts, since no password can have changed later.
         """
         ...
 
     async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
-        """Record ``credential``, a new password of one of the pair's two accounts, as the staged one.
+        """Stage ``credential``, a new password of one of the pair's two accounts.
 
-        The account is known by its username. The pair itself, ``active`` and the change times stay as they are for
-        every reader. Raises :class:`StoreConflict` also when ``secret`` has a stage open already.
+        The username says which account it is. For readers, the pair, ``active`` and the change times stay the same.
+        Also raises :class:`StoreConflict` if ``secret`` already has a staged password.
         """
         ...
 
     async def promote(self, secret: StoredSecret, *, changed_at: datetime) -> StoredSecret:
-        """Make the staged password the account's current one. The database accepts it, and a login has tested it.
+        """Make the staged password the account's current one. The rotator has tested it with a login.
 
-        Afterwards nothing is staged, the account's change time is ``changed_at`` (aware), the other account's is as it
-        was, and the account is ``active``: its password is the one that stays longest, because the other account's is
-        changed next. Raises :class:`StoreConflict` also when nothing is staged.
+        Afterwards nothing is staged, and the account's change time is ``changed_at`` (aware), while the other account's
+        is unchanged. The account becomes ``active``, since its password will be valid longest: the other account is
+        changed next. Also raises :class:`StoreConflict` if nothing is staged.
         """
         ...
 
     async def abandon(self, secret: StoredSecret) -> StoredSecret:
-        """Forget the staged password: the database does not accept it. Pair, ``active`` and change times stay.
+        """Remove the staged password, which the database does not accept. Everything else stays the same.
 
-        Raises :class:`StoreConflict` also when nothing is staged.
+        Also raises :class:`StoreConflict` if nothing is staged.
         """
         ...

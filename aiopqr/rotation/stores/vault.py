@@ -1,7 +1,7 @@
-"""A pair in a KV engine (version 2) of Vault or OpenBao as a secret store: its check-and-set excludes other rotators.
+"""A secret store in a KV engine (version 2) of Vault or OpenBao. Its check-and-set protects rotators from each other.
 
-The stage, the change times and all other keys lie in the one document, as in a file. A role that rotates needs
-``create``, ``read`` and ``update`` on ``secret/data/PATH``.
+The stage, the change times and all other keys are in one document, as in a file. A role that rotates needs ``create``,
+``read`` and ``update`` on ``secret/data/PATH``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _T = TypeVar("_T")
 
 
 class VaultStore(WholeStore):
-    """A pair in one secret of a KV engine, changed by a rotator.
+    """A secret store for a pair in one secret of a KV engine.
 
-    ``path``, ``mount`` and the options are those of :meth:`aiopqr.sources.VaultSource.kv`, which reads it. Use it as an
-    async context manager, or call :meth:`aclose`. A change that was cancelled still ends, in a thread.
+    ``path``, ``mount`` and the options are those of :meth:`aiopqr.sources.VaultSource.kv`, which reads the secret. Use
+    the store as an async context manager, or call :meth:`aclose`. A change that is cancelled still finishes, in a
+    thread.
     """
 
     def __init__(self, path: str, *, mount: str = "secret", **options: Unpack[VaultOptions]) -> None:
@@ -52,9 +53,9 @@ class VaultStore(WholeStore):
         await self._in_thread(self._check_writable)
 
     async def create(self, pair: CredentialPair, *, changed_at: datetime) -> StoredSecret:
-        """Make the secret, of accounts that were both given their passwords at ``changed_at``.
+        """Create the secret. ``changed_at`` is when both accounts got their passwords.
 
-        Raises :class:`StoreConflict` if there is one at that path, even if its newest version is deleted.
+        Raises :class:`StoreConflict` if there is a secret at that path, even if its newest version is deleted.
         """
         return await self._in_thread(lambda: self._write(new_document(pair, changed_at), 0))
 
@@ -90,7 +91,7 @@ class VaultStore(WholeStore):
 
     def _check_writable(self) -> None:
         path = f"{self._mount}/data/{self._path}"
-        if lacking(self._client, {path: "update"}):  # None: it may not ask, and is seen to be allowed when it writes
+        if lacking(self._client, {path: "update"}):  # None: it may not ask, so writing will show whether it is allowed
             raise StoreError(f"{self}: the token may not write it: add {in_policy(path, 'update')}")
 
     def _load(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -98,7 +99,7 @@ class VaultStore(WholeStore):
         return data["data"], data["metadata"]
 
     def _write(self, entries: Mapping[str, Any], version: int) -> StoredSecret:
-        """Write a new version, unless the secret has another than ``version`` (0: unless there is one)."""
+        """Write a new version if the current one is ``version`` (0: if there is no secret yet)."""
         path = f"{self._mount}/data/{self._path}"
         conflict = False
         try:
@@ -116,5 +117,5 @@ class VaultStore(WholeStore):
 
 
 def _revision(metadata: Mapping[str, Any]) -> str:
-    """The version's number alone is not enough: a secret that was deleted and written again starts at 1."""
+    """Identifies a version. The number alone cannot: a secret that was deleted and rewritten starts again at 1."""
     return f"{metadata['version']} {metadata['created_time']}"

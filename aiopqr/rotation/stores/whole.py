@@ -1,4 +1,4 @@
-"""A store that keeps the secret as one document, and replaces it as a whole."""
+"""The base class of stores that keep the secret as one document and replace it as a whole."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Change = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 class WholeStore(ABC):
-    """The three changes of a :class:`SecretStore`, each of them one replacement of the document."""
+    """Implements the three changes of a :class:`SecretStore`, each as a replacement of the document."""
 
     @abstractmethod
     async def _change(self, secret: StoredSecret, change: Change) -> StoredSecret:
-        """Replace the document by what ``change`` makes of it, if it still has ``secret.revision``."""
+        """Apply ``change`` to the document, if that still has ``secret.revision``."""
 
     async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
         """See :meth:`SecretStore.stage`."""

@@ -155,7 +155,7 @@ async def changed(store: SecretsManagerStore, secret: StoredSecret, change: str)
 
 async def test_a_second_stage_is_refused(store: SecretsManagerStore) -> None:
     staged = await store.stage(await store.read(), NEW)
-    with pytest.raises(StoreConflict, match="staged already"):
+    with pytest.raises(StoreConflict, match="already staged"):
         await store.stage(staged, NEWER)
 
 

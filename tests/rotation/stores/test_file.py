@@ -122,7 +122,7 @@ async def test_a_change_decided_on_an_older_revision_is_refused_and_changes_noth
 async def test_a_second_stage_is_refused_while_one_is_open(path: Path) -> None:
     store = FileStore(path)
     staged = await store.stage(await store.read(), NEW)
-    with pytest.raises(StoreConflict, match="staged already"):
+    with pytest.raises(StoreConflict, match="already staged"):
         await store.stage(staged, NEW)
 
 
