@@ -63,10 +63,10 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a type checker would take every misspelt name for one that exists
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept misspelt names
 
     def __getattr__(name: str) -> Any:
-        if name == "Rotator":  # imported on demand: a service has no use for it
+        if name == "Rotator":  # imported on demand, since services do not need it
             from .rotation import Rotator
 
             return Rotator

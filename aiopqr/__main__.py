@@ -1,4 +1,4 @@
-"""``python -m aiopqr`` and the ``aiopqr`` command: it imports little, so that it can say what to install."""
+"""``python -m aiopqr`` and the ``aiopqr`` command. It imports little, so that it can say what to install."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .errors import MissingExtra
 
 
 def main() -> None:
-    """Run the command line. Always ends by SystemExit: 2 where the ``cli`` extra is missing."""
+    """Run the command line. Always raises SystemExit, with 2 if the ``cli`` extra is missing."""
     try:
         from .cli import run
     except MissingExtra as exc:

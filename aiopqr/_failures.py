@@ -1,4 +1,4 @@
-"""What is raised where nobody waits for it goes to the log with its stack, and ends nothing."""
+"""Logs exceptions in places where no caller could handle them, so that they do not end background work."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def report(message: str, *args: object) -> None:
     """Log the exception that is being handled, with its stack."""
     try:
         logger.exception(message, *args)  # noqa: LOG004
-    except Exception:  # a log handler that raises must not end what it reports on
+    except Exception:  # a log handler that raises must not end the background work either
         traceback.print_exc()
 
 
 @contextmanager
 def reporting(message: str, *args: object) -> Iterator[None]:
-    """Log whatever is raised inside, and go on."""
+    """Log any exception raised inside, and continue after the block."""
     try:
         yield
     except Exception:

@@ -1,8 +1,9 @@
-"""Threads of our own for what would block the event loop: files, key derivations, name resolution.
+"""aiopqr's own threads, for work that would block the event loop: files, key derivations, name resolution.
 
-The loop's default executor and anyio's worker threads belong to everybody: other people's long jobs can fill them, and
-then no login gets a thread. The threads here serve only aiopqr. They are daemon threads: a call that hangs, on a dead
-network mount for example, does not keep the process from ending (a ThreadPoolExecutor is joined at exit).
+The loop's default executor and anyio's worker threads are shared with other code, whose long jobs can take all of them.
+Then no login would get a thread. The threads here serve only aiopqr. They are daemon threads, so a call that hangs (on
+a dead network mount, for example) does not keep the process from exiting. A ThreadPoolExecutor would, since its threads
+are joined at exit.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_IDLE = 10.0  # seconds after which a thread without work ends
+_IDLE = 10.0  # how many seconds a thread waits for more work before it ends
 
 
 class Threads:
-    """At most ``limit`` daemon threads, started when there is work and ended when there has been none for a while.
+    """At most ``limit`` daemon threads, which start when there is work and end when there has been none for a while.
 
-    When all of them hang, further calls wait until their callers give up; no more threads are started. A forked child
-    starts its own. The caller's context variables are visible to the function.
+    If all of them hang, no more threads are started, and further calls wait until their callers give up. A forked child
+    starts its own threads. Functions see the caller's context variables.
     """
 
     def __init__(self, limit: int, name: str) -> None:
@@ -43,15 +44,15 @@ class Threads:
         self._idle = 0
 
     async def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call ``function`` in one of the threads, and return or raise what it does.
+        """Call ``function`` in one of the threads, and return its result or raise its exception.
 
-        A cancelled caller stops waiting at once. A call that has not begun is then dropped; one that has goes on in its
-        thread, and its result is thrown away.
+        A cancelled caller stops waiting at once. If its call has not begun, it is dropped. If it has, it continues in
+        its thread, and the result is discarded.
         """
         return await self.submit(function, *args, **kwargs)
 
     def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[R]:
-        """Like :meth:`run`, for callers that cannot await: a future of the running loop."""
+        """Like :meth:`run`, but returns a future of the running loop."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         job = _Job(future, partial(contextvars.copy_context().run, function, *args, **kwargs))
         with self._changed:
@@ -67,7 +68,7 @@ class Threads:
         self._started += 1
         try:
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
-        except RuntimeError:  # the system has no thread left; those that run will get to it, if there are any
+        except RuntimeError:  # the system has no more threads; if some of ours are running, they will do the job
             self._started -= 1
             if not self._started:
                 self._jobs.remove(job)
@@ -82,7 +83,7 @@ class Threads:
     def _work(self) -> None:
         while (job := self._next()) is not None:
             job.run()
-            del job  # an idle thread keeps no arguments, which may hold a password
+            del job  # an idle thread must not keep arguments, which may contain a password
 
     def _next(self) -> _Job | None:
         with self._changed:
@@ -115,9 +116,9 @@ class _Job:
         try:
             self._loop.call_soon_threadsafe(settle)
         except RuntimeError:
-            pass  # the loop was closed meanwhile: nobody waits
+            pass  # the loop was closed in the meantime, so nobody is waiting
         finally:
-            del self, settle  # the traceback of an exception keeps this frame, and the future keeps the exception
+            del self, settle  # break a cycle: the future keeps the exception, whose traceback keeps this frame
 
 
 def _set_result(future: asyncio.Future[Any], result: Any) -> None:
@@ -126,7 +127,7 @@ def _set_result(future: asyncio.Future[Any], result: Any) -> None:
 
 
 def _set_exception(future: asyncio.Future[Any], exc: BaseException) -> None:
-    if isinstance(exc, StopIteration):  # which no future takes
+    if isinstance(exc, StopIteration):  # futures do not accept it
         stopped, exc = exc, RuntimeError("the function raised StopIteration")
         exc.__cause__ = stopped
     if not future.done():
@@ -145,12 +146,12 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 class OwnThread(Threads):
-    """One daemon thread, and so one call in flight: for a caller whose calls may hang."""
+    """A single daemon thread, for a caller whose calls may hang. Only one call runs at a time."""
 
     def __init__(self, name: str = "aiopqr-own") -> None:
         super().__init__(1, name)
 
 
-#: What all of aiopqr shares in this process.
+#: The threads that all of aiopqr shares in this process.
 shared = Threads(4, "aiopqr")
 in_thread = shared.run

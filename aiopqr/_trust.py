@@ -1,8 +1,8 @@
-"""What a login lets the server ask for: libpq's ``require_auth`` and ``channel_binding``, with a stricter default.
+"""What a server may ask for at login: libpq's ``require_auth`` and ``channel_binding``, with a stricter default.
 
-libpq and asyncpg send any server the password as plain text if it asks. So whoever answers in the server's place,
-without TLS or with a certificate that nobody checks, has it. By default aiopqr sends the password as plain text only
-over TLS or a Unix socket. No rule here depends on what asyncpg does; `handshake` asks before it answers.
+libpq and asyncpg send the password as plain text to any server that asks for it. So an attacker who answers instead of
+the server, without TLS or with a certificate that is not checked, gets it. By default, aiopqr sends a password as plain
+text only over TLS or a Unix socket. None of the rules depends on asyncpg; `handshake` consults them before it answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .errors import ConfigurationError
 
 
 class Method(enum.StrEnum):
-    """How a server may have a client prove who it is, by libpq's names."""
+    """The authentication methods that a server may ask for, by libpq's names."""
 
     PASSWORD = "password"
     MD5 = "md5"
@@ -29,7 +29,7 @@ class Method(enum.StrEnum):
 
 
 class Binding(enum.StrEnum):
-    """Whether the password's proof is bound to the server's certificate."""
+    """Whether the proof of the password is bound to the server's certificate."""
 
     DISABLE = "disable"
     PREFER = "prefer"
@@ -37,7 +37,7 @@ class Binding(enum.StrEnum):
 
 
 class Channel(enum.StrEnum):
-    """What a login goes through. TCP to this machine is TCP: any local user may listen on a port."""
+    """The channel of a login. TCP to this machine is not safer than other TCP: any local user may listen on a port."""
 
     TCP = "plain TCP"
     TLS = "TLS"
@@ -46,18 +46,18 @@ class Channel(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What the server may ask for. Without arguments, everything but the password as plain text without TLS."""
+    """What the server may ask for. The default is anything except the password as plain text without TLS."""
 
     methods: frozenset[Method] = frozenset(Method)
     in_clear_over_tcp: bool = False
     binding: Binding = Binding.PREFER
-    explicit: bool = False  # somebody relies on it: what cannot be enforced is then an error
+    explicit: bool = False  # the user has asked for it, so it is an error if it cannot be enforced
 
     @classmethod
     def parse(cls, require_auth: str | None = None, channel_binding: str | None = None) -> Trust:
         """Read the two options as libpq does. None and the empty text mean the default.
 
-        Raises :class:`ConfigurationError` for a value that libpq would refuse as well.
+        Raises :class:`ConfigurationError` for values that libpq would reject too, and for what cannot be enforced.
         """
         try:
             binding = Binding(channel_binding or Binding.PREFER)
@@ -85,36 +85,36 @@ class Trust:
             return cls(frozenset(Method) - forbidden, binding=binding, explicit=True)
         if unfinished & set(methods) and Method.NONE not in methods:
             raise ConfigurationError(
-                "require_auth cannot insist on gss or sspi: asyncpg does not tell whether their exchange was completed"
+                "require_auth cannot insist on gss or sspi: asyncpg does not say whether their exchange was completed"
             )
         return cls(frozenset(methods), Method.PASSWORD in methods, binding, explicit=True)
 
     def objection(self, method: Method, channel: Channel) -> str | None:
-        """Why the server may not have this, or None if it may."""
+        """Why the server may not ask for this, or None if it may."""
         asked = "no authentication" if method is Method.NONE else f"{method} authentication"
         if self.binding is Binding.REQUIRE and method is not Method.SCRAM:
             return f"it asked for {asked}, and channel_binding=require allows only SCRAM-SHA-256-PLUS"
         if method not in self.methods:
             allowed, more = (",".join(sorted(methods)) for methods in (self.methods, {*self.methods, method}))
             return (
-                f"it asked for {asked}, and require_auth allows only {allowed}. If that is meant, allow it in the DSN, "
-                f"with require_auth={more}, or in PGREQUIREAUTH"
+                f"it asked for {asked}, and require_auth allows only {allowed}. If this is intended, allow it with "
+                f"require_auth={more}, also in the DSN, or in PGREQUIREAUTH"
             )
         if method is Method.PASSWORD and channel is Channel.TCP and not self.in_clear_over_tcp:
             return (
                 "it asked for the password as plain text, without TLS. Use TLS (sslmode=verify-full), or allow it with "
-                "require_auth=password if nobody else can be on the way"
+                "require_auth=password if nobody can intercept the connection"
             )
         return None
 
     def mechanism(self, offered: set[str], channel: Channel, binding: bytes | None, verified: bool) -> tuple[str, str]:
-        """The SCRAM mechanism to use of those that a server offers, and the flag that tells the server why.
+        """Choose a SCRAM mechanism from those that a server offers. Returns it with the flag that explains the choice.
 
-        ``binding`` is the hash of the server's certificate, None if there is none; ``verified`` says that the
-        certificate is known to be that of the host. The flag is "p" with channel binding, "y" if only the server seems
-        unable, so that one whose offer was tampered with refuses, and "n" if it is this side that does not bind.
+        ``binding`` is the hash of the server's certificate, or None; ``verified`` says that the certificate was checked
+        to belong to the host. The flag is "p" with channel binding, "y" if only the server does not offer it, and "n"
+        if this side does not bind. If an attacker has removed the server's offer, the server sees the "y" and refuses.
 
-        Raises ValueError with the reason why no login may be made.
+        Raises ValueError, with the reason, if there must not be a login.
         """
         plus, plain = SCRAM_PLUS in offered, SCRAM in offered
         possible = channel is Channel.TLS and binding is not None and self.binding is not Binding.DISABLE
@@ -130,7 +130,7 @@ class Trust:
             raise ValueError("it offers only SCRAM-SHA-256-PLUS, which this login cannot use")
         if plus and channel is Channel.TLS and self.binding is Binding.PREFER and not verified:
             raise ValueError(
-                "its certificate's signature names no hash to bind to, and nobody has checked the certificate: use "
+                "its certificate's signature names no hash to bind to, and the certificate was not checked: use "
                 "sslmode=verify-full, or channel_binding=disable"
             )
         return SCRAM, "y" if possible else "n"
@@ -146,9 +146,9 @@ def take_trust(
 ) -> tuple[tuple[Any, ...], dict[str, Any], Trust]:
     """Read both options from the arguments of a connect, and return the arguments without them.
 
-    Keyword arguments count first, then the DSN, then PGREQUIREAUTH and PGCHANNELBINDING. They are removed from the DSN,
-    since asyncpg sends the server what it does not know. ``default`` stands for a require_auth that nobody gives.
-    Raises :class:`ConfigurationError`.
+    Keyword arguments take precedence over the DSN, and the DSN over PGREQUIREAUTH and PGCHANNELBINDING. The options are
+    removed from the DSN, since asyncpg sends parameters that it does not know to the server. ``default`` is the
+    require_auth if there is none. Raises :class:`ConfigurationError`.
     """
     rest = dict(kwargs)
     given = {key: rest.pop(key, None) for key in _KEYS}

@@ -1,7 +1,7 @@
-"""Every exception that aiopqr defines, with one common base.
+"""All exceptions that aiopqr defines, with one common base.
 
-Each also derives from the class that asyncpg's users already catch: :class:`CredentialsRefused` from
-``asyncpg.InvalidPasswordError``, :class:`PoolClosing` from ``asyncpg.InterfaceError``, and a timeout from
+Many also derive from the class that users of asyncpg already catch: :class:`CredentialsRefused` from
+``asyncpg.InvalidPasswordError``, :class:`PoolClosing` from ``asyncpg.InterfaceError``, and timeouts from
 ``TimeoutError``. None of them ever shows a password.
 """
 
@@ -29,7 +29,7 @@ class InvalidSecret(AiopqrError, ValueError):
 
 
 class MissingExtra(AiopqrError, ImportError):
-    """A feature whose optional dependency is not installed."""
+    """An optional dependency is not installed. The text says how to install it."""
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an optional dependency: pip install 'aiopqr[{extra}]'")
@@ -65,10 +65,10 @@ class ConnectTimeout(AiopqrError, TimeoutError):
 
 
 class UntrustedServer(AiopqrError, asyncpg.InterfaceError):
-    """The server asked for what ``require_auth`` or ``channel_binding`` does not allow. It got no password.
+    """The server asked for something that ``require_auth`` or ``channel_binding`` does not allow. It got no password.
 
-    The text says what it asked for and how to allow it. Whoever answers may not be your server: no other account is
-    tried.
+    The text says what the server asked for and how to allow that. It may not be your server at all, so the other
+    account is not tried.
     """
 
 
@@ -77,7 +77,7 @@ class PoolError(AiopqrError):
 
 
 class AcquireTimeout(PoolError, TimeoutError):
-    """No connection became free in time. The text has the sizes and waiters; the last failed connect is the cause."""
+    """No connection became free in time. The text shows the pool's numbers. A failed connect, if any, is the cause."""
 
 
 class TooManyWaiting(PoolError):
@@ -89,17 +89,17 @@ class PoolClosing(PoolError, asyncpg.InterfaceError):
 
 
 class WrongLoop(PoolError, RuntimeError):
-    """The pool belongs to another event loop (another thread's, say), or to the process before a fork."""
+    """The pool belongs to another event loop (in another thread, perhaps), or to the parent of this forked process."""
 
 
 class RotationError(AiopqrError):
-    """The base of errors in a rotation of passwords."""
+    """The base of errors in a rotation."""
 
 
 def without_frames(exc: _E) -> _E:
-    """``exc`` with the frames of its whole chain dropped: a driver's or a store's hold the password as a local.
+    """Drop the frames of ``exc`` and of its whole chain, since a driver's or a store's frames hold passwords as locals.
 
-    Cause and context stay, so the chain still shows what happened.
+    Causes and contexts are kept, so the chain still shows what happened.
     """
     for link in _chain(exc):
         link.__traceback__ = None
@@ -107,9 +107,9 @@ def without_frames(exc: _E) -> _E:
 
 
 def without_locals(exc: _E) -> _E:
-    """``exc`` with the files, lines and functions of its whole chain, but without the frames' local variables.
+    """Drop the local variables from the frames of ``exc`` and of its whole chain, but keep files, lines and functions.
 
-    If a user's own code raised it, they need to see where.
+    If a user's own code raised the exception, they need to see where.
     """
     for link in _chain(exc):
         link.__traceback__ = _hollow(link.__traceback__)
@@ -129,11 +129,11 @@ def _chain(exc: BaseException) -> list[BaseException]:
     return list(found.values())
 
 
-_DEEPEST = 50  # frames; an exception that is raised again and again collects more each time
+_DEEPEST = 50  # how many frames to keep, since an exception that is raised repeatedly collects more each time
 
 
 def _hollow(traceback: TracebackType | None) -> TracebackType | None:
-    """A traceback that looks the same, made of the frames of generators that have never run."""
+    """A traceback that looks the same but has no locals: its frames are those of generators that have never run."""
     places: list[tuple[CodeType, int]] = []
     while traceback is not None and len(places) < _DEEPEST:
         places.append((traceback.tb_frame.f_code, traceback.tb_lineno))
@@ -150,6 +150,6 @@ def _template() -> Iterator[None]:
 
 
 def describe(exc: BaseException) -> str:
-    """An error in one line for an event or a log. The text of a type that we do not know might show a secret."""
+    """Describe an error in one line, for events and logs. The text of an unknown type is left out: it may be secret."""
     text = str(exc) if isinstance(exc, AiopqrError | OSError | asyncpg.PostgresError | asyncpg.InterfaceError) else ""
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__

@@ -1,4 +1,4 @@
-"""Checks options as soon as they are given, so that a wrong one raises an error that names it."""
+"""Checks options as soon as they are passed, so that a wrong one raises an error that names it."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ class OneConnectArguments(ConnectArguments, total=False):
 
 
 def non_negative(name: str, value: float) -> float:
-    """A finite number of at least 0, or :class:`ConfigurationError`."""
+    """Check that an option is a finite number of at least 0. Raises :class:`ConfigurationError` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
         raise ConfigurationError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
     return float(value)
 
 
 def positive(name: str, value: float) -> float:
-    """A finite number above 0, or :class:`ConfigurationError`."""
+    """Check that an option is a finite number above 0. Raises :class:`ConfigurationError` otherwise."""
     if non_negative(name, value) == 0:
         raise ConfigurationError(f"{name} must be more than 0 seconds")
     return float(value)
 
 
 def optional_timeout(name: str, value: float | None) -> float | None:
-    """A finite number of at least 0, or None for no limit."""
+    """Check that an option is a number of at least 0, or None. Raises :class:`ConfigurationError` otherwise."""
     return None if value is None else non_negative(name, value)
 
 
 def whole_number_or_none(name: str, value: int | None) -> int | None:
-    """A whole number of at least 0, or None for no limit."""
+    """Check that an option is an integer of at least 0, or None. Raises :class:`ConfigurationError` otherwise."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
         raise ConfigurationError(f"{name} must be a whole number, 0 or more, or None, not {value!r}")
     return value
@@ -78,10 +78,10 @@ def given(**options: Any) -> dict[str, Any]:
 def check_connect_arguments(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], *, connect: Callable[..., Any] | None = None
 ) -> None:
-    """Refuse a user or a password, as an argument or in the DSN: the credentials supply them.
+    """Raise :class:`ConfigurationError` for a user or a password, as arguments or in the DSN, or a malformed DSN.
 
-    The other arguments of a user's own ``connect`` are not checked. An error never shows the DSN, since it may contain
-    a password.
+    Other arguments of a user's own ``connect`` are not checked. Errors never show the DSN, which may contain a
+    password.
     """
     for key in ("user", "password"):
         if kwargs.get(key) is not None:
@@ -90,7 +90,7 @@ def check_connect_arguments(
         return
     take_trust(args, kwargs, {})
     if len(args) > 1:
-        raise ConfigurationError("only the DSN may be given by position")
+        raise ConfigurationError("only the DSN may be a positional argument")
     dsn = args[0] if args else kwargs.get("dsn")
     if dsn is None:
         return

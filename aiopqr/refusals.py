@@ -1,8 +1,8 @@
-"""Decides what a failed connect means, by its SQLSTATE and by the server's routine that raised the error.
+"""Decides what a failed connect means, by its SQLSTATE and by the routine in the server that raised the error.
 
 The routine (protocol field ``R``, asyncpg's ``server_source_function``) is not localised, and it distinguishes errors
-that share an SQLSTATE: 28000 can be a locked account, a failed PAM login or a reject rule in pg_hba.conf. Proxies send
-no routine, so their error texts are matched instead. Sources: PostgreSQL's ``auth.c``, ``miscinit.c`` and
+with the same SQLSTATE: 28000 can be a locked account, a failed PAM login or a reject rule in pg_hba.conf. Proxies do
+not send a routine, so their error texts are matched instead. Sources: PostgreSQL's ``auth.c``, ``miscinit.c`` and
 ``postinit.c``; PgBouncer's ``client.c`` and ``objects.c``; the error texts of Supavisor, pgcat, PgDog, Pgpool-II and
 Neon.
 """
@@ -30,16 +30,16 @@ class Verdict(enum.StrEnum):
     ACCOUNT_FULL = "account full"  # this account's connection limit is reached: use the other one for a while
     SERVER_FULL = "server full"  # no connection slots: wait; the account is not the reason
     OUTAGE = "outage"  # the server or the network is down: wait; the account is not the reason
-    FATAL = "fatal"  # a mistake that waiting does not repair: raise at once
+    FATAL = "fatal"  # an error that waiting does not cure: raise at once
 
     @property
     def blames_account(self) -> bool:
-        """Whether the other account may work."""
+        """Whether the account is the reason, so that the other one may work."""
         return self in (Verdict.CREDENTIAL, Verdict.ACCOUNT, Verdict.ACCOUNT_FULL)
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same login may succeed later, without any change."""
+        """Whether the same login may succeed later, without anybody doing anything."""
         return self in (Verdict.OUTAGE, Verdict.SERVER_FULL)
 
 
@@ -61,7 +61,7 @@ _BY_ROUTINE: dict[str, dict[str, Verdict]] = {
     "57P03": {"": Verdict.OUTAGE},  # starting up, shutting down, in recovery
     "57P01": {"": Verdict.OUTAGE},  # terminated by an administrator
     "57P02": {"": Verdict.OUTAGE},  # another backend crashed
-    # From a server, which names the routine, 08P01 is a mistake. A proxy's has been matched by its text before.
+    # From a server, which sends a routine, 08P01 is a real protocol error. A proxy's is matched by its text before.
     "08P01": {"": Verdict.FATAL},
 }
 # Whole classes: connection exceptions, and insufficient resources other than 53300.
@@ -118,18 +118,19 @@ _OUTAGE_ERRNOS = frozenset(
 
 
 def classify(exc: BaseException, *, unix_socket: bool = False, has_worked: bool = False) -> Verdict:
-    """What ``exc``, raised by a connect, means.
+    """Decide what ``exc``, raised by a connect, means.
 
     ``unix_socket`` says that the connect used a Unix socket, whose file is missing while the server is down.
-    ``has_worked`` says that the same connect has succeeded before. Then a name that does not resolve, hosts without the
-    wanted role, and errors of an unknown proxy about itself are no mistakes in the configuration: they will pass.
+    ``has_worked`` says that the same connect has succeeded before. Then some errors are taken for transient instead of
+    configuration errors: a name that does not resolve, hosts without the wanted role, and an unknown proxy's errors
+    about itself.
     """
     verdict = _classify_server(exc) if isinstance(exc, asyncpg.PostgresError) else _classify_client(exc, unix_socket)
     if verdict is Verdict.FATAL and has_worked and _may_pass(exc):
         return Verdict.OUTAGE
     if verdict is Verdict.FATAL and isinstance(exc.__cause__, asyncpg.PostgresError):
-        # With sslmode=prefer and allow, a refused login is repeated with the other kind of connection, and the second
-        # error is raised. pg_hba.conf may reject that kind, so the first error may be the one about the account.
+        # With sslmode=prefer and allow, asyncpg repeats a refused login with or without TLS, and raises the second
+        # error. If pg_hba.conf rejects the second kind of connection, only the first error is about the account.
         cause = classify(exc.__cause__)
         return cause if cause.blames_account else verdict
     return verdict
@@ -177,7 +178,7 @@ def _classify_client(exc: BaseException, unix_socket: bool) -> Verdict:
         case ConnectionError():
             return Verdict.FATAL if "rejected SSL upgrade" in str(exc) else Verdict.OUTAGE
         case OSError(errno=None):
-            # asyncio joins the errors of all addresses of a name into one text.
+            # If a name has several addresses, asyncio joins their errors into one text.
             numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(exc))}
             return Verdict.OUTAGE if numbers and numbers <= _OUTAGE_ERRNOS else Verdict.FATAL
         case OSError():
@@ -187,7 +188,7 @@ def _classify_client(exc: BaseException, unix_socket: bool) -> Verdict:
 
 
 def refuses_writes(exc: BaseException) -> bool:
-    """Whether ``exc``, a cause of it, or one of a group says that a transaction is read only (SQLSTATE 25006)."""
+    """Whether ``exc``, its cause, or an exception in its group reports a read-only transaction (SQLSTATE 25006)."""
     if isinstance(exc, BaseExceptionGroup):
         return any(map(refuses_writes, exc.exceptions))
     return any(getattr(one, "sqlstate", None) == "25006" for one in (exc, exc.__cause__))
@@ -197,11 +198,11 @@ _LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
 
 
 def is_connection_lost(exc: BaseException) -> bool:
-    """Whether ``exc``, raised by work on an open connection, says that the connection is gone.
+    """Whether ``exc``, raised by an operation on an open connection, says that the connection is gone.
 
-    After a session was terminated while it was idle, the next query raises the FATAL, an error about the closed
-    connection, or asyncpg's ``InternalClientError: cannot switch to state`` (the unexpected FATAL has changed the state
-    of its protocol).
+    If a session was terminated while idle, the next query raises the server's FATAL error, an error about the closed
+    connection, or asyncpg's ``InternalClientError: cannot switch to state`` (because the unexpected FATAL has changed
+    the state of its protocol).
     """
     match exc:
         case TimeoutError():

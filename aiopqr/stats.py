@@ -1,7 +1,7 @@
 """Counters, and the frozen snapshots that ``stats()`` returns. Times are in seconds.
 
-Counting is what the hot path may afford; whoever wants each single measurement (OpenTelemetry's histograms) adds an
-observer to a :class:`Histogram`.
+The hot path only counts. To get every single measurement (for OpenTelemetry's histograms, say), add an observer to a
+:class:`Histogram`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ __all__ = [
     "SteppingAside",
 ]
 
-# The buckets that OpenTelemetry's semantic conventions advise for durations in seconds.
+# The buckets that OpenTelemetry's semantic conventions recommend for durations in seconds.
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
 class HistogramSnapshot:
-    """``counts[i]`` measurements were at most ``bounds[i]`` seconds and above the bound before; the last has no bound.
+    """A snapshot of a :class:`Histogram`.
 
-    ``total`` is the sum of all, in seconds.
+    ``counts[i]`` is the number of measurements of at most ``bounds[i]`` seconds, and above the previous bound. The last
+    count has no upper bound. ``total`` is the sum of all measurements, in seconds.
     """
 
     bounds: tuple[float, ...]
@@ -45,12 +46,12 @@ class HistogramSnapshot:
 
     @property
     def mean(self) -> float:
-        """Their mean, in seconds; 0 if there were none."""
+        """The mean of the measurements, in seconds; 0 if there were none."""
         return self.total / self.count if self.count else 0.0
 
 
 class Histogram:
-    """Durations, counted in fixed buckets. Each of the ``observers`` is called with each measurement, in seconds."""
+    """Counts durations in fixed buckets. The ``observers`` are called with each measurement, in seconds."""
 
     __slots__ = ("_counts", "_total", "observers")
 
@@ -67,13 +68,13 @@ class Histogram:
             observe(seconds)
 
     def snapshot(self) -> HistogramSnapshot:
-        """The counts as they are now."""
+        """Return the current counts."""
         return HistogramSnapshot(BUCKETS, tuple(self._counts), self._total)
 
 
 @dataclass(slots=True)
 class AccountCounts:
-    """What one connector counts of one account."""
+    """A connector's counts for one account."""
 
     opened: int = 0
     refused: int = 0
@@ -81,7 +82,7 @@ class AccountCounts:
 
 @dataclass(slots=True)
 class ConnectorCounts:
-    """What one connector counts."""
+    """A connector's counts."""
 
     accounts: dict[Parity, AccountCounts] = field(default_factory=lambda: {p: AccountCounts() for p in Parity})
     fallbacks: int = 0
@@ -95,7 +96,7 @@ class ConnectorCounts:
 class SteppingAside:
     """The account that new connections avoid, because the store announces a new password for it.
 
-    They have avoided it for ``since`` seconds, and will do so for ``ends_in`` more, unless the rotation ends before.
+    They have avoided it for ``since`` seconds, and will for ``ends_in`` more, unless the rotation ends earlier.
     """
 
     parity: Parity
@@ -106,9 +107,9 @@ class SteppingAside:
 
 @dataclass(frozen=True, slots=True)
 class RefreshStats:
-    """The fetches of a refresher. ``pair_age`` is the time since a fetch last confirmed the pair.
+    """The fetches of a refresher. ``pair_age`` is the number of seconds since a fetch last confirmed the pair.
 
-    ``stepping_aside`` is the account that new connections avoid right now, while the other one works; None for neither.
+    ``stepping_aside`` is the account that new connections avoid right now, as long as the other one works, or None.
     """
 
     ok: int
@@ -124,7 +125,7 @@ class AccountStats:
     """One account, as a connector or pool sees it.
 
     ``refused_for`` is how long it has been refused, in seconds, or None. ``expires_in`` is the number of seconds until
-    its password expires: below 0 if it has expired, None if it does not expire.
+    its password expires: negative if it has expired, None if it does not expire.
     """
 
     username: str | None
@@ -137,7 +138,7 @@ class AccountStats:
 
 @dataclass(frozen=True, slots=True)
 class ConnectorStats:
-    """A connector's snapshot. ``open`` connections are those of the accounts together."""
+    """A snapshot of a connector's counters. ``accounts`` has the counters of each account."""
 
     name: str
     accounts: Mapping[Parity, AccountStats]
@@ -153,10 +154,11 @@ class ConnectorStats:
 
 @dataclass(frozen=True, slots=True)
 class ReplacementStats:
-    """Connections that were replaced. ``why`` counts them by reason; ``delayed_by`` says why the next one has to wait.
+    """The replacement of connections. ``why`` counts replaced connections by reason.
 
-    ``overdue`` connections are now more than a second past their lifetime, because they are in use or because no
-    replacement can be opened.
+    ``delayed`` counts failed attempts to open a replacement, and ``delayed_by`` is why the next one has to wait, or
+    None. ``overdue`` connections are now more than a second past their lifetime, because they are in use or because
+    no replacement can be opened.
     """
 
     done: int
@@ -168,9 +170,10 @@ class ReplacementStats:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats(ConnectorStats):
-    """A pool's snapshot. ``size`` counts open connections without the ``spare``; ``waiting`` tasks are in acquire().
+    """A snapshot of a pool's counters.
 
-    ``resetting`` connections have been released, and count as in use until they can be handed out again.
+    ``size`` is the number of open connections, not counting the ``spare``. ``waiting`` tasks are in ``acquire()``.
+    ``resetting`` connections have been released, but count as in use until they can be handed out again.
     ``not_writable`` connections were closed because their server no longer accepted writes.
     """
 

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from .._flaws import WHITE_SPACE, edge, flaw, flaw_of_name
+from .._flaws import WHITE_SPACE, flaw, flaw_of_ends, flaw_of_name
 from ..errors import InvalidSecret
 from .secret import Secret
 
@@ -57,7 +57,7 @@ class Credential:
         object.__setattr__(self, "password", password)
         if problem := flaw(username) or flaw_of_name(username):
             raise InvalidSecret(f"username {problem}")
-        if problem := flaw(password.reveal()) or edge(password.reveal(), "\r\n"):
+        if problem := flaw(password.reveal()) or flaw_of_ends(password.reveal(), "\r\n"):
             raise InvalidSecret(f"password {problem}")
         if expires_at is not None and not (isinstance(expires_at, datetime) and expires_at.utcoffset() is not None):
             raise InvalidSecret("expires_at must be an aware datetime, or None")
