@@ -190,7 +190,7 @@ class ConnectorState:
         self.counts.accounts[attempt.parity].refused += 1
         self._refusals[attempt.credential.username] = exc
         were_all_refused = self.alternator.is_refused(now)
-        anew = self.alternator.rejected(attempt, verdict, now)
+        is_new = self.alternator.rejected(attempt, verdict, now)
         fields: dict[str, Any] = {
             "name": self.name,
             "parity": attempt.parity,
@@ -198,7 +198,7 @@ class ConnectorState:
             "verdict": verdict.value,
             "sqlstate": getattr(exc, "sqlstate", None),
         }
-        if anew:
+        if is_new:
             retry_in = self.alternator.retry_at(attempt.credential) - now
             self.events.emit(AccountQuarantined(**fields, retry_in=retry_in))
         else:
