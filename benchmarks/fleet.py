@@ -263,7 +263,7 @@ class Simulation:
         self._plan_fetch(instance)
 
     def _install(self, instance: Instance, pair: CredentialPair) -> None:
-        list(instance.announcement.hear(pair, self.now))
+        list(instance.announcement.update(pair, self.now))
         if instance.alternator is None:
             instance.alternator = Alternator(pair, instance.quarantine, instance.announcement)
             self._open(instance)

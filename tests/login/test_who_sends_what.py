@@ -131,7 +131,7 @@ async def test_a_password_that_was_proved_is_never_sent_in_clear_again(tls_serve
     from .test_real_servers import enter
 
     await (await enter(tls_server, "by_scram", KeyCache())).close()
-    with pytest.raises(UntrustedServer, match="without it"):
+    with pytest.raises(UntrustedServer, match="has proved by SCRAM"):
         await enter(tls_server, "by_password", KeyCache())
 
 

@@ -73,7 +73,7 @@ async def test_a_refusal_that_is_logged_in_twice_is_still_one_and_warned_of_once
         stats = pool.stats()
     assert (stats.accounts["odd"].refused, stats.accounts["even"].refused) == (1, 1)
     assert postgres.failed_logins() == 4
-    assert caplog.text.count("refused login is repeated") == 1
+    assert caplog.text.count("asyncpg repeats a refused login") == 1
 
 
 @pytest.mark.parametrize(("what", "verdict"), [("NOLOGIN", Verdict.ACCOUNT), ("PASSWORD NULL", Verdict.CREDENTIAL)])

@@ -265,7 +265,7 @@ async def test_while_the_applications_path_is_down_the_stage_stays_open_and_the_
             raise ConnectionRefusedError(111, "Connection refused")
         return await asyncpg.connect(rig.postgres.dsn, user=credential.username, password=credential.password.reveal)
 
-    with pytest.raises(RotationFailed, match=r"not known.*Connection refused") as caught:
+    with pytest.raises(RotationFailed, match=r"is unknown.*Connection refused") as caught:
         await rotate(rig.rotator(verify=verify, verify_timeout=0.5))
     assert not isinstance(caught.value, RotationUndone)
     assert await rig.accepts((await rig.store.read()).pair.pending)
@@ -482,7 +482,7 @@ async def test_an_account_at_its_connection_limit_is_not_taken_for_a_refused_pas
         return await asyncpg.connect(rig.postgres.dsn, user=credential.username, password=credential.password.reveal)
 
     full: list[bool] = []
-    with pytest.raises(RotationFailed, match=r"not known.*too many connections for role") as caught:
+    with pytest.raises(RotationFailed, match=r"is unknown.*too many connections for role") as caught:
         await rotate(rig.rotator(verify=verify, listener=fill, verify_timeout=0.5))
     assert not isinstance(caught.value, RotationUndone)
     await rig.postgres.server.execute(f"ALTER ROLE {rig.name(EVEN)} CONNECTION LIMIT -1")

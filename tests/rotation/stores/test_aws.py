@@ -305,7 +305,7 @@ async def test_a_password_staged_among_the_keys_is_not_overlooked(
     aws_secret: AwsSecret, store: SecretsManagerStore
 ) -> None:
     await aws_secret.put({**PAIR, "pending_username": "app_odd", "pending_password": "odd-2"})
-    with pytest.raises(StoreError, match="staged password among its keys"):
+    with pytest.raises(StoreError, match="staged password in its keys"):
         await store.read()
 
 

@@ -80,7 +80,7 @@ def said(*errors: str) -> bytes:
         (403, said("2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"), Trouble.CREDENTIALS, "auth="),
         (404, said(), Trouble.NOT_FOUND, "mount="),
         (429, said("request path exceeded"), Trouble.THROTTLED, "rate limit"),
-        (500, said("local node not active but active cluster node not found"), Trouble.STANDBY, "knows no active"),
+        (500, said("local node not active but active cluster node not found"), Trouble.STANDBY, "without an active"),
         (500, said("internal error"), Trouble.OTHER, "Vault failed"),
         (501, said("not initialized"), Trouble.SEALED, "unseal"),
         (503, b"<html>no healthy upstream</html>", Trouble.NETWORK, "address"),
