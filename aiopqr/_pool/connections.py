@@ -17,6 +17,7 @@ from typing import Any
 import asyncpg
 
 from .._connect import CONNECT_TIMEOUT, Maker
+from .._login import has_ended
 from ..clock import cancel
 from ..errors import PoolClosing, WrongLoop, describe
 from ..events import ConnectionLost, NotWritable
@@ -210,7 +211,7 @@ class Connections:
             if self._init is not None:
                 async with asyncio.timeout(INIT_TIMEOUT):
                     await self._init(con)
-            if con.is_closed():  # nothing would notice that later
+            if has_ended(con):  # nothing would notice that later
                 raise asyncpg.ConnectionDoesNotExistError("the connection was closed before it could be used")
         except BaseException:
             con.terminate()

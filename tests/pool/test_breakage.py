@@ -316,6 +316,37 @@ async def test_an_init_that_hangs_delays_the_replacement_and_is_told(
         await eventually(lambda: pool.stats().replacements.done)
 
 
+_GOODBYE_FIELDS = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+_GOODBYE = b"E" + (4 + len(_GOODBYE_FIELDS)).to_bytes(4, "big") + _GOODBYE_FIELDS
+
+
+async def test_a_connection_told_to_go_before_its_connect_knows_of_it_is_not_handed_out(make_pool: MakePool) -> None:
+    goodbyes = [_GOODBYE]
+
+    class ToldToGo(asyncpg.Connection):
+        def __init__(self, protocol: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(protocol, *args, **kwargs)
+            if goodbyes:  # in the loop iteration after the login
+                asyncio.get_running_loop().call_soon(protocol.data_received, goodbyes.pop())
+
+    async with make_pool(max_size=1, connection_class=ToldToGo) as pool:
+        assert await pool.fetchval("select 1") == 1
+    assert not goodbyes
+
+
+async def test_a_connection_told_to_go_during_init_is_not_handed_out(make_pool: MakePool) -> None:
+    goodbyes = [_GOODBYE]
+
+    async def init(con: asyncpg.Connection) -> None:
+        if goodbyes:
+            con._protocol.data_received(goodbyes.pop())
+
+    async with make_pool(max_size=1, init=init) as pool:
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+            await pool.acquire()
+        assert await pool.fetchval("select 1") == 1
+
+
 async def test_an_acquire_whose_connection_comes_just_too_late_is_told_that_the_pool_is_closed(
     make_pool: MakePool,
 ) -> None:
