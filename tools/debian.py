@@ -12,6 +12,7 @@ from .environments import TOP
 
 _PACKAGES = "python3,python3-venv,python3-dev,make,git,ca-certificates,gcc,libc6-dev,postgresql,pgbouncer,procps"
 _IF_IT_HAS_THEM = ("python3.15-venv", "python3.15-dev")
+_OF_EXPERIMENTAL = "postgresql-19"  # which comes on top of sid
 _PATH = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # How this machine reaches its mirrors: the chroot needs the same.
 _NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", os.environ.get("SSL_CERT_FILE", ""))
@@ -43,12 +44,22 @@ def _bootstrap(suite: str, root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
     root.parent.mkdir(exist_ok=True)
     mirror = [mirror_here()] if mirror_here() else []
-    command = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", suite, root, *mirror]
+    base = "sid" if suite == "experimental" else suite
+    command = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", base, root, *mirror]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     for package in _IF_IT_HAS_THEM:
-        install = ["apt-get", "-qq", "-y", "--no-install-recommends", "install", package]
-        subprocess.run(["chroot", root, *install], check=False, capture_output=True, env={"PATH": _PATH})
+        _apt_get(root, "install", package)
+    if suite == "experimental":
+        _, mirror_there, *_ = (root / "etc/apt/sources.list").read_text().split()
+        (root / "etc/apt/sources.list.d/experimental.list").write_text(f"deb {mirror_there} experimental main\n")
+        _apt_get(root, "update")
+        _apt_get(root, "-t", "experimental", "install", _OF_EXPERIMENTAL)
     (root / "made").touch()
+
+
+def _apt_get(root: Path, *words: str) -> None:
+    command = ["chroot", root, "apt-get", "-qq", "-y", "--no-install-recommends", *words]
+    subprocess.run(command, check=False, capture_output=True, env={"PATH": _PATH})
 
 
 def mirror_here() -> str:

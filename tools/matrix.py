@@ -2,7 +2,8 @@
 
 --write          put the result into docs/compatibility.md; what was not tried now keeps its line
 --only TEXT      only the rows whose name contains TEXT
---debian SUITE   those of another Debian, in a chroot (as root): forky has Python 3.14, Postgres 18 and PgBouncer 1.26
+--debian SUITE   those of another Debian, in a chroot (as root): forky has Python 3.14, Postgres 18 and PgBouncer 1.26,
+                 experimental has Postgres 19
 """
 
 from __future__ import annotations
