@@ -37,7 +37,7 @@ _PROMOTE_PAUSES = (0.5, 1.0, 2.0)
 class Step(enum.StrEnum):
     """A step of a rotation that is done."""
 
-    CHECKED = "checked"  # no gate objects, and no other rotation is running
+    CHECKED = "checked"  # all gates passed, and no other rotation is running
     STAGED = "staged"  # the new password is in the store, next to the old one
     ANNOUNCED = "announced"  # pools have had time to see that and to switch to the other account
     ALTERED = "altered"  # the database has the new password

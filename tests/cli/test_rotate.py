@@ -73,7 +73,7 @@ async def test_done_is_0_and_tells_each_step(cli: Cli) -> None:
     assert (code, out) == (0, f"{before.even.username}: changed\n")
     assert err.splitlines() == [
         f"rotate {before.even.username} (even)",
-        "no gate objects, and no other rotation is running",
+        "all gates passed, and no other rotation is running",
         "the new password is staged in the store",
         "the database has the new password",
         "a login with it succeeded on the applications' path",
@@ -92,8 +92,8 @@ async def test_a_refusal_is_3_and_tells_the_gate_its_numbers_and_its_flag(cli: C
     code, _, err = await cli("--force-too-soon")
     assert code == 0
     assert "overridden: " in err
-    assert "no gate objects" not in err
-    assert "no other gate objects" in err
+    assert "all gates passed" not in err
+    assert "all other gates passed" in err
 
 
 async def test_an_interrupted_rotation_that_was_finished_is_4(cli: Cli) -> None:

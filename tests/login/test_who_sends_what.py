@@ -19,10 +19,10 @@ from .who_sends_what import CHANNELS, MIDDLE, NOTHING, RELAYS, SERVERS, TRUSTED,
 
 DEFAULT = {  # all others get nothing
     ("asks for the password as plain text", "TLS, sslmode=require"): "the password",
-    ("asks for MD5", "plain TCP"): "an MD5 hash to guess at",
-    ("asks for MD5", "TLS, sslmode=require"): "an MD5 hash to guess at",
-    ("lets in without asking", "plain TCP"): TRUSTED,
-    ("lets in without asking", "TLS, sslmode=require"): TRUSTED,
+    ("asks for MD5", "plain TCP"): "an MD5 hash to crack",
+    ("asks for MD5", "TLS, sslmode=require"): "an MD5 hash to crack",
+    ("lets the client in without asking for a password", "plain TCP"): TRUSTED,
+    ("lets the client in without asking for a password", "TLS, sslmode=require"): TRUSTED,
 }
 
 
@@ -61,7 +61,7 @@ async def test_nobody_in_the_middle_gets_a_session(tls_server: Any, trick: str, 
         # The server in the middle is one that works: without channel binding it gets what asyncpg gives it.
         if trick == RELAYS:
             got = await meets_in_the_middle(by_aiopqr, *where, channel_binding="disable")
-            assert got == "a session of the client's at the true server"
+            assert got == "a session on the real server, logged in as the client"
     finally:
         tls_server.run(f"drop role {impostors.USER}")
 

@@ -2,8 +2,8 @@
 
     python tests/login/who_sends_what.py        # prints the table of docs/security.md
 
-Each row is a server that somebody runs in the place of the true one, or between it and the client. All clients have
-their defaults, but for the sslmode that the row names; `require_auth` and `channel_binding` are not given.
+Each row is a server that somebody runs in place of the real one, or between it and the client. All clients use
+their default settings, except for the sslmode that the row names; `require_auth` and `channel_binding` are not given.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ async def asks_in_clear(peer: Impostor) -> None:
 async def asks_for_md5(peer: Impostor) -> None:
     peer.send(request(5, b"salt"))
     if (await peer.read()).startswith(b"md5"):
-        peer.got.add("an MD5 hash to guess at")
+        peer.got.add("an MD5 hash to crack")
     peer.send(REFUSAL)
 
 
@@ -159,9 +159,9 @@ async def serving(handle: Callable[..., Awaitable[None]]) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def in_the_middle(true_port: int, tls: ssl.SSLContext, got: set[str], trick: str) -> AsyncIterator[int]:
-    """Ends the client's TLS with a certificate of its own, and passes everything on to the true server through TLS.
+    """Ends the client's TLS with a certificate of its own, and passes everything on to the real server through TLS.
 
-    The trick is what it does with the true server's offer to use SCRAM-SHA-256-PLUS.
+    The trick is what it does with the real server's offer to use SCRAM-SHA-256-PLUS.
     """
     unchecked = ssl.create_default_context()
     unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
@@ -188,7 +188,7 @@ async def in_the_middle(true_port: int, tls: ssl.SSLContext, got: set[str], tric
             async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
                 while data := await source.read(65536):
                     if OK in data:
-                        got.add("a session of the client's at the true server")
+                        got.add("a session on the real server, logged in as the client")
                     sink.write(data)
                 sink.close()
 
@@ -240,21 +240,21 @@ NOTHING, TRUSTED = "nothing", "the client's trust"
 SERVERS: dict[str, Behaviour] = {
     "asks for the password as plain text": asks_in_clear,
     "asks for MD5": asks_for_md5,
-    "lets in without asking": asks_for_nothing,
+    "lets the client in without asking for a password": asks_for_nothing,
     "skips its own proof in SCRAM": skips_its_proof,
     "makes up its proof": makes_up_its_proof,
-    "replays an exchange recorded before": replays,
+    "replays an exchange that it recorded earlier": replays,
     "asks for five million iterations": lets_compute,
 }
 CHANNELS = {"plain TCP": "disable", "TLS, sslmode=require": "require"}
-RELAYS, STRIPS = "relays SCRAM", "relays SCRAM and strips PLUS from the offer"
-OFFERS_AGAIN = "relays SCRAM and offers it without PLUS once the client has chosen PLUS"
+RELAYS, STRIPS = "relays SCRAM to the real server", "relays SCRAM to the real server and strips PLUS from the offer"
+OFFERS_AGAIN = "relays SCRAM to the real server and, once the client has chosen PLUS, offers SCRAM without PLUS"
 MIDDLE = (RELAYS, STRIPS, OFFERS_AGAIN)
 
 
 async def outcome(client: Client, port: int, sslmode: str, got: set[str], **options: Any) -> str:
     try:
-        if await client(port, sslmode, **options) and not any("true server" in item for item in got):
+        if await client(port, sslmode, **options) and not any("real server" in item for item in got):
             got.add(TRUSTED)
     except Exception:
         pass
@@ -262,7 +262,7 @@ async def outcome(client: Client, port: int, sslmode: str, got: set[str], **opti
 
 
 async def meets(client: Client, behave: Behaviour, channel: str, **options: Any) -> str:
-    """What one of the impostors gets of a client."""
+    """What one of the impostors gets from a client."""
     proved._digests.clear()
     got: set[str] = set()
     sslmode = CHANNELS[channel]
@@ -271,7 +271,7 @@ async def meets(client: Client, behave: Behaviour, channel: str, **options: Any)
 
 
 async def meets_in_the_middle(client: Client, true_port: int, trick: str, **options: Any) -> str:
-    """What somebody between the client and the true server gets, under sslmode=require."""
+    """What somebody between the client and the real server gets, under sslmode=require."""
     got: set[str] = set()
     async with in_the_middle(true_port, own_certificate(), got, trick) as port:
         return await outcome(client, port, "require", got, **options)
@@ -286,7 +286,7 @@ def own_certificate() -> ssl.SSLContext:
 
 async def table(true_port: int) -> str:
     """The whole table, in Markdown. ``true_port``: a server with TLS where USER has PASSWORD."""
-    lines = [f"| the impostor | on the way | {' | '.join(f'gets from {name}' for name in CLIENTS)} |"]
+    lines = [f"| the impostor | transport | {' | '.join(f'gets from {name}' for name in CLIENTS)} |"]
     lines.append("|---" * (2 + len(CLIENTS)) + "|")
     for name, behave in SERVERS.items():
         for channel in CHANNELS:
@@ -294,7 +294,7 @@ async def table(true_port: int) -> str:
             lines.append(f"| {name} | {channel} | {' | '.join(cells)} |")
     for name in MIDDLE:
         cells = [await meets_in_the_middle(client, true_port, name) for client in CLIENTS.values()]
-        lines.append(f"| {name} | in the middle of TLS, sslmode=require | {' | '.join(cells)} |")
+        lines.append(f"| {name} | TLS, sslmode=require | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from ...rotation.run import Step
 from ...rotation.words import counted
 
 _STEP_TEXTS = {
-    Step.CHECKED: "no gate objects, and no other rotation is running",
+    Step.CHECKED: "all gates passed, and no other rotation is running",
     Step.STAGED: "the new password is staged in the store",
     Step.ANNOUNCED: "pools have had time to step aside",
     Step.ALTERED: "the database has the new password",
@@ -64,7 +64,7 @@ class Output:
         self._done = step
         text = _STEP_TEXTS[step]
         if step is Step.CHECKED and self._is_overridden:
-            text = "no other gate objects, and no other rotation is running"
+            text = "all other gates passed, and no other rotation is running"
         self._say(text, "green")
 
     def announcing(self, announcing: Announcing) -> None:
