@@ -1,6 +1,6 @@
-"""The command line: ``aiopqr demo | check | rotate | setup``. A command is imported when it is asked for.
+"""The command line: ``aiopqr demo | check | rotate | setup``. Only the command that is called is imported.
 
-So ``aiopqr --help`` is quick, and a command whose optional dependency is missing harms no other.
+That keeps ``aiopqr --help`` fast, and a missing optional dependency breaks only the command that needs it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ except ImportError as exc:
     raise MissingExtra("the command line", "cli") from exc
 
 COMMANDS = {
-    "demo": "Watch passwords change under load on a real Postgres, while nothing fails.",
-    "check": "Check, before you go live, that an application's accounts and its database fit together.",
-    "rotate": "Change the password of one account of a pair, without locking out any pool.",
-    "setup": "Create the two accounts for an application's role, or repair them.",
+    "demo": "Watch a pool survive password changes under load, on a real Postgres.",
+    "check": "Before you go live, check that an application's accounts and database are set up correctly.",
+    "rotate": "Change the password of one account without locking out any pool.",
+    "setup": "Create or repair the two accounts of an application.",
 }
 
 
 def application(arguments: list[str]) -> typer.Typer:
-    """The commands: the one that ``arguments`` ask for is real, the others are names with a line of help."""
+    """Make the app. The command that ``arguments`` name is loaded; the others have only a name and a line of help."""
     app = typer.Typer(
-        help="Change the passwords of your Postgres accounts whenever you like; the services never notice.",
+        help="Change the passwords of your Postgres accounts at any time, without your services noticing.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,  # it shows a traceback's locals, which may hold a password
@@ -41,14 +41,14 @@ def application(arguments: list[str]) -> typer.Typer:
     @app.callback()
     def main(
         version: bool = typer.Option(
-            False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+            False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
         ),
     ) -> None:
         pass
 
-    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name, line in COMMANDS.items():
-        if name == asked:
+        if name == chosen:
             command = load(name)
             app.command(name, short_help=line, help=_unfolded(command.__doc__ or ""))(command)
         else:
@@ -57,7 +57,7 @@ def application(arguments: list[str]) -> typer.Typer:
 
 
 def load(name: str) -> Callable[..., Any]:
-    """The function of a command. Raises :class:`MissingExtra`, which says what to install."""
+    """Import a command's function. Raises :class:`MissingExtra`, which says what to install, if it needs more."""
     try:
         module = importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as exc:
@@ -72,7 +72,7 @@ def load(name: str) -> Callable[..., Any]:
 
 
 def run(arguments: list[str]) -> None:
-    """Run the command that ``arguments`` (without the program's name) ask for. Always ends by SystemExit."""
+    """Run the command that ``arguments`` (without the program's name) call. Always raises SystemExit."""
     try:
         application(arguments)(arguments, prog_name="aiopqr")
     except AiopqrError as exc:
@@ -85,16 +85,16 @@ def _failed(exc: AiopqrError) -> int:
 
 
 def _unfolded(text: str) -> str:
-    """Paragraphs as single lines, for a terminal to fold at its own width; one that begins with a backspace stays."""
+    """Put each paragraph on one line, which the terminal wraps, except for those that begin with a backspace."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(part if part.startswith("\b") else " ".join(part.split()) for part in paragraphs)
 
 
 def _placeholder() -> None:
-    """Never called: the command that is asked for is loaded."""
+    """Never called, because the command that is called has been loaded."""
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"aiopqr {__version__}")
         raise typer.Exit

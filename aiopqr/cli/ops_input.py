@@ -1,7 +1,6 @@
-"""What all commands read: DSNs without passwords, the admin's password, and where the secret is.
+"""Input that the commands share: DSNs without passwords, the admin's password, and where the secret is.
 
-The rule is the same for all of them: no password on a command line, where every user of the machine can read it, and
-none in the output.
+No command takes a password on its command line, where every user of the machine could read it, and none prints one.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from ..rotation.stores.file import FileStore
 from ..rotation.stores.vault import VaultStore
 
 VAULT_HELP = (
-    "The pair in a KV engine (version 2) of Vault or OpenBao: MOUNT/PATH, or MOUNT//PATH if the mount has a slash. "
-    "Uses VAULT_ADDR, VAULT_TOKEN, VAULT_NAMESPACE and VAULT_CACERT."
+    "Secret that contains the pair, in a KV engine (version 2) of Vault or OpenBao: MOUNT/PATH, or MOUNT//PATH if the "
+    "mount contains a slash. Reads VAULT_ADDR, VAULT_TOKEN, VAULT_NAMESPACE and VAULT_CACERT from the environment."
 )
 ADMIN_PASSWORD = "AIOPQR_ADMIN_PASSWORD"
 ADMIN_PASSWORD_WAYS = f"use {ADMIN_PASSWORD}, PGPASSWORD, the password file (PGPASSFILE) or --password-stdin"
 
 
 class UsageError(typer.BadParameter):
-    """A mistake on the command line: exit code 2, with the usage."""
+    """A mistake on the command line. It prints the usage and exits with code 2."""
 
 
 def dsn_without_password(dsn: str, option: str, *, user_allowed: bool) -> str:
-    """``dsn``, which names no password; and no user, where the accounts' are used. The text never shows it."""
+    """Return ``dsn``, or raise :class:`UsageError` if it contains a password, or a user where that is not allowed."""
     try:
         parts = urlsplit(dsn)
         query = {key.lower() for key, _ in parse_qsl(parts.query, keep_blank_values=True)}
@@ -60,18 +59,18 @@ def dsn_without_password(dsn: str, option: str, *, user_allowed: bool) -> str:
 
 
 def admin_password(from_stdin: bool) -> Secret | None:
-    """The admin role's password: a line of standard input, or the environment's. None: asyncpg looks for it."""
+    """Read the admin role's password from standard input or the environment. None: asyncpg will look for it."""
     if from_stdin:
         line = sys.stdin.readline().rstrip("\r\n")
         if not line:
-            raise UsageError("--password-stdin: there is no password on standard input")
+            raise UsageError("--password-stdin: the first line of standard input must be the password")
         return Secret(line)
     text = os.environ.get(ADMIN_PASSWORD)
     return Secret(text) if text else None
 
 
 def admin_connect(dsn: str, password: Secret | None) -> AdminConnect:
-    """How to connect as the admin role. An error says where it went to, and where a missing password can come from."""
+    """Make a function that connects as the admin role. Its errors say where to, and how to pass a missing password."""
     connect = admin_by_dsn(dsn, password=password)
     has_password = password is not None or "PGPASSWORD" in os.environ
 
@@ -91,7 +90,7 @@ def admin_connect(dsn: str, password: Secret | None) -> AdminConnect:
 
 
 def moment(text: str | None, option: str) -> datetime | None:
-    """An ISO 8601 time; without an offset it is UTC."""
+    """Parse an ISO 8601 time. If it has no offset, it is UTC."""
     if text is None:
         return None
     try:
@@ -105,7 +104,7 @@ def moment(text: str | None, option: str) -> datetime | None:
 async def open_store(
     file: Path | None, secret: str | None, vault: str | None, region: str | None, endpoint_url: str | None
 ) -> AsyncIterator[Any]:
-    """The :class:`SecretStore` that the options name; it has ``create()`` too."""
+    """Open the :class:`SecretStore` that the options name. It also has ``create()``."""
     if file is not None:
         yield FileStore(file)
         return
@@ -120,7 +119,7 @@ async def open_store(
 
 
 def vault_place(place: str) -> tuple[str, str]:
-    """The mount and the path of ``--vault``."""
+    """Split the value of ``--vault`` into the mount and the path."""
     mount, _, path = place.strip("/").partition("//" if "//" in place.strip("/") else "/")
     if not mount or not path:
         raise UsageError(f"--vault must be MOUNT/PATH, such as secret/orders, not {place!r}")
@@ -128,14 +127,14 @@ def vault_place(place: str) -> tuple[str, str]:
 
 
 def exactly_one(**options: object) -> None:
-    """Raise unless just one of the options is given."""
+    """Raise :class:`UsageError` unless exactly one of the options is given."""
     names = [f"--{name.replace('_', '-')}" for name in options]
     if sum(value is not None for value in options.values()) != 1:
         raise UsageError(f"give exactly one of {', '.join(names)}")
 
 
 def from_aws(module: str, name: str) -> Any:
-    """A class that needs the ``aws`` extra. Raises :class:`MissingExtra` without it."""
+    """Import a class that needs the ``aws`` extra. Raises :class:`MissingExtra` if that is not installed."""
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as exc:
@@ -145,10 +144,10 @@ def from_aws(module: str, name: str) -> Any:
 
 
 def imported(place: str) -> Any:
-    """What ``module:name`` is. The current folder is importable, as it is for ``python -m``."""
+    """Import the object that ``module:name`` names. The current folder is importable, as with ``python -m``."""
     module, _, name = place.partition(":")
     if not module or not name:
-        raise UsageError("--source must be module:callable")
+        raise UsageError("--source must look like module:name")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -161,8 +160,7 @@ def imported(place: str) -> Any:
 
 
 def run(main: Coroutine[Any, Any, int], command: str) -> None:
-    """Run a command to its exit code: 2 when it could not be tried, 130 when it was interrupted. Always raises."""
-
+    """Run a command and exit with its code, 2 if it could not run, or 130 if it was interrupted. Always raises."""
     try:
         code = asyncio.run(main)
     except KeyboardInterrupt:

@@ -26,18 +26,18 @@ _GRACE = 10.0
 class Announcing:
     """The rotator waits ``seconds`` for pools to step aside.
 
-    ``unheard`` names the clients that have not, with the number of sessions that each has opened with the account since
+    ``unaware`` names the clients that have not, with the number of sessions that each has opened with the account since
     every pool should have seen the announcement. It is empty before the first wait.
     """
 
     seconds: float
     username: str
-    unheard: tuple[tuple[str, int], ...] = ()
+    unaware: tuple[tuple[str, int], ...] = ()
 
     def __str__(self) -> str:
-        if not self.unheard:
+        if not self.unaware:
             return f"waiting {self.seconds:.0f} s for pools to see it and to step aside from {self.username!r}"
-        who = "; ".join(f"{counted(number, 'session')} of {origin}" for origin, number in self.unheard)
+        who = "; ".join(f"{counted(number, 'session')} of {origin}" for origin, number in self.unaware)
         return (
             f"some pools have not seen that {self.username!r} is about to change, and have opened sessions as that "
             f"account since ({who}); waiting {self.seconds:.0f} s more, once"
@@ -59,7 +59,7 @@ def announced_longer(staged: StoredSecret, announce: float) -> float:
     return min(announce, max(STEP_ASIDE_MAX - _age(staged), 0.0))
 
 
-async def unheard(
+async def unaware(
     database: Database, staged: StoredSecret, announce: float, rules: Rules
 ) -> tuple[tuple[str, int], ...]:
     """The clients that have opened sessions with the staged account since every pool should have seen the stage.

@@ -19,7 +19,7 @@ from typing import Any
 from .._login import DRIVER_ERRORS
 from ..credentials import Credential, CredentialPair
 from ..errors import RotationError, without_frames
-from .announcing import Announcing, announced_longer, announcement_left, unheard
+from .announcing import Announcing, announced_longer, announcement_left, unaware
 from .database import Database
 from .errors import RotationFailed, RotationRefused, StoreConflict, StoreError, StoreNotWritable
 from .gates import Gate, Objection, Rules
@@ -149,7 +149,7 @@ class Run:
             return False
         self._settings.on_announcing(Announcing(left, self._name))
         await asyncio.sleep(left)
-        if late := await unheard(self._database, staged, self._settings.announce, self._settings.rules):
+        if late := await unaware(self._database, staged, self._settings.announce, self._settings.rules):
             # Not a gate, because a pool that does not see the stage has at most one failed login.
             again = Announcing(announced_longer(staged, self._settings.announce), self._name, late)
             logger.warning("rotation: %s", again)

@@ -132,7 +132,7 @@ async def test_two_equal_accounts_are_well(cli: Cli) -> None:
             "problem",
             "in any schema",
         ),
-        ("CREATE TABLE t (n int); ALTER TABLE t OWNER TO {even}", "ownership", "warning", "itself owns 1 objects"),
+        ("CREATE TABLE t (n int); ALTER TABLE t OWNER TO {even}", "ownership", "warning", "itself owns 1 object"),
     ],
 )
 async def test_what_makes_the_accounts_unequal_or_unfit_is_found(
@@ -382,7 +382,7 @@ async def test_a_path_on_which_no_account_could_be_tried_is_2(cli: Cli, dsn: str
     cli.dsn = dsn
     code, out, err = await cli()
     assert (code, out) == (2, "")
-    assert "could not be checked: " in err
+    assert "the check could not run: " in err
     assert ("the applications' path is down: nothing answered at 127.0.0.1:1/x" in err) is dsn.endswith(":1/x")
 
 

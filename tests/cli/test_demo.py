@@ -82,7 +82,7 @@ def test_a_pool_that_knows_one_password_fails_beside_it(shown: Shown) -> None:
     assert shown.verdict.plain is not None
     assert shown.verdict.plain.errors["InvalidPasswordError"] > 0
     assert shown.verdict.plain.refused > shown.verdict.ours.refused
-    assert "asyncpg's pool: operations fail, InvalidPasswordError" in shown.output
+    assert "asyncpg's pool: operations are failing with InvalidPasswordError" in shown.output
 
 
 def test_no_password_is_shown(shown: Shown) -> None:
@@ -145,7 +145,7 @@ async def test_ctrl_c_ends_it_with_the_verdict_so_far_and_leaves_nothing(
     process.send_signal(number)
     output = (await process.stdout.read()).decode()
     assert await process.wait() == 130
-    assert "INTERRUPTED: so far" in output
+    assert "INTERRUPTED after " in output
     assert "Traceback" not in output
     assert list(temporary.iterdir()) == []
     with pytest.raises(ProcessLookupError):
@@ -246,7 +246,7 @@ GOOD = Verdict(30.0, False, "Postgres 16", 20, 10, 2.0, planned=8, odd=4, even=3
         (dataclasses.replace(GOOD, ours=dataclasses.replace(FINE, books_balance=False)), 1, "FAILED: the database"),
         (dataclasses.replace(GOOD, ours=dataclasses.replace(FINE, operations=0)), 1, "FAILED: no operation ran"),
         (dataclasses.replace(GOOD, odd=0, even=0, both=0), 1, "FAILED: no password was changed"),
-        (dataclasses.replace(GOOD, interrupted=True), 130, "INTERRUPTED: so far 8 rotations"),
+        (dataclasses.replace(GOOD, interrupted=True), 130, "INTERRUPTED after 8 rotations"),
         (dataclasses.replace(GOOD, interrupted=True, ours=dataclasses.replace(FINE, failed=1)), 1, "FAILED"),
     ],
 )

@@ -70,14 +70,14 @@ async def cli(postgres: RotatingPostgres, tmp_path: Path) -> Cli:
 async def test_done_is_0_and_tells_each_step(cli: Cli) -> None:
     before = (await cli.store.read()).pair
     code, out, err = await cli()
-    assert (code, out) == (0, f"{before.even.username}: changed\n")
+    assert (code, out) == (0, f"{before.even.username}: password changed\n")
     assert err.splitlines() == [
         f"rotate {before.even.username} (even)",
         "all gates passed, and no other rotation is running",
         "the new password is staged in the store",
         "the database has the new password",
         "a login with it succeeded on the applications' path",
-        "the store has it as the account's current password",
+        "the store now has it as the account's current password",
     ]
     assert (await cli.store.read()).pair.even != before.even
 
@@ -101,7 +101,7 @@ async def test_an_interrupted_rotation_that_was_finished_is_4(cli: Cli) -> None:
     await cli.store.stage(secret, Credential(secret.pair.odd.username, "staged"))
     code, out, _ = await cli()
     assert code == 4
-    assert "an interrupted rotation was finished" in out
+    assert "finished an interrupted rotation" in out
     assert (await cli.store.read()).pair.odd.password.reveal() == "staged"
 
 

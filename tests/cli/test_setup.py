@@ -125,10 +125,10 @@ async def test_a_dry_run_prints_sql_that_does_it_without_a_password_and_changes_
     ("damage", "told"),
     [
         ("ALTER ROLE {odd} NOLOGIN", "let '{name}' log in"),
-        ("ALTER ROLE {odd} NOINHERIT", "let '{name}' have the rights of its owner role"),
+        ("ALTER ROLE {odd} NOINHERIT", "let '{name}' inherit the rights of its owner role"),
         ("REVOKE {owner} FROM {odd}", "make '{name}' a member of '{ownername}'"),
         ("ALTER ROLE {odd} RESET role", "make '{ownername}' the owner of what '{name}' creates"),
-        ("ALTER ROLE {odd} SET search_path = public", "give '{name}' the setting search_path of '{ownername}'"),
+        ("ALTER ROLE {odd} SET search_path = public", "copy the setting search_path from '{ownername}' to '{name}'"),
     ],
 )
 async def test_damage_is_repaired_and_told(cli: Cli, damage: str, told: str) -> None:
@@ -145,8 +145,8 @@ async def test_damage_is_repaired_and_told(cli: Cli, damage: str, told: str) -> 
 @pytest.mark.parametrize(
     ("end", "code", "line"),
     [
-        ("2020-01-01", 3, "to do: '{name}' cannot log in since 2020-01-01 00:00:00 UTC (VALID UNTIL): `aiopqr rotate"),
-        ("2099-01-01", 0, "note: '{name}' cannot log in after 2099-01-01 00:00:00 UTC (VALID UNTIL): each rotation"),
+        ("2020-01-01", 3, "to do: the password of '{name}' expired at 2020-01-01 00:00:00 UTC (VALID UNTIL): `aiopqr"),
+        ("2099-01-01", 0, "note: the password of '{name}' expires at 2099-01-01 00:00:00 UTC (VALID UNTIL): each"),
     ],
 )
 async def test_the_end_of_a_password_is_kept_and_told(cli: Cli, end: str, code: int, line: str) -> None:
@@ -198,7 +198,7 @@ async def test_the_last_lines_say_what_to_do_next(cli: Cli) -> None:
     *_, check, rotate = err.splitlines()
     assert check.startswith(f"next: let the pools read {cli.path}, then")
     assert "aiopqr rotate" in rotate
-    assert re.search(r", with its defaults not before [-\d]+ [:\d]+ UTC$", rotate)
+    assert re.search(r", which with its default options is possible from [-\d]+ [:\d]+ UTC on$", rotate)
 
 
 async def test_an_admin_dsn_that_names_no_database_of_the_server_is_2(cli: Cli) -> None:

@@ -38,7 +38,7 @@ async def test_the_database_is_changed_only_after_the_announcement(rig: Any) -> 
     assert times[Step.ALTERED] - times[Step.STAGED] >= 0.5
     assert list(times) == [Step.CHECKED, Step.STAGED, Step.ANNOUNCED, Step.ALTERED, Step.VERIFIED, Step.PROMOTED]
     [wait] = waits
-    assert (0.3 < wait.seconds <= 0.5, wait.unheard) == (True, ())
+    assert (0.3 < wait.seconds <= 0.5, wait.unaware) == (True, ())
     assert await rig.is_whole()
 
 
@@ -108,8 +108,8 @@ async def test_a_pool_that_has_not_heard_is_named_and_waited_for_once(rig: Any) 
     here = await late[0].fetchval("select host(inet_client_addr())")  # not 127.0.0.1 if Docker's proxy is between
     await late[0].close()
     first, second = waits
-    assert first.unheard == ()
-    assert second.unheard == ((f"deaf, {here}", 1),)
+    assert first.unaware == ()
+    assert second.unaware == ((f"deaf, {here}", 1),)
     assert f"1 session of deaf, {here}" in str(second)
     assert await rig.is_whole()
 

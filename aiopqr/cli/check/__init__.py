@@ -1,7 +1,7 @@
-"""``aiopqr check``: may a pair be rotated safely?
+"""``aiopqr check``: can the passwords of a pair be rotated safely?
 
-``facts`` asks the servers, and ``findings`` judges what they say: ``roles`` what the accounts may do, ``timing`` when
-they were changed. ``vault`` looks at the store itself where that is Vault.
+``facts`` queries the database, and ``findings`` judges the answers: ``roles`` what the accounts may do, ``timing`` when
+they were changed. ``vault`` checks the store itself if that is Vault.
 """
 
 from .command import check

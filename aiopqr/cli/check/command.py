@@ -1,4 +1,4 @@
-"""``aiopqr check``: may a pair be rotated safely? This has its options, where the pair comes from, and its table."""
+"""The ``aiopqr check`` command: its options, where it gets the pair, and how it prints the findings."""
 
 from __future__ import annotations
 
@@ -36,32 +36,41 @@ _STYLES = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level
 
 
 def check(
-    dsn: Annotated[str, typer.Option(help="DSN that the application uses; without user and password.")],
-    file: Annotated[Path | None, typer.Option(help="The pair as a JSON file.")] = None,
+    dsn: Annotated[str, typer.Option(help="The application's DSN, without user and password.")],
+    file: Annotated[Path | None, typer.Option(help="JSON file that contains the pair.")] = None,
     source: Annotated[
-        str | None, typer.Option(help="The application's own source: module:name of an async callable or a source.")
+        str | None,
+        typer.Option(help="The application's own source, as module:name of an async callable or a source object."),
     ] = None,
-    secret: Annotated[str | None, typer.Option(help="The pair in AWS Secrets Manager: name or ARN.")] = None,
+    secret: Annotated[
+        str | None, typer.Option(help="Name or ARN of the secret in AWS Secrets Manager that contains the pair.")
+    ] = None,
     vault: Annotated[str | None, typer.Option(help=VAULT_HELP)] = None,
-    vault_roles: Annotated[tuple[str, str] | None, typer.Option(help="Two static roles of Vault: odd, even.")] = None,
-    vault_dynamic: Annotated[str | None, typer.Option(help="A dynamic role of Vault.")] = None,
-    vault_mount: Annotated[str, typer.Option(help="The database engine of these roles.")] = "database",
-    region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
-    endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint for AWS Secrets Manager.")] = None,
-    max_lifetime: Annotated[float, typer.Option(min=0, help="Longest max_lifetime of all pools, in seconds.")] = 1800,
+    vault_roles: Annotated[
+        tuple[str, str] | None, typer.Option(help="Names of two static roles in Vault: first odd, then even.")
+    ] = None,
+    vault_dynamic: Annotated[str | None, typer.Option(help="Name of a dynamic role in Vault.")] = None,
+    vault_mount: Annotated[str, typer.Option(help="Mount path of the database engine with these roles.")] = "database",
+    region: Annotated[str | None, typer.Option(help="AWS region of the secret.")] = None,
+    endpoint_url: Annotated[
+        str | None, typer.Option(help="URL to use for AWS Secrets Manager instead of the region's.")
+    ] = None,
+    max_lifetime: Annotated[
+        float, typer.Option(min=0, help="The longest max_lifetime of any pool, in seconds.")
+    ] = 1800,
     refresh_interval: Annotated[
-        float, typer.Option(min=0, help="Longest refresh interval of all pools, in seconds.")
+        float, typer.Option(min=0, help="The longest refresh interval of any pool, in seconds.")
     ] = 60,
     max_size: Annotated[int, typer.Option(min=1, help="The max_size of the largest pool.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on standard output.")] = False,
 ) -> None:
-    """Check, before you go live, that an application's accounts and its database fit together.
+    """Before you go live, check that an application's accounts and database are set up correctly.
 
     Say where the pair is with one of --file, --source, --secret, --vault, --vault-roles and --vault-dynamic. The
     command logs in with both accounts as an application would, compares what they may do, and says what to do about
     each finding. It changes nothing.
 
-    Exit codes: 0 all is well; 2 the check could not be made; 3 there are warnings; 4 there are problems.
+    Exit codes: 0 everything is fine; 2 the check could not run; 3 there are warnings; 4 there are problems.
     """
     exactly_one(
         file=file, source=source, secret=secret, vault=vault, vault_roles=vault_roles, vault_dynamic=vault_dynamic
@@ -95,7 +104,7 @@ def check(
         if problems and len(problems) == len(accounts):
             down = all(account.unreachable for account in accounts.values())
             why = "the applications' path is down: nothing answered at" if down else "no account could log in at"
-            raise AiopqrError(f"could not be checked: {why} {place_of(dsn) or 'that place'}: {problems[0]}")
+            raise AiopqrError(f"the check could not run: {why} {place_of(dsn) or 'the given address'}: {problems[0]}")
         facts = Facts(pair, accounts, sslmode_of(dsn), rules, max_size, times, schedule)
         found = [*findings(facts), *more]
         _print_json(found) if as_json else _print_table(found)
@@ -109,7 +118,7 @@ def check(
 
 
 async def _from_source(place: str) -> CredentialPair:
-    """A user's source, which may raise anything."""
+    """Fetch the pair from the user's own source, which may raise anything."""
     value = imported(place)
     problem = ""
     try:
@@ -147,14 +156,14 @@ async def _from_aws(
         await client.aclose()
     times: Mapping[Parity, datetime | None] = {}
     async with from_aws("aiopqr.rotation.stores.aws", "SecretsManagerStore")(secret, **place) as store:
-        with contextlib.suppress(StoreError):  # another layout than the pair's keeps no times
+        with contextlib.suppress(StoreError):  # a secret in another layout does not record times
             stored = await store.read()
             times = {parity: stored.changed_at(parity) for parity in Parity}
     return pair, times, schedule
 
 
 def schedule_of(description: Mapping[str, Any]) -> Schedule:
-    """The rotation rules of a DescribeSecret."""
+    """Read the rotation schedule from the answer to DescribeSecret."""
     rules = description.get("RotationRules") or {}
     days = rules.get("AutomaticallyAfterDays")
     rule = rules.get("ScheduleExpression") or (f"every {days} days" if days else None)
@@ -167,7 +176,7 @@ def schedule_of(description: Mapping[str, Any]) -> Schedule:
 
 
 def sslmode_of(dsn: str) -> str | None:
-    """The mode that asyncpg takes from a DSN and the environment; None for a Unix socket."""
+    """The sslmode that asyncpg takes from a DSN or the environment; None for a Unix socket."""
     parts = urlsplit(dsn)
     query = parse_qs(parts.query)
     host = unquote(parts.netloc) or query.get("host", [""])[-1] or os.environ.get("PGHOST", "")
@@ -178,7 +187,7 @@ def sslmode_of(dsn: str) -> str | None:
 
 def _print_table(found: list[Finding]) -> None:
     console = Console()
-    if not console.is_terminal:  # a log or a pipe has no width to be folded at
+    if not console.is_terminal:  # a log or a pipe has no width to wrap at
         _print_lines(found)
         return
     table = Table(box=None, pad_edge=False, show_header=False)

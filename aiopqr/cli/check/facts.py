@@ -1,6 +1,6 @@
-"""What an account finds when it logs in as an application would: asked by SQL, in one read-only transaction.
+"""Logs in with an account as an application would, and collects facts with SQL, in one read-only transaction.
 
-All the SQL of ``aiopqr check`` is here. What it means is said in ``findings``.
+All the SQL of ``aiopqr check`` is here. ``findings`` judges the results.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WITH RECURSIVE roles (oid) AS (
 SELECT rolname FROM pg_roles JOIN roles USING (oid)
 """
 
-# It may do what any of its roles may, including the owner that it acts as.
+# An account may do what any of its roles may, including the owner role that it acts as.
 _POWERS = """
 WITH RECURSIVE roles (oid) AS (
     SELECT m.roleid FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member WHERE r.rolname = session_user
@@ -52,12 +52,12 @@ SELECT rolcanlogin AS can_login, now() AS now,
 FROM pg_roles WHERE rolname = $1
 """
 
-# `role` is where it is to be: who the account acts as is compared by itself.
+# Without `role`, because whom the accounts act as is compared separately.
 _SETTINGS = """
 SELECT name, setting FROM pg_settings WHERE source IN ('user', 'database user') AND name <> 'role'
 """
 
-# As the account acts once it has logged in, memberships and PUBLIC included.
+# What the account may do once it has logged in, including through memberships and PUBLIC.
 _PRIVILEGES = """
 WITH schemas AS (SELECT oid, nspname FROM pg_namespace
                  WHERE nspname !~ '^pg_' AND nspname <> 'information_schema')
@@ -91,10 +91,10 @@ WHERE defaclrole = (SELECT oid FROM pg_roles WHERE rolname = current_user)
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What one account found. Without a login, ``problem`` says why not and the rest is empty.
+    """What was found with one account. If it could not log in, ``problem`` says why, and the rest is empty.
 
-    ``authentication`` is the method that the server used (from Postgres 16 on): ``scram-sha-256``, ``md5``…; "" is
-    none at all (trust), None is not known. ``proxied`` says that something pools connections in between.
+    ``authentication`` is the method that the server used, such as ``scram-sha-256`` or ``md5``: "" means none (trust),
+    and None means unknown (before Postgres 16). ``proxied`` means that there is a pooling proxy in between.
     """
 
     username: str
@@ -115,24 +115,24 @@ class Account:
 
     @property
     def logs_in(self) -> bool:
-        """Whether it does."""
+        """Whether the account can log in."""
         return self.problem is None
 
     @property
     def is_untried(self) -> bool:
-        """Whether the way to the server failed, before its password was judged."""
+        """Whether the attempt failed before the server judged the password."""
         judged = self.connected or (self.verdict is not None and self.verdict.blames_account)
         return not self.logs_in and not judged
 
     @property
     def valid_until(self) -> datetime | None:
-        """When its password ends, if ever."""
+        """When the password expires, or None."""
         value: datetime | None = self.role.get("valid_until")
         return value
 
 
 async def look(dsn: str, credential: Credential, other: str = "", *, timeout: float = 10.0) -> Account:
-    """Log in with ``credential`` on the applications' path, and look around, at the ``other`` account's role as well.
+    """Log in with ``credential`` as the applications do, and collect facts, also about the ``other`` account's role.
 
     Changes nothing.
     """
@@ -152,10 +152,10 @@ async def look(dsn: str, credential: Credential, other: str = "", *, timeout: fl
         unreachable = verdict is Verdict.OUTAGE and not answered(exc)
         return Account(credential.username, describe(exc), verdict, connected=False, unreachable=unreachable)
     try:
-        async with con.transaction(readonly=True):  # which keeps a pooling proxy on one server connection
+        async with con.transaction(readonly=True):  # so that a pooling proxy keeps using one server connection
             return replace(await _account(con, credential.username, other), asked="".join(asked))
     except DRIVER_ERRORS as exc:
-        return Account(credential.username, f"logs in, but cannot look around: {describe(exc)}", classify(exc))
+        return Account(credential.username, describe(exc), classify(exc))
     finally:
         with contextlib.suppress(Exception):
             await con.close(timeout=5.0)
@@ -172,13 +172,13 @@ async def _account(con: Any, username: str, other: str) -> Account:
         return frozenset(row[0] for row in await con.fetch(sql))
 
     about = await con.fetchrow(_OTHER, other)
-    # What an account may do is compared by name, and its own name is where the two have to differ.
+    # These texts are compared, so each account's own name, which has to differ, is masked.
     default_privileges = await texts(_DEFAULT_PRIVILEGES)
     return Account(
         username,
         role=role,
         authentication=authentication,
-        # A pooling proxy gives its clients keys of its own making, as it must.
+        # A pooling proxy has to send its clients process IDs of its own.
         proxied=con.get_server_pid() != role["pid"],
         memberships=await texts(_MEMBERSHIPS),
         powers=tuple(dict(row) for row in await con.fetch(_POWERS)),

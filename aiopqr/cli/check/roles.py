@@ -1,11 +1,11 @@
-"""What each account may do, and whether the other may do the same. Pure."""
+"""Judges what each account may do, and whether the other may do the same. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
-from ...rotation.words import moment
+from ...rotation.words import counted, moment
 from .facts import Account
 from .values import Facts, Finding, Level
 
@@ -15,8 +15,8 @@ _SHOWN = 5
 def of_account(account: Account, facts: Facts) -> Iterator[Finding]:
     role, name = account.role, account.username
     if role["session_user"] != name:
-        text = f"the server says that {name!r} is {role['session_user']!r}"
-        advice = "a proxy maps users: let it keep the two accounts apart"
+        text = f"after logging in as {name!r}, the session belongs to {role['session_user']!r}"
+        advice = "a proxy probably maps users: configure it to keep the two accounts apart"
         yield Finding(Level.PROBLEM, "identity", text, advice)
     if role["superuser"]:
         advice = "use an ordinary role: whoever finds a superuser's password controls the server"
@@ -34,21 +34,28 @@ def of_account(account: Account, facts: Facts) -> Iterator[Finding]:
         )
         yield Finding(level, "powers", text, "give the application its own owner role, without such powers")
     if account.valid_until:
-        # Each account is changed by every second rotation only.
+        # Only every second rotation changes this account.
         soon = role["now"] + timedelta(seconds=2 * facts.rules.spacing) if "now" in role else None
         level = Level.PROBLEM if soon is None or account.valid_until < soon else Level.WARNING
-        advice = "each rotation of the account renews it (`aiopqr rotate --valid-for`); rotate both before that"
-        text = f"{name!r} cannot log in after {moment(account.valid_until)}"
+        advice = "rotate both accounts before then: each rotation renews it (see `aiopqr rotate --valid-for`)"
+        text = f"the password of {name!r} expires at {moment(account.valid_until)}"
         yield Finding(level, "VALID UNTIL", text, advice)
-    # Each account alone, since while the other is refused it carries all; one more for a replacement.
+    # While one account is refused, the other has all connections; and a replacement needs one more.
     needed = facts.max_size + 1
     for whose, limit in ((f"{name!r}", role["connection_limit"]), ("the database", role["database_limit"])):
         if 0 <= limit < needed:
             text = f"{whose} may have {limit} connections, but one pool of {facts.max_size} needs up to {needed}"
-            yield Finding(Level.PROBLEM, "connection limit", text, "raise it to (max_size + 1) times the instances")
+            yield Finding(
+                Level.PROBLEM, "connection limit", text, "raise it to (max_size + 1) times the number of instances"
+            )
         elif limit >= 0:
             text = f"{whose} may have {limit} connections, enough for {limit // needed} pools of {facts.max_size}"
-            yield Finding(Level.NOTE, "connection limit", text, "count your instances: each needs max_size + 1")
+            yield Finding(
+                Level.NOTE,
+                "connection limit",
+                text,
+                "make sure that this is enough for all instances: each needs max_size + 1",
+            )
 
 
 def of_both(odd: Account, even: Account) -> Iterator[Finding]:
@@ -75,9 +82,10 @@ def of_both(odd: Account, even: Account) -> Iterator[Finding]:
             more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
             yield Finding(Level.PROBLEM, name, "; ".join(differ[:_SHOWN]) + more, advice)
         else:
-            yield Finding(Level.OK, name, f"equal ({len(mine)})")
+            yield Finding(Level.OK, name, f"the same for both ({len(mine)})")
     if odd.role["connection_limit"] != even.role["connection_limit"]:
-        text = f"{odd.role['connection_limit']} and {even.role['connection_limit']}"
+        limits = f"{odd.role['connection_limit']} and {even.role['connection_limit']}"
+        text = f"{odd.username!r} and {even.username!r} have {limits}"
         yield Finding(Level.WARNING, "connection limits differ", text, "give both accounts the same limit")
 
 
@@ -86,13 +94,15 @@ def _acting(odd: Account, even: Account) -> Iterator[Finding]:
     if len(roles) == 1:
         yield Finding(Level.OK, "ownership", f"what either creates belongs to {roles.pop()!r}")
     else:
-        text = "each account owns what it creates, and the other one cannot alter or drop it"
+        text = "each account owns what it creates, so the other one cannot alter or drop it"
         yield Finding(Level.WARNING, "ownership", text, "let both act as one owner role: `aiopqr setup` does this")
     for account in (odd, even):
         owned = account.role["owned"]
         if owned:
-            text = f"{account.username!r} itself owns {owned} objects"
-            yield Finding(Level.WARNING, "ownership", text, f"REASSIGN OWNED BY {account.username} TO the owner role")
+            text = f"{account.username!r} itself owns {counted(owned, 'object')}"
+            yield Finding(
+                Level.WARNING, "ownership", text, f"run REASSIGN OWNED BY {account.username} TO the owner role"
+            )
 
 
 def _lines(settings: Mapping[str, str]) -> frozenset[str]:

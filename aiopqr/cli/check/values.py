@@ -1,4 +1,4 @@
-"""What is judged, and what comes of it."""
+"""The facts that are judged, and the findings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .facts import Account
 
 
 class Level(enum.IntEnum):
-    """How bad it is. The worst one decides the exit code."""
+    """How serious a finding is. The most serious one decides the exit code."""
 
     OK = 0
     NOTE = 1
@@ -23,7 +23,7 @@ class Level(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: what is so, and what to do about it. No secret is in it."""
+    """The result of one check: what is the case, and what to do about it. It contains no secrets."""
 
     level: Level
     name: str
@@ -33,7 +33,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What the store itself says of rotations: AWS's rules. ``period`` is the shortest time between two."""
+    """The store's own rotation schedule, as AWS describes it. ``period`` is the time between rotations, if fixed."""
 
     enabled: bool
     last: datetime | None = None
@@ -44,7 +44,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that is judged. ``changed_at`` has the accounts' change times as far as they are known."""
+    """Everything that is judged. ``changed_at`` says when each account was last changed, or None if that is unknown."""
 
     pair: CredentialPair
     accounts: Mapping[Parity, Account]

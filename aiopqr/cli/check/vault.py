@@ -1,4 +1,4 @@
-"""What ``aiopqr check`` finds in Vault: rights, the times of rotations, the length of leases."""
+"""Checks Vault for ``aiopqr check``: the token's rights, the times of rotations, and the length of leases."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Looked:
 
 @dataclass(frozen=True, slots=True)
 class RoleTimes:
-    """When Vault changes a static role's password: every ``period`` seconds (None: by a schedule that it keeps)."""
+    """When Vault changes a static role's password: every ``period`` seconds, or on a schedule if that is None."""
 
     path: str
     changed_at: datetime
@@ -47,7 +47,7 @@ class RoleTimes:
 async def looking(
     kv: tuple[str, str] | None, roles: tuple[str, str] | None, dynamic: str | None, mount: str, rules: Rules
 ) -> AsyncIterator[Looked]:
-    """Read the pair as an application would. Leases are revoked when the block ends."""
+    """Read the pair as an application would, and check Vault. Leases are revoked when the block ends."""
     client, reader, paths = VaultClient(), _reader(kv, roles, dynamic, mount), _paths(kv, roles, dynamic, mount)
 
     def work() -> Looked:
@@ -58,11 +58,11 @@ async def looking(
             if exc.trouble is not Trouble.DENIED:
                 raise
             raise SourceError("; ".join([str(exc), *(finding.advice for finding in lacking)])) from None
-        found, times = lacking or [Finding(Level.OK, "Vault policy", "all rights are there")], {}
+        found, times = lacking or [Finding(Level.OK, "Vault policy", "the token has all the rights it needs")], {}
         if roles and pair.missing is None:
-            asked = [_times(client, f"{mount}/static-creds/{name}") for name in roles]
-            times = {parity: one.changed_at for parity, one in zip(Parity, asked, strict=True)}
-            found += spacing(asked, rules, datetime.now(UTC))
+            role_times = [_times(client, f"{mount}/static-creds/{name}") for name in roles]
+            times = {parity: one.changed_at for parity, one in zip(Parity, role_times, strict=True)}
+            found += spacing(role_times, rules, datetime.now(UTC))
         elif isinstance(reader, LeaseReader):
             found += lease(reader.max_ttl(client), rules)
         return Looked(pair, times, tuple(found))
@@ -77,7 +77,7 @@ async def looking(
         looked = await client.run_logged_in(work)
         if kv is not None:
             async with VaultStore(kv[1], mount=kv[0]) as store:
-                with contextlib.suppress(StoreError):  # another layout than the pair's keeps no times
+                with contextlib.suppress(StoreError):  # a secret in another layout does not record times
                     stored = await store.read()
                     looked = Looked(
                         looked.pair, {parity: stored.changed_at(parity) for parity in Parity}, looked.findings
@@ -96,7 +96,7 @@ def _reader(kv: tuple[str, str] | None, roles: tuple[str, str] | None, dynamic: 
 def _paths(
     kv: tuple[str, str] | None, roles: tuple[str, str] | None, dynamic: str | None, mount: str
 ) -> dict[str, str]:
-    """The rights that an application needs: a capability for each path."""
+    """The capability that an application needs for each path."""
     if kv is not None:
         return {f"{kv[0]}/{kind}/{kv[1]}": "read" for kind in ("data", "metadata")}
     if roles:
@@ -105,11 +105,11 @@ def _paths(
 
 
 def _rights(client: VaultClient, paths: Mapping[str, str]) -> Iterator[Finding]:
-    """What the token's policies lack."""
+    """The rights that the token lacks."""
     missing = lacking(client, paths)
     if missing is None:
-        text = "unknown: the token may not ask for its own rights (the policy `default` allows it)"
-        advice = "make sure that it has: " + ", ".join(starmap(in_policy, paths.items()))
+        text = "unknown: the token is not allowed to look up its own rights (Vault's policy `default` allows this)"
+        advice = "make sure that its policies contain: " + ", ".join(starmap(in_policy, paths.items()))
         yield Finding(Level.NOTE, "Vault policy", text, advice)
     for path, capability in (missing or {}).items():
         text = f"the token lacks {capability} on {path}"
@@ -128,18 +128,21 @@ def _times(client: VaultClient, path: str) -> RoleTimes:
 
 
 def spacing(roles: list[RoleTimes], rules: Rules, now: datetime) -> Iterator[Finding]:
-    """Whether Vault gives pools the time to learn one role's password before it changes the other's."""
+    """Whether pools have enough time to fetch one role's new password before Vault changes the other's."""
     name, needed = "Vault rotation", rules.spacing
     for role in roles:
         if role.period is not None and role.period < rules.max_lifetime:
-            text = f"{role.path}: the period of {role.period:.0f} s is below max_lifetime ({rules.max_lifetime:.0f} s)"
-            yield Finding(Level.WARNING, name, text, "lengthen rotation_period, or shorten max_lifetime")
+            text = (
+                f"{role.path}: the period of {role.period:.0f} s is less than max_lifetime ({rules.max_lifetime:.0f} s)"
+            )
+            yield Finding(Level.WARNING, name, text, "increase rotation_period, or reduce max_lifetime")
     one, other = roles
     apart = abs((one.next_at - other.next_at).total_seconds())
     if one.period is None or one.period != other.period:
-        text = f"the next changes are {apart:.0f} s apart, and the two periods differ"
+        text = f"the next changes are {apart:.0f} s apart, but the two periods differ"
         level, advice = Level.WARNING, "give both the same rotation_period, so that they stay apart"
         if one.period is None or other.period is None:
+            text = f"the next changes, on Vault's own schedule, are {apart:.0f} s apart"
             level, advice = Level.NOTE, "make sure that the two schedules never come closer than that"
     else:
         apart = min(apart, abs(one.period - apart))
@@ -147,7 +150,7 @@ def spacing(roles: list[RoleTimes], rules: Rules, now: datetime) -> Iterator[Fin
         level, advice = Level.OK, ""
     if apart < needed:
         text += (
-            f", less than lifetime + refresh interval + margin ({needed:.0f} s): pools could be left with two old "
+            f", less than max_lifetime + refresh interval + margin ({needed:.0f} s): pools could be left with two old "
             "passwords"
         )
         level, advice = Level.PROBLEM, _advice(one, other, needed, now)
@@ -162,15 +165,15 @@ def _advice(one: RoleTimes, other: RoleTimes, needed: float, now: datetime) -> s
     half = timedelta(seconds=one.period / 2)
     at = one.next_at - half if one.next_at - half > now else one.next_at + half
     moment = f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    return f"run `vault write -f {other.path}` at {moment}, which begins a new period"
+    return f"run `vault write -f {other.path}` at {moment}, to start a new period then"
 
 
 def lease(seconds: float, rules: Rules) -> Iterator[Finding]:
-    """Whether a lease lasts long enough."""
+    """Whether a lease lasts as long as a connection may."""
     name = "Vault lease"
     if seconds < rules.max_lifetime:
         text = f"a lease ends after {seconds:.0f} s at most, before max_lifetime ({rules.max_lifetime:.0f} s)"
-        advice = "connections are replaced as often as leases end: lengthen the role's max_ttl"
+        advice = "connections are replaced whenever a lease ends: increase the role's max_ttl"
         yield Finding(Level.WARNING, name, text, advice)
     else:
         yield Finding(Level.OK, name, f"a lease can be renewed for up to {seconds:.0f} s")

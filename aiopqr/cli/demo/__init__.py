@@ -1,7 +1,7 @@
 """``aiopqr demo``: passwords change under load on a real Postgres, and nothing fails.
 
-``stage`` is the operator's side, ``pools`` what is under load, and ``load`` the load; ``run`` puts them together.
-``view`` draws what happens, in ``words``; ``verdict`` says what came of it, and ``picture`` shows it.
+``stage`` is the operator's side, ``pools`` makes the pools, and ``load`` puts them under load; ``run`` combines these.
+``view`` shows what happens, in the sentences of ``words``. ``verdict`` sums up the results, and ``picture`` draws them.
 """
 
 from .command import demo

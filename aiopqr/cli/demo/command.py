@@ -1,4 +1,4 @@
-"""The command: its options, how it ends, and the picture."""
+"""The ``aiopqr demo`` command: its options, its exit codes, and where its results go."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from .view import LineScreen, LiveScreen, show_verdict
 
 
 def demo(
-    seconds: Annotated[float, typer.Option(help="Seconds for which the load runs.")] = 30.0,
-    every: Annotated[float, typer.Option(help="Seconds between two password changes.")] = 3.3,
-    lifetime: Annotated[float, typer.Option(help="Seconds after which a connection is replaced.")] = 2.0,
-    workers: Annotated[int, typer.Option(min=1, help="Tasks that use the pool.")] = 20,
-    connections: Annotated[int, typer.Option(min=1, help="The size of the pool.")] = 10,
+    seconds: Annotated[float, typer.Option(help="How long the load runs, in seconds.")] = 30.0,
+    every: Annotated[float, typer.Option(help="Time between two password changes, in seconds.")] = 3.3,
+    lifetime: Annotated[float, typer.Option(help="Age at which a connection is replaced, in seconds.")] = 2.0,
+    workers: Annotated[int, typer.Option(min=1, help="Number of tasks that use the pool.")] = 20,
+    connections: Annotated[int, typer.Option(min=1, help="Number of connections in the pool.")] = 10,
     compare: Annotated[
         bool,
         typer.Option(
-            "--compare", help="Also run the load on asyncpg's own pool, which reads its password for each connect."
+            "--compare", help="Also run the load on asyncpg's own pool, which looks up its password for each connect."
         ),
     ] = False,
     single: Annotated[
@@ -41,25 +41,25 @@ def demo(
     dsn: Annotated[
         str | None,
         typer.Option(
-            help="A server to use and its admin role: postgresql://admin@host/postgres. The password comes from "
+            help="An existing server and its admin role: postgresql://admin@host/postgres. The password comes from "
             "AIOPQR_ADMIN_PASSWORD, PGPASSWORD or the password file. The demo creates databases and accounts there, "
-            "and drops them at the end. Default: start a server for the demo."
+            "and drops them at the end. Default: start a temporary server."
         ),
     ] = None,
-    picture: Annotated[Path, typer.Option(help="Where to draw the latencies (.png or .svg).")] = Path(
+    picture: Annotated[Path, typer.Option(help="File for the picture of the latencies (.png or .svg).")] = Path(
         "demo-latency.png"
     ),
-    plain: Annotated[bool, typer.Option("--plain", help="Print lines, as into a pipe, not a live picture.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of a live display.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the verdict as JSON on standard output, the rest on standard error.")
     ] = False,
 ) -> None:
-    """Watch passwords change under load on a real Postgres, while nothing fails.
+    """Watch a pool survive password changes under load, on a real Postgres.
 
-    The demo starts a Postgres, runs queries through a pool, and changes the passwords of the two accounts in turn, and
-    once both at the same time. It ends with a verdict.
+    The demo starts a Postgres server, runs queries through a pool, and changes the passwords of the two accounts in
+    turn, and once both at the same time. At the end it prints a verdict.
 
-    Exit codes: 0 no operation failed; 1 some did; 2 the demo could not run; 130 interrupted.
+    Exit codes: 0 no operation failed; 1 some failed; 2 the demo could not run; 130 interrupted.
     """
     console = Console(stderr=as_json)
     try:
@@ -80,7 +80,7 @@ def demo(
 
 
 async def run_demo(options: Options, console: Console, picture: Path | None, *, plain: bool = False) -> Verdict | None:
-    """Run it, show it, draw it. Ctrl-C, SIGTERM and a closed terminal end it early, but cleanly."""
+    """Run the demo, and show and draw its results. Ctrl-C, SIGTERM and SIGHUP end it early, but cleanly."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -127,9 +127,9 @@ def _checked(
         if not math.isfinite(value) or value < least:
             raise ConfigurationError(f"{name} must be at least {least:g}")
     if every >= seconds:
-        raise ConfigurationError("--every must be less than --seconds, or no password would change")
+        raise ConfigurationError("--every must be less than --seconds; otherwise no password would change")
     if not os.access(picture.absolute().parent, os.W_OK):
-        raise ConfigurationError(f"--picture: the folder {picture.absolute().parent} cannot be written")
+        raise ConfigurationError(f"--picture: the folder {picture.absolute().parent} is not writable")
     return Options(seconds, every, lifetime, workers, connections, dsn, compare)
 
 

@@ -1,6 +1,6 @@
-"""The load: workers that do what a service does, and the tally of how that went.
+"""The load: workers that do what a service does, and a tally of the results.
 
-It is the same for every pool: it knows neither passwords nor rotations, only ``acquire()``.
+It is the same for every pool. It knows nothing of passwords or rotations, only ``acquire()``.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import asyncpg
 
 from .stage import WALLETS
 
-SLOT = 0.5  # seconds that a point of the picture stands for
+SLOT = 0.5  # seconds that each point of the picture covers
 ACQUIRE_TIMEOUT = 5.0
 _THINK = (0.006, 0.026)  # seconds between two operations of a worker
-_AFTER_FAILURE = (0.5, 1.5)  # seconds, as a client that tries again
-_FINENESS = 50.0  # buckets for each factor of e, so a percentile is right to 2 %
+_AFTER_FAILURE = (0.5, 1.5)  # seconds until a worker tries again, as a client would
+_FINENESS = 50.0  # buckets per factor of e, so percentiles are accurate to 2 %
 
 
 class Latencies:
-    """Durations in seconds, kept as counts in buckets 2 % apart: a run may be long."""
+    """Durations in seconds, counted in buckets 2 % apart, so that a long run needs no more memory."""
 
     def __init__(self) -> None:
         self._buckets: Counter[int] = Counter()
@@ -38,7 +38,7 @@ class Latencies:
         self.worst = max(self.worst, seconds)
 
     def percentile(self, share: float) -> float:
-        """The duration that ``share`` (0 to 1) of all stayed within; 0.0 if there were none."""
+        """The duration that a ``share`` (0 to 1) of all durations did not exceed; 0.0 if there were none."""
         left = share * self.count
         for bucket in sorted(self._buckets):
             left -= self._buckets[bucket]
@@ -59,7 +59,7 @@ class Slot:
 
 
 class Tally:
-    """What one pool's load came to. ``slots`` are half-second steps since the start."""
+    """The results of one pool's load. ``slots`` are the half-seconds since the start."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -77,7 +77,7 @@ class Tally:
 
     @property
     def slot(self) -> Slot:
-        """That of this moment."""
+        """The current slot."""
         number = int((time.perf_counter() - self.started) / SLOT)
         while len(self.slots) <= number:
             self.slots.append(Slot())
@@ -96,15 +96,15 @@ class Tally:
         self.slot.operations += 1
 
     def failure(self, exc: Exception) -> None:
-        self.errors[type(exc).__name__] += 1  # never its text, which is the server's
+        self.errors[type(exc).__name__] += 1  # never its text, which comes from the server
         self.slot.failed += 1
 
     def silence(self, until: float) -> float:
-        """The longest time in which no operation succeeded, in seconds, up to ``until`` seconds after the start."""
+        """The longest time without a successful operation, in seconds, up to ``until`` seconds after the start."""
         return max(self._silence, self.started + until - self._served_at)
 
     def rate(self) -> float:
-        """Operations a second, over the last full second."""
+        """Operations per second, over the last full second."""
         full = self.slots[:-1][-2:]
         return sum(slot.operations for slot in full) / (len(full) * SLOT) if full else 0.0
 
@@ -116,9 +116,9 @@ async def work(pool: asyncpg.Pool[asyncpg.Record], tally: Tally, until: asyncio.
         giver, taker = chance.sample(range(1, WALLETS + 1), 2)
         is_transfer = chance.random() < 0.15
         try:
-            asked = time.perf_counter()
+            began = time.perf_counter()
             async with pool.acquire(timeout=ACQUIRE_TIMEOUT) as con:
-                tally.acquired(time.perf_counter() - asked)
+                tally.acquired(time.perf_counter() - began)
                 if is_transfer:
                     await _transfer(con, giver, taker)
                 else:
@@ -136,7 +136,7 @@ async def work(pool: asyncpg.Pool[asyncpg.Record], tally: Tally, until: asyncio.
 
 
 async def _transfer(con: asyncpg.pool.PoolConnectionProxy[asyncpg.Record], giver: int, taker: int) -> None:
-    """Move a coin. The rows are locked in the order of their ids, so that no two workers wait for each other."""
+    """Move a coin. The rows are locked in the order of their ids, so that workers cannot deadlock."""
     async with con.transaction():
         for wallet in sorted((giver, taker)):
             coins = -1 if wallet == giver else 1

@@ -1,6 +1,6 @@
-"""The demo's picture: acquire latency over time, with every change of a password marked.
+"""The demo's picture: acquire latency over time, with a mark for each password change.
 
-matplotlib is optional and slow to import, so that waits until the run is over.
+matplotlib is optional and slow to import, so it is imported only when the run is over.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _ACCOUNTS = {Parity.ODD: "#8250df", Parity.EVEN: "#1a7f37"}
 
 
 class NoPicture(Exception):
-    """The picture could not be made. The text says why."""
+    """The picture could not be drawn. The text says why."""
 
 
 def draw(run: Run, path: Path) -> None:
-    """Write the picture, in the format of the path's suffix. Raises :class:`NoPicture`."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports on its font cache
+    """Write the picture, in the format that the path's suffix names. Raises :class:`NoPicture`."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # otherwise it logs about its font cache
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ def draw(run: Run, path: Path) -> None:
         "axes.spines.right": False,
         "xtick.color": _INK,
         "ytick.color": _INK,
-        "svg.fonttype": "none",  # text stays text
+        "svg.fonttype": "none",  # keep text as text
         "svg.hashsalt": "aiopqr",
     }
     with matplotlib.rc_context(style):
@@ -64,7 +64,7 @@ def draw(run: Run, path: Path) -> None:
 
 
 def _slots(tally: Tally, run: Run) -> list[tuple[float, Slot]]:
-    """Each whole slot, and the middle of its time."""
+    """Each complete slot, with the middle of its time."""
     return [((number + 0.5) * SLOT, slot) for number, slot in enumerate(tally.slots) if (number + 1) * SLOT <= run.at]
 
 
@@ -113,7 +113,7 @@ def _throughput(axes: Any, run: Run) -> None:
         served = [at for at, slot in slots if slot.operations]
         if served and served[-1] + 2 < run.at:
             axes.annotate(
-                f"{one.name} serves nothing any more",
+                f"{one.name} no longer serves anything",
                 (served[-1], 0),
                 xytext=(8, 12),
                 textcoords="offset points",

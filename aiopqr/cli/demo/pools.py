@@ -1,4 +1,4 @@
-"""The pools that the demo has under load: ours, and asyncpg's own."""
+"""The pools that the demo puts under load: ours, and asyncpg's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .stage import Stage
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line asks for. Times are in seconds."""
+    """The options of the command line. Times are in seconds."""
 
     seconds: float = 30.0
     every: float = 3.3
@@ -32,14 +32,14 @@ class Options:
 
 @dataclass(slots=True)
 class Contestant:
-    """A pool under load, and what came of it."""
+    """A pool under load, and its results."""
 
     name: str
     pool: asyncpg.Pool[asyncpg.Record]
     database: str
     tally: Tally = field(default_factory=Tally)
     most_open: int = 0
-    refused: int | None = None  # by the server's log
+    refused: int | None = None  # according to the server's log
     has_failed: bool = False
 
     @property
@@ -47,14 +47,14 @@ class Contestant:
         return self.pool if isinstance(self.pool, AlternatingPool) else None
 
     def open(self) -> tuple[int, int]:
-        """Open connections of odd and of even, a spare included."""
+        """How many connections of odd and of even are open, including a spare."""
         if pool := self.alternating:
             accounts = pool.stats().accounts
             return accounts[Parity.ODD].open, accounts[Parity.EVEN].open
         return self.pool.get_size(), 0
 
     def refused_logins(self) -> int:
-        """By the server's log, or where that cannot be read, as far as the pool met them."""
+        """How many logins were refused: by the server's log or, if that cannot be read, as seen by the pool."""
         if self.refused is not None:
             return self.refused
         if pool := self.alternating:
@@ -64,13 +64,13 @@ class Contestant:
 
 @contextlib.asynccontextmanager
 async def alternating(stage: Stage, options: Options, listener: Callable[[Event], None]) -> AsyncIterator[Contestant]:
-    """Ours: two accounts, whose passwords it reads from the file."""
+    """Our pool, with two accounts whose passwords it reads from the file."""
     database, size = stage.databases[0], options.connections
     pool = AlternatingPool(
         stage.server.dsn_of(database),
         credentials=FileSource(stage.file),
         max_lifetime=options.lifetime,
-        max_lifetime_jitter=options.lifetime / 2,  # so that some connection is made at every moment
+        max_lifetime_jitter=options.lifetime / 2,  # so that connections are opened all the time
         min_size=size,
         max_size=size,
         name="demo",
@@ -82,7 +82,7 @@ async def alternating(stage: Stage, options: Options, listener: Callable[[Event]
 
 @contextlib.asynccontextmanager
 async def plain(stage: Stage, options: Options) -> AsyncIterator[Contestant]:
-    """What users of asyncpg's pool can have: one account, its password read for each connect, the same lifetime."""
+    """The best that asyncpg's pool can do: one account, its password read for each connect, and the same lifetime."""
     database, size = stage.databases[1], options.connections
     account = stage.pair.odd
     assert account is not None

@@ -1,6 +1,6 @@
-"""The demo itself: pools under load while passwords change, watched by whoever draws it.
+"""Runs the demo: pools under load while passwords change.
 
-It knows neither the command line nor the drawing, so that tests can run it on a screen of their own.
+It knows nothing of the command line or of drawing, so that tests can run it with a screen of their own.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from .verdict import Figures, Verdict
 from .words import log_to, sentence
 
 _WATCH_EVERY = 0.25
-_LAST_OPERATIONS = 10.0  # seconds that the operations in flight at the end get
+_LAST_OPERATIONS = 10.0  # seconds in which operations can finish at the end
 
 
 class Screen(Protocol):
-    """Who draws the run."""
+    """Shows the run."""
 
-    def tell(self, at: float, text: str, kind: str) -> None:
-        """Something happened ``at`` seconds: a ``rotation``, a ``good`` or a ``bad`` thing, or a ``note``."""
+    def show(self, at: float, text: str, kind: str) -> None:
+        """Show what happened after ``at`` seconds. ``kind`` is ``rotation``, ``good``, ``bad`` or ``note``."""
         ...
 
     async def draw(self, run: Run) -> None:
-        """Called a few times a second."""
+        """Draw the current state. Called a few times a second."""
         ...
 
 
@@ -53,9 +53,9 @@ class Run:
         return (self.stopped or time.perf_counter()) - self.started
 
     async def play(self, stop: asyncio.Event) -> Verdict:
-        """Run to the end, or until ``stop``, and judge."""
+        """Run to the end, or until ``stop`` is set, and return the verdict."""
         async with contextlib.AsyncExitStack() as pools:
-            ours = alternating(self.stage, self.options, self._heard)
+            ours = alternating(self.stage, self.options, self._on_event)
             self.contestants.append(await pools.enter_async_context(ours))
             if self.options.compare:
                 self.contestants.append(await pools.enter_async_context(plain(self.stage, self.options)))
@@ -97,7 +97,7 @@ class Run:
             single=self.options.single,
         )
 
-    # What goes on meanwhile.
+    # Tasks that run beside the load.
 
     async def _rotate(self) -> None:
         for rotation in self.plan:
@@ -108,11 +108,11 @@ class Run:
                 whose = "both passwords changed at once" if rotation.is_both else "the password changed"
                 text = f"{whose}; the file follows {rotation.store_delay:g} s later"
             else:
-                text = f"{rotation.parities[0]}'s password changed, and then the file"
-            self.screen.tell(at, text, "rotation")
+                text = f"{rotation.parities[0]}'s password changed, and the file right after it"
+            self.screen.show(at, text, "rotation")
             await self.stage.rotate(rotation)
             if rotation.store_delay:
-                self.screen.tell(self.at, "the file has caught up", "note")
+                self.screen.show(self.at, "the file is up to date again", "note")
 
     async def _watch(self) -> None:
         while True:
@@ -130,13 +130,14 @@ class Run:
                 one.refused = refused[one.database]
             if one.tally.errors and not one.has_failed:
                 one.has_failed = True
-                self.screen.tell(self.at, f"{one.name}: operations fail, {next(iter(one.tally.errors))}", "bad")
+                error = next(iter(one.tally.errors))
+                self.screen.show(self.at, f"{one.name}: operations are failing with {error}", "bad")
 
-    def _heard(self, event: Event) -> None:
-        if told := sentence(event):
-            self.screen.tell(self.at, *told)
+    def _on_event(self, event: Event) -> None:
+        if line := sentence(event):
+            self.screen.show(self.at, *line)
 
-    # The end.
+    # After the load.
 
     async def _figures(self, one: Contestant) -> Figures:
         coins, transfers = await self.stage.count(one.database)
@@ -164,17 +165,17 @@ class Run:
             by_log=one.refused is not None,
             most_open=one.most_open,
             transfers=tally.transfers,
-            # An operation that failed may have been committed all the same.
+            # An operation that failed may still have been committed.
             books_balance=coins == WALLETS * COINS and 0 <= transfers - tally.transfers <= tally.failed,
             **figures,
         )
 
 
 async def perform(options: Options, screen: Screen, stop: asyncio.Event) -> tuple[Run | None, Verdict | None]:
-    """Set the stage, play, and clear it. There is no verdict if ``stop`` comes before there is anything to judge."""
+    """Set up the stage, run the demo, and clean up. If ``stop`` is set before the load begins, there is no verdict."""
     async with open_stage(options.dsn, 1 + options.compare, single=options.single) as stage:
         if stop.is_set():
             return None, None
         run = Run(options, stage, screen)
-        with log_to(screen.tell, run.started):
+        with log_to(screen.show, run.started):
             return run, await run.play(stop)

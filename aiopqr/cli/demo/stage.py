@@ -1,7 +1,7 @@
-"""What the demo is played on: a server, the two accounts, a database for each contestant, and the credentials file.
+"""What the demo needs: a server, the two accounts, a database for each contestant, and the credentials file.
 
-This is the operator's side. It changes passwords as an operator would who knows nothing of
-the pools: in the database, and then in a file.
+This is the operator's side. It changes passwords like an operator who knows nothing of the pools: first in the
+database, and then in the file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ANALYZE wallet
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """A change of passwords, due ``at`` seconds after the start. The file follows ``store_delay`` seconds later."""
+    """A password change, ``at`` seconds after the start. The file follows ``store_delay`` seconds later."""
 
     at: float
     parities: tuple[Parity, ...]
@@ -50,7 +50,10 @@ class Rotation:
 
 
 def schedule(seconds: float, every: float, *, single: bool = False) -> tuple[Rotation, ...]:
-    """Odd and even in turn, and in the middle both at once, with the file a second behind. A single account is odd."""
+    """Plan changes of odd and even in turn and, in the middle, of both, with the file a second behind.
+
+    A single account is odd.
+    """
     count = max(int((seconds - min(1.5, every / 2)) / every), 1)
     middle = count // 2 + 1 if count > 1 else 0
     parities = (Parity.ODD,) if single else (Parity.ODD, Parity.EVEN)
@@ -64,13 +67,13 @@ def schedule(seconds: float, every: float, *, single: bool = False) -> tuple[Rot
 
 
 def existing_server(dsn: str) -> PostgresServer:
-    """The server of ``--dsn``. Its admin's password comes from the environment or the passfile, never from the DSN.
+    """The server of ``--dsn``. The password comes from the environment or the password file, never from the DSN.
 
     Raises :class:`ConfigurationError`, which does not show the DSN.
     """
     try:
         parts = urlsplit(dsn)
-        parts.port  # noqa: B018  # raises for one that is no number
+        parts.port  # noqa: B018  # raises if it is not a number
     except ValueError:
         raise ConfigurationError("--dsn must look like postgresql://admin@host:5432/postgres") from None
     if parts.password is not None or any(key in ("password", "passfile") for key, _ in parse_qsl(parts.query)):
@@ -115,7 +118,7 @@ class Stage:
         write_pair(self.file, self.pair)
 
     def refused_logins(self) -> dict[str, int] | None:
-        """Logins that the server refused so far, for each database, by its log; None where it cannot be read."""
+        """How many logins its log says the server has refused so far, by database. None if it cannot be read."""
         if self._refused is None:
             return None
         text = self.server.log_text(self._mark)
@@ -136,12 +139,12 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def open_stage(dsn: str | None, contestants: int, *, single: bool = False) -> AsyncIterator[Stage]:
-    """Set the stage, and leave nothing behind: no process, directory, database or account."""
+    """Set up the stage, and clean up in the end: no process, directory, database or account is left behind."""
     server = EmbeddedPostgres() if dsn is None else existing_server(dsn)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(server)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aiopqr-demo-")))  # for us alone: 0700
-        unique = f"_{secrets.token_hex(3)}" if dsn else ""  # who else is on a server of our own
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aiopqr-demo-")))  # mode 0700
+        unique = f"_{secrets.token_hex(3)}" if dsn else ""  # nobody else uses a server of our own
         owner, databases = f"demo{unique}", [f"demo{unique}_{n + 1}" for n in range(contestants)]
         names = f"demo{unique}_odd", f"demo{unique}_even"
 
@@ -151,7 +154,7 @@ async def open_stage(dsn: str | None, contestants: int, *, single: bool = False)
             await server.drop_accounts(*names, owner)
 
         if dsn:
-            stack.push_async_callback(_to_its_end, clear)
+            stack.push_async_callback(_finish, clear)
         pair = await server.create_accounts(*names, owner=owner)
         for database in databases:
             await server.create_database(database)
@@ -165,7 +168,7 @@ async def open_stage(dsn: str | None, contestants: int, *, single: bool = False)
 
 
 def write_pair(file: Path, pair: CredentialPair) -> None:
-    """Replace the file by one that holds ``pair``, or its single account, atomically, readable by its owner only."""
+    """Atomically replace the file with one that contains ``pair`` or its single account, for its owner only."""
     keys: dict[str, str] = {} if pair.is_single else {"active_credential": str(pair.active)}
     for parity, account in ((parity, pair[parity]) for parity in Parity):
         if account is not None:
@@ -177,8 +180,8 @@ def write_pair(file: Path, pair: CredentialPair) -> None:
     os.replace(new, file)
 
 
-async def _to_its_end(clear: object) -> None:
-    """Clear the stage, even if interrupted meanwhile."""
+async def _finish(clear: object) -> None:
+    """Clean up completely, even if cancelled meanwhile."""
     assert callable(clear)
     task = asyncio.ensure_future(clear())
     try:

@@ -1,4 +1,4 @@
-"""What the demo found: figures, in words and in JSON. Pure, and without a password anywhere."""
+"""The demo's results, in words and in JSON. Pure, and free of passwords."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was counted of one pool. Times are in seconds, p50 to worst those of ``acquire()``."""
+    """The figures of one pool. Times are in seconds; ``p50`` to ``worst`` are those of ``acquire()``."""
 
     name: str
     operations: int
@@ -34,8 +34,10 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was tried, and what came of it. ``odd``, ``even`` and ``both`` count the changes of passwords,
-    ``behind`` is how many seconds the file then followed later."""
+    """What was tried, and the results. ``odd``, ``even`` and ``both`` count password changes.
+
+    ``behind`` is by how many seconds the file was late, at most.
+    """
 
     seconds: float
     interrupted: bool
@@ -59,7 +61,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """No operation failed or was lost, and there was something to survive."""
+        """Whether no operation failed or was lost, although passwords changed."""
         return not self.ours.failed and self.ours.books_balance and self.ours.operations > 0 and self.rotations > 0
 
     @property
@@ -73,19 +75,18 @@ class Verdict:
 
     def headline(self) -> str:
         ours = self.ours
-        so_far = "so far " if self.interrupted else ""
         if ours.failed:
             return f"FAILED: {ours.failed:,} of {ours.operations + ours.failed:,} operations failed"
         if not ours.books_balance:
-            return "FAILED: the database does not have what the operations wrote"
+            return "FAILED: the database does not match what the operations wrote"
         if not ours.operations or not self.rotations:
             what = "no operation ran" if not ours.operations else "no password was changed"
-            return f"{'INTERRUPTED' if self.interrupted else 'FAILED'}: {what}, so nothing was shown"
+            return f"{'INTERRUPTED' if self.interrupted else 'FAILED'}: {what}, so this run proves nothing"
         changed = f"{self.rotations} rotation" + ("s" if self.rotations > 1 else "")
-        return f"{'INTERRUPTED' if self.interrupted else 'PASSED'}: {so_far}{changed} under load, no operation failed"
+        return f"{'INTERRUPTED after' if self.interrupted else 'PASSED:'} {changed} under load, no operation failed"
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """What was tried and counted: a label, ours, and the plain pool's."""
+        """The figures: each row has a label, ours, and the plain pool's."""
         both = [self.ours] + ([self.plain] if self.plain else [])
         cells = [_cells(figures) for figures in both]
         rows = [(label, cells[0][label], cells[1].get(label, "") if self.plain else "") for label in cells[0]]
@@ -95,10 +96,10 @@ class Verdict:
         """What was done to the pools, in sentences."""
         changes = [f"{name} {count}x" for name, count in (("odd", self.odd), ("even", self.even)) if count]
         if self.both:
-            changes.append(f"both at once {self.both}x (the file {self.behind:g} s behind)")
+            changes.append(f"both at once {self.both}x (with the file {self.behind:g} s behind)")
         load = f"{self.workers} workers for {self.seconds:.0f} s on {self.server}"
         tried = [
-            f"{load}, through {self.connections} connections that are replaced after {self.lifetime:g} s.",
+            f"{load}, with {self.connections} connections that were replaced after {self.lifetime:g} s.",
             f"Passwords changed {times(self.rotations)}: {', '.join(changes) or 'none'}.",
         ]
         if self.single:
@@ -110,7 +111,7 @@ class Verdict:
 
 
 def _cells(figures: Figures) -> dict[str, str]:
-    per = "in the server's log" if figures.by_log else "as the pool saw them"
+    per = "in the server's log" if figures.by_log else "as seen by the pool"
     errors = ", ".join(f"{name} {count:,}" for name, count in figures.errors.items())
     opened = ""
     if figures.opened_odd is not None and figures.opened_even is not None:
@@ -128,12 +129,13 @@ def _cells(figures: Figures) -> dict[str, str]:
         "connections opened": opened,
         "replaced while in use": "" if figures.replaced is None else f"{figures.replaced:,}",
         "most open at once": f"{figures.most_open}",
-        "books": f"{figures.transfers:,} transfers, " + ("all there" if figures.books_balance else "NOT BALANCED"),
+        "transfers": f"{figures.transfers:,}, "
+        + ("all in the database" if figures.books_balance else "which DO NOT MATCH the database"),
     }
 
 
 def duration(seconds: float) -> str:
-    """In a readable unit: 0.05 ms, 3.2 ms, 1.7 s."""
+    """Format a duration in a readable unit: 0.05 ms, 3.2 ms, 1.7 s."""
     if seconds >= 1.0:
         return f"{seconds:.1f} s"
     milliseconds = seconds * 1000

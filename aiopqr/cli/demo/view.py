@@ -1,6 +1,6 @@
-"""The demo on a terminal: a live picture of the run, or lines where there is no terminal; and the verdict in words.
+"""Shows the demo: a live display on a terminal, or else lines; and the verdict in words.
 
-It only looks: all times come from the run.
+It measures nothing: all times come from the run.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class _Line:
 class LiveScreen:
     """A frame that is redrawn a few times a second, never taller than the terminal.
 
-    Drawing takes milliseconds, for which the load would wait. So a thread does it, and gives way often.
+    Drawing takes milliseconds, for which the load would have to wait. So it runs in a thread that is interrupted often.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._story: deque[_Line] = deque(maxlen=100)
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
-        self._live.update(Text("setting the stage ...", style="dim"))
+        self._live.update(Text("preparing the database ...", style="dim"))
 
     def __enter__(self) -> Self:
         self._switch_interval = sys.getswitchinterval()
@@ -62,7 +62,7 @@ class LiveScreen:
         self._live.stop()
         sys.setswitchinterval(self._switch_interval)
 
-    def tell(self, at: float, text: str, kind: str) -> None:
+    def show(self, at: float, text: str, kind: str) -> None:
         if self._story and self._story[-1].text == text:
             self._story[-1].count += 1
         else:
@@ -104,7 +104,7 @@ class LiveScreen:
         for one in run.contestants:
             table.add_column(min_width=26)
             odd, even = one.open()
-            # asyncpg's pool has one account, whichever of the two.
+            # asyncpg's pool has only one account.
             accounts = (("odd ", odd), ("even", even)) if one.alternating else (("odd ", odd), None)
             cells: list[RenderableType] = [
                 Text(one.name, style="bold cyan" if one.alternating else "bold"),
@@ -121,7 +121,7 @@ class LiveScreen:
         return table
 
     def _pulse(self, run: Run, width: int) -> RenderableType:
-        """The worst acquire of each moment, and below it when passwords were changed."""
+        """The slowest acquire at each moment, with a mark below for each password change."""
         slots = run.contestants[0].tally.slots
         room = width - 2
         per_column = max(1, -(-int(run.options.seconds / SLOT) // room))
@@ -140,7 +140,7 @@ class LiveScreen:
         )
 
     def _panel(self, lines: int, width: int) -> RenderableType:
-        told = [
+        rows = [
             Text.assemble(
                 (f"{line.at:5.1f} s ", "dim"),
                 (f"{_MARKS[line.kind]} {line.text}", _STYLES[line.kind]),
@@ -150,25 +150,25 @@ class LiveScreen:
             )
             for line in list(self._story)[-lines:]
         ]
-        told += [Text()] * (lines - len(told))
-        return Panel(Group(*told), border_style="dim", width=width, padding=(0, 1))
+        rows += [Text()] * (lines - len(rows))
+        return Panel(Group(*rows), border_style="dim", width=width, padding=(0, 1))
 
 
 class LineScreen:
-    """A line for each thing that happens, and one every two seconds: for pipes and logs."""
+    """A line for everything that happens, and one every two seconds: for pipes and logs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._reported = 0.0
 
     def __enter__(self) -> Self:
-        self._print("setting the stage ...")
+        self._print("preparing the database ...")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         pass
 
-    def tell(self, at: float, text: str, kind: str) -> None:
+    def show(self, at: float, text: str, kind: str) -> None:
         self._print(f"{at:5.1f} s {_PLAIN_MARKS[kind]} {text}")
 
     async def draw(self, run: Run) -> None:
@@ -190,7 +190,7 @@ class LineScreen:
 
 
 def show_verdict(console: Console, verdict: Verdict) -> None:
-    """The verdict in words, the same on a terminal and in a pipe."""
+    """Print the verdict in words, in the same way on a terminal and in a pipe."""
     console.print()
     console.print(Text(verdict.headline(), style="bold green" if verdict.passed else "bold red"), soft_wrap=True)
     for line in verdict.tried():
@@ -207,7 +207,7 @@ def show_verdict(console: Console, verdict: Verdict) -> None:
 
 
 def _latencies(one: Contestant) -> str:
-    """Of the last full second."""
+    """The latencies of the last full second."""
     full = [slot.waits for slot in one.tally.slots[:-1][-2:] if slot.waits.count]
     if not full:
         return "-"

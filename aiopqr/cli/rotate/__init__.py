@@ -1,4 +1,4 @@
-"""``aiopqr rotate``: change the password of one account, so that no service notices."""
+"""``aiopqr rotate``: changes the password of one account without any service noticing."""
 
 from .command import rotate
 

@@ -1,4 +1,4 @@
-"""``aiopqr rotate``: one rotation, for cron, a CronJob or a person: its options and its exit codes."""
+"""The ``aiopqr rotate`` command, which runs one rotation: its options and its exit codes."""
 
 from __future__ import annotations
 
@@ -34,45 +34,57 @@ DONE, FAILED, NOT_TRIED, REFUSED, FINISHED, UNDONE, LEFT_TO_DO = 0, 1, 2, 3, 4, 
 
 
 def _force(gate: Gate, what: str) -> Any:
-    return typer.Option(gate.flag, help=f"Go on although {what}.", rich_help_panel="Overriding a gate")
+    return typer.Option(gate.flag, help=f"Rotate even though {what}.", rich_help_panel="Overriding a gate")
 
 
 def rotate(
     admin: Annotated[
-        str, typer.Option(help="DSN of a role that may alter the accounts, on the server itself; without a password.")
+        str,
+        typer.Option(
+            help="DSN of a role that may alter the accounts, without a password. It must lead to the server itself, "
+            "not to a proxy."
+        ),
     ],
     dsn: Annotated[
-        str, typer.Option(help="DSN that the applications use, through their proxy if any; without user and password.")
+        str,
+        typer.Option(help="The applications' DSN, through their proxy if they use one, without user and password."),
     ],
-    file: Annotated[Path | None, typer.Option(help="The pair as a JSON file.")] = None,
-    secret: Annotated[str | None, typer.Option(help="The pair in AWS Secrets Manager: name or ARN.")] = None,
+    file: Annotated[Path | None, typer.Option(help="JSON file that contains the pair.")] = None,
+    secret: Annotated[
+        str | None, typer.Option(help="Name or ARN of the secret in AWS Secrets Manager that contains the pair.")
+    ] = None,
     vault: Annotated[str | None, typer.Option(help=VAULT_HELP)] = None,
     vault_roles: Annotated[
         tuple[str, str] | None,
         typer.Option(
-            help="Two static roles of Vault, odd and even. Vault changes the password; the gates decide when."
+            help="Names of two static roles in Vault: first odd, then even. Vault changes the password, but only if no "
+            "gate objects."
         ),
     ] = None,
-    vault_mount: Annotated[str, typer.Option(help="The database engine of these roles.")] = "database",
-    region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
-    endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint for AWS Secrets Manager.")] = None,
-    account: Annotated[
-        Parity | None, typer.Option(help="The account to change. Default: the one that was not changed last.")
+    vault_mount: Annotated[str, typer.Option(help="Mount path of the database engine with these roles.")] = "database",
+    region: Annotated[str | None, typer.Option(help="AWS region of the secret.")] = None,
+    endpoint_url: Annotated[
+        str | None, typer.Option(help="URL to use for AWS Secrets Manager instead of the region's.")
     ] = None,
-    max_lifetime: Annotated[float, typer.Option(min=0, help="Longest max_lifetime of all pools, in seconds.")] = 1800,
+    account: Annotated[
+        Parity | None, typer.Option(help="The account to change. Default: the one that was changed longer ago.")
+    ] = None,
+    max_lifetime: Annotated[
+        float, typer.Option(min=0, help="The longest max_lifetime of any pool, in seconds.")
+    ] = 1800,
     refresh_interval: Annotated[
-        float, typer.Option(min=0, help="Longest refresh interval of all pools, in seconds.")
+        float, typer.Option(min=0, help="The longest refresh interval of any pool, in seconds.")
     ] = 60,
     margin: Annotated[
-        float, typer.Option(min=0, help="Allowance for clocks that differ and stores that lag, in seconds.")
+        float, typer.Option(min=0, help="Safety margin for clocks that differ and slow stores, in seconds.")
     ] = 120,
     announce: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=900,
-            help="Seconds that pools get to step aside, between the staging of a password and its change. Add the "
-            "store's own delay: up to 90 for a mounted Secret. 0: do not announce.",
+            help="How long pools get to step aside, in seconds, between staging the new password and changing it. Add "
+            "the store's own delay, which is up to 90 for a mounted Secret. 0: do not announce the change.",
             show_default="--refresh-interval + 10",
         ),
     ] = None,
@@ -80,28 +92,28 @@ def rotate(
         float | None,
         typer.Option(
             min=1,
-            help="How long an account that has a VALID UNTIL stays valid, in seconds from now.",
+            help="If the account has a VALID UNTIL: how long it is to be valid, in seconds from now.",
             show_default="as long as before",
         ),
     ] = None,
     exempt_application: Annotated[
-        list[str] | None, typer.Option(help="An application_name whose old sessions do not count. May be repeated.")
+        list[str] | None, typer.Option(help="Ignore old sessions with this application_name. May be repeated.")
     ] = None,
     assume_changed_before: Annotated[
         str | None,
-        typer.Option(help="If the store does not know when passwords were changed: a time after it (ISO 8601)."),
+        typer.Option(help="If the store does not say when passwords were changed, assume before this time (ISO 8601)."),
     ] = None,
     end_sessions_after: Annotated[
         float | None, typer.Option(min=0, help="End the account's old sessions this many seconds after the rotation.")
     ] = None,
-    password_length: Annotated[int, typer.Option(min=1, help="Length of the new password.")] = 32,
+    password_length: Annotated[int, typer.Option(min=1, help="Number of characters in the new password.")] = 32,
     password_alphabet: Annotated[
-        str, typer.Option(help="Characters that it may contain.", show_default="letters and digits")
+        str, typer.Option(help="Characters that the new password may contain.", show_default="letters and digits")
     ] = PasswordRule().alphabet,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the admin role's password from standard input.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and change nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")] = False,
     force_too_soon: Annotated[bool, _force(Gate.TOO_SOON, "the other account was changed too recently")] = False,
     force_other_refused: Annotated[bool, _force(Gate.OTHER_REFUSED, "the other account cannot log in")] = False,
@@ -109,16 +121,16 @@ def rotate(
         bool, _force(Gate.OLD_SESSIONS, "the other account has sessions from before its last change")
     ] = False,
     force_unseen_sessions: Annotated[
-        bool, _force(Gate.UNSEEN_SESSIONS, "the admin role cannot see whether it has such sessions")
+        bool, _force(Gate.UNSEEN_SESSIONS, "the admin role cannot see whether the other account has such sessions")
     ] = False,
     force_mismatch: Annotated[
         bool, _force(Gate.MISMATCH, "the database does not accept the stored password; this repairs it")
     ] = False,
     force_open_stage: Annotated[
-        bool, _force(Gate.OPEN_STAGE, "the other account's rotation is not finished; this gives it up")
+        bool, _force(Gate.OPEN_STAGE, "the other account's rotation is not finished; this abandons it")
     ] = False,
 ) -> None:
-    """Change the password of one account of a pair, without locking out any pool.
+    """Change the password of one account without locking out any pool.
 
     Say where the pair is with one of --file, --secret, --vault and --vault-roles. The admin role's password comes from
     AIOPQR_ADMIN_PASSWORD, PGPASSWORD, the password file or --password-stdin. If a run is interrupted or killed, the
@@ -126,18 +138,18 @@ def rotate(
 
     \b
     Exit codes:
-      0    done, or the plan of a dry run can be applied
+      0    done; or, in a dry run, no gate objects to the plan
       1    failed midway: run it again
       2    could not begin; nothing was changed
       3    refused by a gate; nothing was changed
-      4    finished an interrupted rotation, and began no new one
-      5    failed, and undone; everything is as it was before
+      4    finished an interrupted rotation, and did not begin a new one
+      5    failed and was undone; everything is as it was before
       6    done, but old sessions could not be ended: end them by hand
       130  interrupted: run it again
     """
     exactly_one(file=file, secret=secret, vault=vault, vault_roles=vault_roles)
     if vault_roles and announce:
-        raise UsageError("--announce has no effect with --vault-roles, because Vault changes the password at once")
+        raise UsageError("--announce has no effect with --vault-roles, because Vault changes the password immediately")
     given = {
         Gate.TOO_SOON: force_too_soon,
         Gate.OTHER_REFUSED: force_other_refused,
@@ -194,7 +206,7 @@ def rotate(
 async def perform(
     rotator: Rotator, output: Output, account: Parity | None, forced: list[Gate], *, dry_run: bool = False
 ) -> int:
-    """Plan, report, apply; the exit code."""
+    """Plan a rotation, report the plan, apply it, and return the exit code."""
     plan = await rotator.plan(account=account, force=forced)
     if dry_run or plan.refusals:
         output.plan(plan, dry_run, rotator.announce)

@@ -1,4 +1,4 @@
-"""What ``aiopqr rotate`` says: progress and sentences for a person, or JSON."""
+"""The output of ``aiopqr rotate``: progress and sentences for a person, or JSON."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _STEP_TEXTS = {
     Step.ANNOUNCED: "pools have had time to step aside",
     Step.ALTERED: "the database has the new password",
     Step.VERIFIED: "a login with it succeeded on the applications' path",
-    Step.PROMOTED: "the store has it as the account's current password",
+    Step.PROMOTED: "the store now has it as the account's current password",
     Step.ENDED: "the account's old sessions have been ended",
 }
 
 
 @dataclass
 class Output:
-    """What the operator reads: progress and sentences on standard error, an outcome on standard output."""
+    """Prints progress and sentences on standard error, and the outcome on standard output."""
 
     as_json: bool = False
     _status: Status | None = None
@@ -68,22 +68,21 @@ class Output:
         self._say(text, "green")
 
     def announcing(self, announcing: Announcing) -> None:
-        self._say(str(announcing), "yellow" if announcing.unheard else "")
+        self._say(str(announcing), "yellow" if announcing.unaware else "")
 
     def interrupted(self) -> None:
-        """Say how far an interrupted rotation got, and what to do."""
+        """Say how far an interrupted rotation got, and what to do next."""
         plan = self._plan
         if plan is None or (self._done is None and plan.action is Action.ROTATE):
             text = "nothing was changed"
         elif self._done is Step.CHECKED and plan.action is Action.ROTATE:  # its new password may be staged by now
-            text = f"the password of {plan.username!r} is not changed yet; run the same command again to go on"
+            text = f"the password of {plan.username!r} has not been changed yet; run the same command again to continue"
         elif self._done in (Step.PROMOTED, Step.ENDED):
-            text = f"the password of {plan.username!r} is changed; its old sessions may still be open"
+            text = f"the password of {plan.username!r} has been changed; its old sessions may still be open"
         else:
-            stands = _STEP_TEXTS[self._done] if self._done else "an earlier run staged its new password"
-            text = (
-                f"the rotation of {plan.username!r} is not finished ({stands}); run the same command again to finish it"
-            )
+            progress = _STEP_TEXTS[self._done] if self._done else "an earlier run staged its new password"
+            unfinished = f"the rotation of {plan.username!r} is not finished ({progress})"
+            text = f"{unfinished}; run the same command again to finish it"
         self._say(f"aiopqr rotate: interrupted: {text}", "yellow")
 
     def plan(self, plan: Plan, dry_run: bool, announce: float) -> None:
@@ -103,7 +102,7 @@ class Output:
             print(f"{plan.action} {plan.username} ({plan.parity}):")
             print("\n".join(f"  {number}. {step}" for number, step in enumerate(plan.steps, 1)))
             if announce and plan.action is not Action.FINISH:
-                print(f"Between staging and ALTER ROLE, pools have {announce:.0f} s to step aside.")
+                print(f"Between staging and ALTER ROLE, pools get {announce:.0f} s to step aside.")
         for objection in plan.objections:
             if objection not in plan.refusals:
                 self._say(f"overridden: {objection}", "yellow")
@@ -133,7 +132,7 @@ class Output:
                 warning=rotation.warning,
             )
             return
-        what = "changed" if rotation.action is Action.ROTATE else "an interrupted rotation was finished"
+        what = "password changed" if rotation.action is Action.ROTATE else "finished an interrupted rotation"
         ended = ""
         if rotation.ended is not None and not rotation.warning:
             ended = f"; {counted(rotation.ended, 'old session')} ended"

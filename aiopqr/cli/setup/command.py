@@ -1,4 +1,4 @@
-"""``aiopqr setup``: creates or repairs the two accounts of an application. This has its options, steps and texts."""
+"""The ``aiopqr setup`` command: its options, its steps and its output."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ DONE, NEEDS_ATTENTION = 0, 3
 
 def setup(
     admin: Annotated[str, typer.Option(help="DSN of a role that may create roles, without a password.")],
-    owner: Annotated[str, typer.Option(help="The application's role, which owns its objects.")],
-    odd: Annotated[str | None, typer.Option(help="The odd account. Default: the owner's name with _odd.")] = None,
-    even: Annotated[str | None, typer.Option(help="The even account. Default: the owner's name with _even.")] = None,
+    owner: Annotated[str, typer.Option(help="The application's own role, which owns its tables and other objects.")],
+    odd: Annotated[
+        str | None, typer.Option(help="Name of the odd account. Default: the owner's name plus _odd.")
+    ] = None,
+    even: Annotated[
+        str | None, typer.Option(help="Name of the even account. Default: the owner's name plus _even.")
+    ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Write new passwords to this JSON file, for pools and `rotate` to read.")
     ] = None,
@@ -42,19 +46,21 @@ def setup(
     vault: Annotated[
         str | None, typer.Option(help="Write new passwords to a new secret in a KV engine of Vault: MOUNT/PATH.")
     ] = None,
-    region: Annotated[str | None, typer.Option(help="The secret's AWS region.")] = None,
-    endpoint_url: Annotated[str | None, typer.Option(help="Another endpoint for AWS Secrets Manager.")] = None,
+    region: Annotated[str | None, typer.Option(help="AWS region of the secret.")] = None,
+    endpoint_url: Annotated[
+        str | None, typer.Option(help="URL to use for AWS Secrets Manager instead of the region's.")
+    ] = None,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the admin role's password from standard input.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL; change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL, and change nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")] = False,
 ) -> None:
-    """Create the two accounts for an application's role, or repair them. A second run changes nothing.
+    """Create or repair the two accounts of an application. A second run changes nothing.
 
-    Both accounts may log in, are members of the owner role, and act as it, so both can use what either creates. Both
-    also get the owner's settings. If an account exists, its LOGIN, INHERIT, membership and settings are repaired. Its
-    password is not touched, and neither is its VALID UNTIL, which each rotation renews. The owner can still log in
+    Both accounts can log in, are members of the owner role, and act as it, so both can use what either creates. Both
+    also get the owner's settings. If an account already exists, its LOGIN, INHERIT, membership and settings are
+    repaired, but its password and its VALID UNTIL are not touched: rotations change those. The owner can still log in
     until you run ALTER ROLE owner NOLOGIN.
 
     Exit codes: 0 done, or nothing to do; 2 could not be done, and nothing was changed; 3 done, but something is left
@@ -66,7 +72,7 @@ def setup(
     if len({owner, *names}) != 3:
         raise typer.BadParameter("the owner, --odd and --even must be three different roles")
     if sum(place is not None for place in (file, secret, vault)) > 1:
-        raise typer.BadParameter("give one of --file, --secret and --vault, or none")
+        raise typer.BadParameter("give at most one of --file, --secret and --vault")
     connect = admin_connect(admin, password)
 
     async def main() -> int:
@@ -75,7 +81,7 @@ def setup(
             if file or secret or vault:
                 store = await stack.enter_async_context(open_store(file, secret, vault, region, endpoint_url))
             done = await perform(Database(connect, admin), owner, names, store, dry_run=dry_run)
-        done.tell(as_json=as_json, dry_run=dry_run)
+        done.show(as_json=as_json, dry_run=dry_run)
         return NEEDS_ATTENTION if done.attention else DONE
 
     run(main(), "setup")
@@ -83,16 +89,16 @@ def setup(
 
 @dataclass
 class Outcome:
-    """What was changed, or would be, and what a person has to look at."""
+    """What was changed (or would be, in a dry run), and what is left for a person to do."""
 
     changes: list[Change] = field(default_factory=list)
     attention: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def tell(self, *, as_json: bool, dry_run: bool) -> None:
+    def show(self, *, as_json: bool, dry_run: bool) -> None:
         if as_json:
-            told = [{"text": change.text, "sql": change.shown} for change in self.changes]
-            print(json.dumps({"changes": told, "attention": self.attention, "notes": self.notes}, indent=2))
+            shown = [{"text": change.text, "sql": change.shown} for change in self.changes]
+            print(json.dumps({"changes": shown, "attention": self.attention, "notes": self.notes}, indent=2))
             return
         for change in self.changes:
             print(f"-- {change.text}\n{change.shown};" if dry_run else change.text)
@@ -107,10 +113,10 @@ class Outcome:
 async def perform(
     database: Database, owner: str, names: tuple[str, str], store: Any, *, dry_run: bool = False
 ) -> Outcome:
-    """Find out what is there, change it in one transaction, and report.
+    """Read the roles, change them in one transaction, and report.
 
     New passwords are written to the store just before the commit, when nothing else can be refused. So a run that fails
-    leaves no secret behind whose accounts do not exist.
+    leaves no secret behind for accounts that do not exist.
     """
     async with database.connected() as con:
         version = con.get_server_version().major
@@ -147,25 +153,25 @@ def _check_owner(owner: Role) -> None:
     power = "is a superuser" if owner.is_superuser else "may bypass row security (BYPASSRLS)"
     if owner.is_superuser or owner.bypasses_row_security:
         raise ConfigurationError(
-            f"role {owner.name!r} {power}, and both accounts would have the same power; nothing was changed. Give the "
+            f"role {owner.name!r} {power}, and both accounts would have the same power. Nothing was changed. Give the "
             "application an ordinary role of its own"
         )
 
 
 async def _next_steps(con: Any, stored: _Stored, *, is_new: bool) -> list[str]:
-    """What to do after this, including the grants that the admin role lacks."""
+    """What to do next, including the grants that the admin role lacks."""
     grants = await con.fetch(
         "SELECT role FROM unnest(ARRAY['pg_read_all_stats', 'pg_signal_backend']) role "
         "WHERE NOT pg_has_role(current_user, role, 'MEMBER')"
     )
     admin = identifier(await con.fetchval("SELECT session_user::text"))
     why = {
-        "pg_read_all_stats": "without it, rotations are refused as unseen-sessions",
+        "pg_read_all_stats": "without it, the gate unseen-sessions refuses to rotate",
         "pg_signal_backend": "only needed for --end-sessions-after",
     }
-    steps = [f"next: as a superuser, GRANT {row['role']} TO {admin} ({why[row['role']]})" for row in grants]
+    steps = [f"next: as a superuser, run GRANT {row['role']} TO {admin} ({why[row['role']]})" for row in grants]
     possible = moment(datetime.now(UTC) + timedelta(seconds=Rules().spacing))
-    when = f", with its defaults not before {possible}" if is_new else ""
+    when = f", which with its default options is possible from {possible} on" if is_new else ""
     return [
         *steps,
         f"next: let the pools read {stored.store}, then run `aiopqr check`",
@@ -195,18 +201,19 @@ class _Stored:
         return cls(store, {account.username: account.password for account in (pair.odd, pair.even) if account})
 
     def for_new(self, names: tuple[str, str], created: list[str]) -> Mapping[str, Secret]:
-        """The passwords of new accounts: new ones, or those that a run wrote to the store before it was killed."""
+        """The passwords of new accounts: generated now, or by an earlier run that stored them and was then killed."""
         if len(created) == 2 and self.problem:
             odd, even = (Credential(name, PasswordRule().generate()) for name in names)
             self._new = CredentialPair(odd, even)
             return {odd.username: odd.password, even.username: even.password}
         if unknown := set(created) - set(self.known):
-            why = self.problem or f"{self.store} already exists"
-            raise ConfigurationError(f"{why}, but has no password for {', '.join(sorted(unknown))}")
+            why = f" ({self.problem})" if self.problem else ""
+            who = ", ".join(map(repr, sorted(unknown)))
+            raise ConfigurationError(f"{self.store} has no password for {who}{why}, so nothing was changed")
         return self.known
 
     async def save(self) -> None:
-        """Write the new ones. Raises :class:`ConfigurationError` if the store has a secret that cannot be read."""
+        """Write new passwords. Raises :class:`ConfigurationError` if there already is a secret that cannot be read."""
         if self._new is None:
             return
         try:
@@ -256,11 +263,11 @@ def _comment(
         for parity, name in zip(Parity, names, strict=True):
             if end := found[name].valid_until:
                 is_over = end <= datetime.now(UTC)
-                text = f"{name!r} cannot log in {'since' if is_over else 'after'} {moment(end)} (VALID UNTIL)"
+                text = f"the password of {name!r} {'expired' if is_over else 'expires'} at {moment(end)} (VALID UNTIL)"
                 renewal = f"`aiopqr rotate --account {parity}` renews it" if is_over else "each rotation renews it"
                 (outcome.attention if is_over else outcome.notes).append(f"{text}: {renewal}")
         if owner.can_login:
             outcome.notes.append(
-                f"{owner.name!r} itself can still log in; once nothing uses that any more, run "
+                f"{owner.name!r} itself can still log in; once nothing uses it any more, run "
                 f"ALTER ROLE {identifier(owner.name)} NOLOGIN"
             )

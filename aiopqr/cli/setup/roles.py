@@ -1,7 +1,8 @@
-"""What two accounts of one application need, and the SQL that gives it to them. Pure: states in, changes out.
+"""Works out the SQL that gives the two accounts of an application what they need. Pure: states in, changes out.
 
-Both are LOGIN members of one owner role and act as it (``role`` is set to the owner), so that what either creates
-belongs to both; both have the owner's settings, since Postgres applies those to the owner's own logins only.
+Both are members of one owner role, can log in, and act as the owner (by the setting ``role``), so what either creates
+belongs to both. Both have copies of the owner's settings, since Postgres applies a role's settings only when that role
+itself logs in.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Settings = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """That a role is a member of another. Before Postgres 16 each member may SET ROLE, and inherits by attribute."""
+    """A membership in a role. Before Postgres 16, any member may SET ROLE, and INHERIT is the member's attribute."""
 
     inherits: bool = True
     may_set: bool = True
@@ -30,7 +31,7 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A role as the catalogue has it."""
+    """A role, as the catalog has it."""
 
     name: str
     can_login: bool = True
@@ -53,11 +54,11 @@ class Change:
 
     @property
     def shown(self) -> str:
-        """The SQL as it may be printed."""
+        """The SQL without secrets, to print."""
         return self.template.replace("{verifier}", "<a SCRAM-SHA-256 verifier>")
 
     def sql(self) -> str:
-        """The SQL as it is run."""
+        """The SQL to run."""
         return self.template.replace("{verifier}", verifier(self.secret.reveal()) if self.secret else "")
 
 
@@ -68,10 +69,10 @@ def changes(
     *,
     version: int,
 ) -> Iterator[Change]:
-    """What makes ``accounts`` two equal members of ``owner``. Nothing, when they are.
+    """The changes that make ``accounts`` two equal members of ``owner``; none if they already are.
 
-    ``accounts`` has None for one to be created, with its password of ``passwords`` if there is one. ``version`` is the
-    server's major version.
+    ``accounts`` has None for an account to be created, which gets its password from ``passwords``, if that has one.
+    ``version`` is the server's major version.
     """
     for name, role in accounts.items():
         if role is None:
@@ -84,13 +85,16 @@ def changes(
 
 
 def differences(owner: Role, accounts: Iterable[Role]) -> Iterator[str]:
-    """Where the accounts differ in what only their owner can choose: reported, and left alone."""
+    """Differences between the accounts that only a person can resolve. They are reported, and not changed."""
     odd, even = accounts
-    for label, value in (("is a member of", _other_memberships), ("has the setting", _other_settings)):
+    for label, value, lacks in (
+        ("is a member of", _other_memberships, "is not"),
+        ("has the setting", _other_settings, "does not"),
+    ):
         mine, theirs = value(odd, owner), value(even, owner)
         for holder, other, only in ((odd, even, mine - theirs), (even, odd, theirs - mine)):
             for item in sorted(only):
-                yield f"{holder.name!r} {label} {item}, but {other.name!r} does not match"
+                yield f"{holder.name!r} {label} {item}, but {other.name!r} {lacks}"
     if odd.connection_limit != even.connection_limit:
         limits = f"{odd.connection_limit} for {odd.name!r}, {even.connection_limit} for {even.name!r}"
         yield f"the connection limits differ: {limits}"
@@ -107,7 +111,7 @@ def _attributes(role: Role) -> Iterator[Change]:
     if not role.can_login:
         yield Change(f"let {role.name!r} log in", f"ALTER ROLE {name} LOGIN")
     if not role.inherits:
-        yield Change(f"let {role.name!r} have the rights of its owner role", f"ALTER ROLE {name} INHERIT")
+        yield Change(f"let {role.name!r} inherit the rights of its owner role", f"ALTER ROLE {name} INHERIT")
 
 
 def _membership(role: Role, owner: str, version: int) -> Iterator[Change]:
@@ -116,7 +120,7 @@ def _membership(role: Role, owner: str, version: int) -> Iterator[Change]:
     if found is None:
         text = f"make {role.name!r} a member of {owner!r}"
     elif version >= 16 and not (found.inherits and found.may_set):
-        text = f"let {role.name!r} use the rights of {owner!r}, and act as it"
+        text = f"let {role.name!r} inherit the rights of {owner!r}, and act as it"
     else:
         return
     yield Change(text, f"GRANT {identifier(owner)} TO {identifier(role.name)}{options}")
@@ -132,10 +136,10 @@ def _settings(role: Role, owner: Role) -> Iterator[Change]:
                 continue
             place = f" IN DATABASE {identifier(database)}" if database else ""
             where = f" in database {database!r}" if database else ""
-            # FROM CURRENT takes the text as it is, where `SET search_path = …` would parse a list. What was set for
-            # that must not stay for the statements that follow.
+            # FROM CURRENT takes the text as it is, whereas `SET search_path = …` would parse a list. The value that was
+            # set for that must not stay in effect for the statements that follow.
             yield Change(
-                f"give {role.name!r} the setting {setting}{where} of {owner.name!r}",
+                f"copy the setting {setting}{where} from {owner.name!r} to {role.name!r}",
                 f"SELECT set_config({literal(setting)}, {literal(value)}, true); "
                 f"ALTER ROLE {identifier(role.name)}{place} SET {_parameter(setting)} FROM CURRENT; "
                 f"SET LOCAL {_parameter(setting)} TO DEFAULT",
@@ -156,7 +160,7 @@ def _other_settings(role: Role, owner: Role) -> set[str]:
 
 
 def _parameter(name: str) -> str:
-    """A setting's name, whose parts may be quoted but not as one."""
+    """Quote a setting's name, part by part, since it cannot be quoted as a whole."""
     return ".".join(identifier(part) for part in name.split("."))
 
 
@@ -172,7 +176,7 @@ FROM pg_roles r WHERE r.rolname = ANY ($1)
 
 
 def role_of(row: Mapping[str, Any]) -> Role:
-    """A role from a row of :data:`STATE`."""
+    """Make a role from a row of :data:`STATE`."""
     memberships: dict[str, Membership] = {}
     for member in json.loads(row["memberships"]):  # several grantors may each have granted a part
         before = memberships.get(member["of"], Membership(False, False))
