@@ -31,8 +31,8 @@ BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 class HistogramSnapshot:
     """A snapshot of a :class:`Histogram`.
 
-    ``counts[i]`` is the number of measurements of at most ``bounds[i]`` seconds, and above the previous bound. The last
-    count has no upper bound. ``total`` is the sum of all measurements, in seconds.
+    ``counts[i]`` is the number of measurements above the previous bound, up to and including ``bounds[i]`` seconds. The
+    last count has no upper bound. ``total`` is the sum of all measurements, in seconds.
     """
 
     bounds: tuple[float, ...]
@@ -96,7 +96,7 @@ class ConnectorCounts:
 class SteppingAside:
     """The account that new connections avoid, because the store announces a new password for it.
 
-    They have avoided it for ``since`` seconds, and will for ``ends_in`` more, unless the rotation ends earlier.
+    They have avoided it for ``since`` seconds, and will do so for ``ends_in`` more unless the rotation ends earlier.
     """
 
     parity: Parity
@@ -107,7 +107,7 @@ class SteppingAside:
 
 @dataclass(frozen=True, slots=True)
 class RefreshStats:
-    """The fetches of a refresher. ``pair_age`` is the number of seconds since a fetch last confirmed the pair.
+    """A refresher's fetches. ``pair_age`` is the number of seconds since a fetch last confirmed the pair.
 
     ``stepping_aside`` is the account that new connections avoid right now, as long as the other one works, or None.
     """

@@ -1,4 +1,4 @@
-"""What a pool reports of its connections."""
+"""Events about a pool's connections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .event import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replaced(Event):
-    """A connection was retired at ``age`` seconds, its replacement ready. ``why``: lifetime, superseded or drain."""
+    """A connection was replaced at the age of ``age`` seconds. ``why`` is lifetime, superseded or drain."""
 
     parity: Parity
     age: float
@@ -25,7 +25,10 @@ class Replaced(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplacementDelayed(Event):
-    """No replacement can be opened, so connections stay in use past their lifetime, the oldest ``overdue`` seconds."""
+    """No replacement can be opened, so connections stay in use past their lifetime.
+
+    The oldest is ``overdue`` seconds past it. The next attempt is in ``retry_in`` seconds.
+    """
 
     level: ClassVar = logging.WARNING
     error: str
@@ -41,9 +44,9 @@ class ReplacementDelayed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionOverdue(Event):
-    """A connection is ``overdue`` seconds past its lifetime: it is in use or, if ``is_idle``, cannot be replaced.
+    """A connection is ``overdue`` seconds past its lifetime, because it is in use or because it cannot be replaced.
 
-    Emitted once for each connection.
+    In the second case, ``is_idle`` is true. Emitted once for each connection.
     """
 
     level: ClassVar = logging.INFO
@@ -57,9 +60,9 @@ class ConnectionOverdue(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseEnded(Event):
-    """A connection was closed because its account's lease has ended, and there was no replacement before.
+    """A connection was closed because its account's lease ended before a replacement could be opened.
 
-    ``in_use`` says whether somebody had acquired it.
+    ``in_use`` says whether the connection was in use at that moment.
     """
 
     level: ClassVar = logging.WARNING
@@ -73,7 +76,7 @@ class LeaseEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLost(Event):
-    """A connection was found dead. ``when``: idle, or being released."""
+    """A connection was found dead. ``when`` is idle or being released."""
 
     level: ClassVar = logging.INFO
     when: str
@@ -95,7 +98,7 @@ class NotWritable(Event):
 
     def __str__(self) -> str:
         where = f"the server at {self.server}" if self.server else "the server of a connection"
-        return f"{self.name}: {where} no longer accepts writes; closing the connections that lead there"
+        return f"{self.name}: {where} no longer accepts writes; closing all connections to it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How an event reaches the log and the listeners. Neither can harm whoever reports it."""
+"""Passes events on to the log and the listeners. If either raises, the code that emits the event is not affected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger("aiopqr")
 
 
 class Emitter:
-    """Passes events on to the log and to the listeners. If a listener raises, that is logged and harms nobody else."""
+    """Passes events on to the log and the listeners. If a listener raises, that is logged and affects nobody else."""
 
     def __init__(self, listeners: Iterable[Listener] = ()) -> None:
         self._listeners = list(listeners)
@@ -23,7 +23,7 @@ class Emitter:
         self._listeners.append(listener)
 
     def remove(self, listener: Listener) -> None:
-        """Call it no more. Raises ``ValueError`` if it was not added."""
+        """Stop calling ``listener``. Raises ``ValueError`` if it was not added."""
         self._listeners.remove(listener)
 
     def emit(self, event: Event) -> None:
@@ -31,7 +31,7 @@ class Emitter:
         if event.level is not None:
             try:
                 logger.log(event.level, "%s", event, extra={"event": event})
-            except Exception:  # a log handler that raises must not end what it reports on; logging does the same
+            except Exception:  # a broken log handler must not break the code that logs; print it, as logging does
                 traceback.print_exc()
         self.forward(event)
 
@@ -42,5 +42,7 @@ class Emitter:
                 listener(event)
             except (KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException:  # a CancelledError, say of a future that it looked at, cancels nobody here
+            except (
+                BaseException
+            ):  # even CancelledError: if a listener gets it from a future, this task was not cancelled
                 report("%s: listener %r failed on %s", event.name, listener, type(event).__name__)

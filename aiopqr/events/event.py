@@ -11,7 +11,7 @@ from typing import ClassVar
 class Event:
     """The base of all events. ``name`` is that of the pool, connector or refresher that emitted it.
 
-    ``str(event)`` is the sentence that is logged, at ``level``; where that is None, only the listeners get the event.
+    ``str(event)`` is the sentence that is logged, at ``level``. If that is None, only the listeners get the event.
     """
 
     level: ClassVar[int | None] = None

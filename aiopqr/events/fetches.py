@@ -1,4 +1,4 @@
-"""What a refresher reports: what its fetches brought, and what that means for the accounts."""
+"""Events about a refresher's fetches, and about what they mean for the accounts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .event import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refreshed(Event):
-    """A fetch succeeded and brought something new: ``changed`` accounts, or a pending password."""
+    """A fetch returned something new: ``changed`` accounts, or a pending password."""
 
     level: ClassVar = logging.INFO
     changed: tuple[Parity, ...]
@@ -22,12 +22,15 @@ class Refreshed(Event):
         what = [f"{parity} changed" for parity in self.changed]
         if self.pending:
             what.append(f"a pending password for {self.pending}")
-        return f"{self.name}: fetched new credentials ({', '.join(what) or 'nothing to log in with changed'})"
+        return f"{self.name}: fetched new credentials ({', '.join(what) or 'no password changed'})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialsRenewed(Event):
-    """A fetch brought the same credentials with a later expiry. The first of them expires in ``expires_in`` seconds."""
+    """A fetch returned the same credentials with a later expiry.
+
+    The first of them expires in ``expires_in`` seconds. None: they do not expire.
+    """
 
     expires_in: float | None
 
@@ -79,7 +82,7 @@ class RefreshFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefreshRecovered(Event):
-    """A fetch succeeded after ``failures`` failures in a row, whether or not it brought anything new."""
+    """A fetch succeeded after ``failures`` failures in a row, whether or not it returned anything new."""
 
     level: ClassVar = logging.INFO
     failures: int
@@ -90,9 +93,9 @@ class RefreshRecovered(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteppedAside(Event):
-    """The store announces a new password for an account, so new connections use the other one if it works.
+    """The store announces a new password for an account, so new connections use the other account while that works.
 
-    That ends when the rotation has finished or was given up, and after ``ends_in`` seconds at the latest.
+    This ends when the rotation is finished or abandoned, and after ``ends_in`` seconds at the latest.
     """
 
     level: ClassVar = logging.INFO
@@ -109,10 +112,10 @@ class SteppedAside(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteppedBack(Event):
-    """New connections use both accounts again, after ``after`` seconds.
+    """New connections use both accounts again, after avoiding one for ``after`` seconds.
 
-    If ``closed``, the store no longer shows a staged password for that account. Otherwise it showed one for too long:
-    the rotation was probably interrupted. ``aiopqr rotate`` finishes it.
+    If ``closed``, the store no longer shows a staged password for that account. Otherwise it has shown one for too
+    long, probably because the rotation was interrupted. ``aiopqr rotate`` finishes it.
     """
 
     level: ClassVar = logging.INFO

@@ -1,4 +1,4 @@
-"""What connects report: what the server said to a login, and whether it answers at all."""
+"""Events about logins, and about whether the server answers at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginRefused(Event):
-    """The server refused an account. ``verdict`` is a :class:`~aiopqr.refusals.Verdict`'s text."""
+    """The server refused an account. ``verdict`` is the value of a :class:`~aiopqr.refusals.Verdict`."""
 
     parity: Parity
     username: str
@@ -37,7 +37,7 @@ class LoginRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountQuarantined(LoginRefused):
-    """A refused account is not used until it gets a new password, or until a probe in ``retry_in`` seconds."""
+    """An account was refused. It is not used until it gets a new password, or until a retry in ``retry_in`` seconds."""
 
     level: ClassVar = logging.WARNING
     retry_in: float
@@ -51,7 +51,7 @@ class AccountQuarantined(LoginRefused):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountRecovered(Event):
-    """An account that was refused logs in again, ``after`` seconds later."""
+    """An account that was refused can log in again, ``after`` seconds later."""
 
     level: ClassVar = logging.INFO
     parity: Parity
@@ -64,7 +64,7 @@ class AccountRecovered(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FellBack(Event):
-    """A connect whose first account was refused went on with the other one."""
+    """A connect's first account was refused, so it used the other one."""
 
     level: ClassVar = logging.INFO
     refused: Parity
@@ -94,7 +94,7 @@ class AllRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerUnavailable(Event):
-    """A connect met an outage for the first time since the last success; connects retry within their deadlines."""
+    """The server has become unavailable. Connects retry until their timeout."""
 
     level: ClassVar = logging.WARNING
     error: str
@@ -105,7 +105,7 @@ class ServerUnavailable(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRecovered(Event):
-    """The server answers logins again, ``after`` seconds of outage."""
+    """The server answers logins again, after an outage of ``after`` seconds."""
 
     level: ClassVar = logging.INFO
     after: float

@@ -1,1 +1,1 @@
-"""aiopqr in frameworks. Each module needs an extra of its own, so nothing here imports any: name the one you want."""
+"""Integrations with frameworks. Each module needs its own extra, so import the one that you want by its full name."""

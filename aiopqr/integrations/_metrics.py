@@ -1,7 +1,7 @@
 """The table of metrics: their names, and which part of a pool's snapshot each one shows.
 
 The ``db.client.connection.*`` metrics are those of OpenTelemetry's semantic conventions. The ``aiopqr.*`` metrics show
-what the conventions have no name for.
+what the conventions do not cover.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _one(read: Callable[[PoolStats], float]) -> Callable[[PoolStats], Values]:
 
 
 def _by_account(read: Callable[[AccountStats], float | None]) -> Callable[[PoolStats], Values]:
-    """One value for each account that the pair has, and for which there is one."""
+    """One value for each account of the pair, unless it is None."""
 
     def values(stats: PoolStats) -> Values:
         accounts = ((parity, stats.accounts[parity]) for parity in Parity)
@@ -131,7 +131,7 @@ OBSERVED = (
         "aiopqr.account.connections",
         Kind.UP_DOWN,
         "{connection}",
-        "Open connections of each account, the spare included.",
+        "Open connections of each account, including the spare.",
         _by_account(lambda account: account.open),
     ),
     Metric(
@@ -159,7 +159,7 @@ OBSERVED = (
         "aiopqr.account.expires_in",
         Kind.GAUGE,
         "s",
-        "For how long each account's password is still valid: below 0 if it has expired; absent if it does not expire.",
+        "How long each account's password is still valid: negative if it has expired, absent if it does not expire.",
         _by_account(lambda account: account.expires_in),
     ),
     Metric(
@@ -173,7 +173,7 @@ OBSERVED = (
         "aiopqr.pair.accounts",
         Kind.GAUGE,
         "{account}",
-        "How many accounts the credentials name; with 1, there is nothing to fall back to.",
+        "How many accounts the credentials name; if 1, there is no account to fall back to.",
         _one(lambda stats: sum(account.username is not None for account in stats.accounts.values())),
     ),
     Metric(
@@ -194,7 +194,7 @@ OBSERVED = (
         "aiopqr.connect.failures",
         Kind.COUNTER,
         "{connect}",
-        "Connects that still failed at the end of their timeout.",
+        "Connects that failed in the end, after any retries.",
         _one(lambda stats: stats.failed),
     ),
     Metric("aiopqr.refreshes", Kind.COUNTER, "{refresh}", "Fetches of credentials.", _outcomes),

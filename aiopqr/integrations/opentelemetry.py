@@ -1,7 +1,7 @@
-"""Reports a pool's metrics and traces to OpenTelemetry, by its semantic conventions for connection pools.
+"""Reports a pool's metrics and traces to OpenTelemetry, following its semantic conventions for connection pools.
 
-All pools share one set of instruments for each meter provider, because OpenTelemetry cannot remove an instrument, and
-ignores the callback of one that is created twice.
+All pools share one set of instruments per meter provider, because OpenTelemetry cannot remove an instrument, and if one
+is created twice, ignores the second callback.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def instrument(
     ones, so set those first. Give each pool a ``name=`` to distinguish them. Metrics are read on the event loop,
     whichever thread collects them. If the loop does not answer within a second, the last known values are reported.
 
-    A fallback or a refresh becomes an event of the current span, or a span of its own if none is being recorded.
+    Fallbacks, refreshes and the refusal of all accounts become events of the current span. If no span is being
+    recorded, each becomes a span of its own.
     """
     return Instrumentation(
         pool,
@@ -73,7 +74,7 @@ class Instrumentation:
             observe = instruments.recorder(metric, self._attributes)
             histogram.observers += (observe,)
             self._observers.append((histogram, observe))
-        pool.events.add(self._heard)
+        pool.events.add(self._on_event)
         self._instruments = instruments
         instruments.watch(self)
 
@@ -83,7 +84,7 @@ class Instrumentation:
         for histogram, observe in self._observers:
             histogram.observers = tuple(other for other in histogram.observers if other is not observe)
         if self._observers and (pool := self._pool()):
-            pool.events.remove(self._heard)
+            pool.events.remove(self._on_event)
         self._observers.clear()
 
     def __enter__(self) -> Self:
@@ -124,7 +125,7 @@ class Instrumentation:
         pool = self._pool()
         return None if pool is None or pool.is_closing() else pool.stats()
 
-    def _heard(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         report = _report(event)
         if report is None:
             return
@@ -141,7 +142,7 @@ class Instrumentation:
 
 
 def _report(event: Event) -> tuple[str, dict[str, Any], str | None] | None:
-    """What a trace says about an event: a name, attributes, and the error if it is one. Metrics have the others."""
+    """What a trace records of an event: a name, attributes, and an error or None. None if it records nothing."""
     match event:
         case FellBack():
             return "aiopqr.fallback", {"aiopqr.account": str(event.parity), "aiopqr.refused": str(event.refused)}, None
@@ -166,7 +167,7 @@ def histograms(pool: AlternatingPool) -> tuple[Histogram, ...]:
 
 
 class _Instruments:
-    """One set of instruments, for all pools of a meter provider. The pools' instrumentations keep it alive."""
+    """A set of instruments that all pools of a meter provider share. Their instrumentations keep it alive."""
 
     def __init__(self, meter: Meter) -> None:
         self._watched: weakref.WeakSet[Instrumentation] = weakref.WeakSet()
@@ -215,12 +216,12 @@ class _Instruments:
 
         return observe
 
-    def _look(self, asker: str) -> None:
-        """Take new snapshots when a collection begins: when somebody who has seen the latest ones asks again."""
-        if self._seen_by and asker not in self._seen_by:
-            self._seen_by.add(asker)
+    def _look(self, reader: str) -> None:
+        """Take new snapshots when a collection begins, that is, when a metric has used the latest ones already."""
+        if self._seen_by and reader not in self._seen_by:
+            self._seen_by.add(reader)
             return
-        self._seen_by = {asker}
+        self._seen_by = {reader}
         with self._watching:
             watched = list(self._watched)
         self._snapshots = [(one.attributes, stats) for one in watched if (stats := one.look())]

@@ -1,8 +1,8 @@
-"""An SQLAlchemy engine whose connections use the two accounts of a pair in turn.
+"""An SQLAlchemy engine whose connections alternate between the two accounts of a pair.
 
 SQLAlchemy's own pool keeps the connections, and a :class:`~aiopqr.Connector` makes them. A connection that is too old,
-or was made with a password that has changed since, is replaced when it is next checked out. While both accounts are
-refused, none is replaced: a session stays valid when its password changes.
+or that was opened with a password that has changed since, is replaced when it is next checked out. While both accounts
+are refused, none is replaced, because a session stays valid when its password changes.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def create_async_engine(
             raise ConfigurationError(f"{key}= cannot be given: the connector makes the connections")
     check_connect_arguments((), connect_args or {})
     _check_names("url", target.query)
-    if connector is None:  # the connect= of one that is given may take what it likes
+    if connector is None:  # the connect= of a connector that was passed may accept anything
         _check_names("connect_args", connect_args or {})
     lifetime = lifetime_option(max_lifetime, max_lifetime_jitter)
     listeners = tuple(listeners)
@@ -92,14 +92,14 @@ def create_async_engine(
         lambda: Connector(credentials=credentials, name=name, listeners=listeners),  # type: ignore[arg-type]
         lambda: lifetime.deadline(time.monotonic()),
     )
-    # Not by async_creator=, which would lose all arguments of the URL and of connect_args, the dialect's own included.
+    # Not async_creator=, which would ignore all arguments of the URL and of connect_args, including the dialect's own.
     arguments = {**(connect_args or {}), "async_creator_fn": link.connect}
     engine = sa.create_async_engine(target, connect_args=arguments, **engine_kwargs)
 
     @event.listens_for(engine.sync_engine, "checkout")
     def checked_out(dbapi_connection: Any, *_: Any) -> None:
         if why := link.why_replace(dbapi_connection.driver_connection):
-            raise exc.DisconnectionError(f"{name}: a connection is replaced: {why}")
+            raise exc.DisconnectionError(f"{name}: replacing a connection, because {why}")
 
     with _statements_stay_fast(engine.sync_engine):
 
@@ -115,7 +115,7 @@ def create_async_engine(
 
 @contextlib.contextmanager
 def _statements_stay_fast(engine: Any) -> Iterator[None]:
-    """An engine with listeners of its own looks for them at each statement. Ours does not concern statements."""
+    """Keep statements fast: an engine with listeners looks for them at each statement, and ours do not need that."""
     had = "_has_events" in vars(engine)
     yield
     if not had:
@@ -148,7 +148,7 @@ class _Birth:
 
 
 class _Link:
-    """The engine's connector: the one that was given, or one for each event loop, made when it is needed."""
+    """The engine's connector: the one that was passed, or one per event loop, made when it is first needed."""
 
     def __init__(self, given: Connector | None, make: Callable[[], Connector], deadline: Callable[[], float]) -> None:
         self._given = given
@@ -164,7 +164,7 @@ class _Link:
         return con
 
     async def _started(self) -> Connector:
-        self._drop_what_is_gone()
+        self._drop_unusable()
         own = self._own.setdefault(asyncio.get_running_loop(), _Own(os.getpid()))
         async with own.lock:
             if own.connector is None:
@@ -178,11 +178,11 @@ class _Link:
             return own.connector
 
     def why_replace(self, con: Any) -> str | None:
-        """Why a connection should not be used any more, if a better one can be had."""
+        """Why a connection should be replaced, or None if it should be kept."""
         birth = self._births.get(con)
         if birth is None:
             return None
-        if birth.is_fresh:  # kept, whatever happened meanwhile: SQLAlchemy gives up after two replacements in a row
+        if birth.is_fresh:  # keep it in any case: SQLAlchemy gives up after two replacements in a row
             birth.is_fresh = False
             return None
         connector = self._given
@@ -191,7 +191,7 @@ class _Link:
         if connector is None or maker_of(connector).is_refused():
             return None
         if connector.is_superseded(con):
-            return "its password was superseded"
+            return "its password has changed"
         return "it is too old" if time.monotonic() >= birth.deadline else None
 
     async def close(self) -> None:
@@ -199,22 +199,22 @@ class _Link:
         self.terminate()
         if own is None or own.pid != os.getpid():
             return
-        async with own.lock:  # not while it is being started
+        async with own.lock:  # not while it is starting
             connector, own.connector = own.connector, None
         if connector:
             await connector.close()
 
     def terminate(self) -> None:
-        """Like :meth:`close`, for when nothing can be awaited, and for other loops."""
-        self._drop_what_is_gone()
+        """Like :meth:`close`, but without awaiting anything, and for all loops."""
+        self._drop_unusable()
         while self._own:
             loop, own = self._own.popitem()
             if own.connector:
                 with contextlib.suppress(RuntimeError):  # closed meanwhile
                     loop.call_soon_threadsafe(own.connector.terminate)
 
-    def _drop_what_is_gone(self) -> None:
-        """Forget the connectors of loops that are closed, and those of the process that this one was forked from."""
+    def _drop_unusable(self) -> None:
+        """Forget the connectors of closed loops, and those of the process from which this one was forked."""
         for loop, own in tuple(self._own.items()):
             if loop.is_closed() or own.pid != os.getpid():
                 self._own.pop(loop, None)

@@ -1,6 +1,6 @@
 """A pool in a Starlette or FastAPI application: a lifespan, dependencies for its connections, a health endpoint.
 
-The dependencies are plain callables, so FastAPI itself is not needed.
+The dependencies are plain callables, so they work without FastAPI too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 PoolLifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any]]]
 
-LONGEST_SILENCE = 5  # refresh intervals without a confirmed pair, before a pool counts as unhealthy
+LONGEST_SILENCE = 5  # refresh intervals without a confirmed pair until a pool counts as unhealthy
 LEAST_PAIR_AGE = 60.0
 
 
@@ -136,7 +136,7 @@ def health_endpoint(
 
     The pool is unhealthy if all accounts are refused, if no fetch has confirmed the credentials for ``max_pair_age``
     seconds (default: five refresh intervals, but at least 60 s; ``math.inf`` turns this off), or if it is closing. The
-    endpoint makes no query, and its answer names neither users nor servers.
+    endpoint runs no query, and its answer names neither users nor servers.
 
     It answers 503 before users notice anything, because open connections keep working. So use it for an alert, never
     as a liveness probe: a restarted process would have no open connections.
@@ -156,7 +156,7 @@ def health_endpoint(
 
 
 def report(pool: AlternatingPool, max_pair_age: float | None = None) -> dict[str, Any]:
-    """What :func:`health_endpoint` answers. Call it on the pool's event loop."""
+    """The answer of :func:`health_endpoint`, as a dictionary. Call this on the pool's event loop."""
     stats = pool.stats()
     if max_pair_age is None:
         interval = pool.connector.refresher.interval

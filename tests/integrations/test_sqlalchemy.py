@@ -505,7 +505,7 @@ async def test_sqlalchemys_own_log_shows_no_password(
     ) as engine:
         await user(engine)
         await user(engine)
-    assert "is replaced: it is too old" in caplog.text
+    assert "replacing a connection, because it is too old" in caplog.text
     for credential in postgres.pair.credentials():
         assert credential.password.reveal() not in caplog.text
 
