@@ -24,7 +24,8 @@ class CredentialPair:
     - ``is_single``: The store is meant to hold a single account, so the pair is not degraded.
     - ``refresh_in``: The number of seconds after which the source expects a change and should be fetched again, or
       None.
-    - ``last_resort``: An account that the store no longer names. It is used only while all others are refused.
+    - ``last_resort``: An account that the store no longer names. It is used only while all others are refused. The
+      refresher sets it; a source does not pass it.
 
     Raises :class:`InvalidSecret` for values that cannot work.
     """
@@ -39,7 +40,9 @@ class CredentialPair:
     refresh_in: float | None = field(default=None, compare=False)
     last_resort: Credential | None = None
 
-    if TYPE_CHECKING:  # __post_init__ also accepts "odd" and "even" for Parity.ODD and Parity.EVEN
+    # __post_init__ also accepts "odd" and "even" for Parity.ODD and Parity.EVEN. `last_resort` is not for users: the
+    # refresher sets it with dataclasses.replace().
+    if TYPE_CHECKING:
 
         def __init__(
             self,

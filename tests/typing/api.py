@@ -10,6 +10,7 @@ from aiopqr import CredentialPair
 odd, even = aiopqr.Credential("orders_odd", "1"), aiopqr.Credential("orders_even", "2")
 CredentialPair(odd, even, active="odd")
 CredentialPair(odd, even, active=aiopqr.Parity.EVEN)
+CredentialPair(odd, None, last_resort=even)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 CredentialPair(odd, even, active="both")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 aiopqr.create_pol  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
 
