@@ -49,7 +49,7 @@ class Trust:
     """What the server may ask for. The default is anything except the password as plain text without TLS."""
 
     methods: frozenset[Method] = frozenset(Method)
-    in_clear_over_tcp: bool = False
+    plain_text_over_tcp: bool = False
     binding: Binding = Binding.PREFER
     explicit: bool = False  # the user has asked for it, so it is an error if it cannot be enforced
 
@@ -100,7 +100,7 @@ class Trust:
                 f"it asked for {asked}, and require_auth allows only {allowed}. If this is intended, allow it with "
                 f"require_auth={more}, also in the DSN, or in PGREQUIREAUTH"
             )
-        if method is Method.PASSWORD and channel is Channel.TCP and not self.in_clear_over_tcp:
+        if method is Method.PASSWORD and channel is Channel.TCP and not self.plain_text_over_tcp:
             return (
                 "it asked for the password as plain text, without TLS. Use TLS (sslmode=verify-full), or allow it with "
                 "require_auth=password if nobody can intercept the connection"

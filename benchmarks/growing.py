@@ -61,7 +61,7 @@ class _Cost:
         gc.collect()
         self.memory = _resident() - self._memory
 
-    def told(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         return {"seconds": self.seconds, "cpu": self.cpu, "memory": self.memory}
 
 
@@ -81,7 +81,7 @@ async def open_pools(where: dict[str, Any], size: int, pools: int, plain: bool =
                 await aiopqr.create_pool(place.dsn, credentials=_Grown.refresher, min_size=size, max_size=size)
                 for _ in range(pools)
             ]
-    return cost.told()
+    return cost.figures()
 
 
 async def steady(operations: int, tasks: int = 10) -> dict[str, Any]:
@@ -97,7 +97,7 @@ async def steady(operations: int, tasks: int = 10) -> dict[str, Any]:
 
     with _Cost() as cost:
         await asyncio.gather(*(work(number) for number in range(tasks)))
-    return {**cost.told(), "operations": operations}
+    return {**cost.figures(), "operations": operations}
 
 
 async def rotate(where: dict[str, Any], parity: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ async def rotate(where: dict[str, Any], parity: str) -> dict[str, Any]:
         return sum(getattr(account, what) for one in stats for account in one.accounts.values())
 
     return {
-        **cost.told(),
+        **cost.figures(),
         "superseded": sum(one.accounts[changed].open for one in before),
         "opened": counted(after, "opened") - counted(before, "opened"),
         "refused": counted(after, "refused") - counted(before, "refused"),
@@ -140,7 +140,7 @@ async def idle(seconds: float) -> dict[str, Any]:
         finally:
             del selector.select
     # Two turns are this coroutine's own: the one that went to sleep, and the one that ended it.
-    return {**cost.told(), "wakes": max(wakes - 2, 0)}
+    return {**cost.figures(), "wakes": max(wakes - 2, 0)}
 
 
 async def close() -> dict[str, Any]:
@@ -148,7 +148,7 @@ async def close() -> dict[str, Any]:
         await asyncio.gather(*(pool.close() for pool in _Grown.pools))
         if hasattr(_Grown, "refresher"):
             await _Grown.refresher.close()
-    return cost.told()
+    return cost.figures()
 
 
 STEPS: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {

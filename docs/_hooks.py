@@ -123,8 +123,8 @@ def options() -> str:
 def cli(command: str = "") -> str:
     argv = [sys.executable, "-m", "aiopqr", *filter(None, [command]), "--help"]
     environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
-    told = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
-    lines = "\n".join(line.rstrip() for line in told.stdout.strip("\n").splitlines())
+    process = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
+    lines = "\n".join(line.rstrip() for line in process.stdout.strip("\n").splitlines())
     return f"```text\n{lines}\n```"
 
 

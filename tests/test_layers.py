@@ -243,8 +243,8 @@ def length_of_body(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def run(code: str) -> dict[str, float]:
-    told = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
-    answer: dict[str, float] = json.loads(told.stdout)
+    process = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    answer: dict[str, float] = json.loads(process.stdout)
     return answer
 
 

@@ -215,9 +215,9 @@ async def scenario(flush: Callable[[BaseException], None]) -> None:
         except aiopqr.AiopqrError as exc:
             flush(exc)
         await postgres.drop()
-    told = b"\n".join(sent)
-    assert len(told) > 500, f"the agent sent {len(told)} bytes: is it at work?"
-    leaked = [password for password in passwords if password.encode() in told]
+    payload = b"\n".join(sent)
+    assert len(payload) > 500, f"the agent sent {len(payload)} bytes: is it at work?"
+    leaked = [password for password in passwords if password.encode() in payload]
     assert not leaked, f"{len(leaked)} passwords are in what the agent would send"
 
 

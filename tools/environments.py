@@ -72,9 +72,9 @@ class Report:
         self.note(what, ran.returncode == 0, f"{summary.strip('= ') or 'done'} ({time.monotonic() - began:.0f} s)")
         return ran.returncode == 0
 
-    def note(self, what: str, ok: bool, told: str = "") -> None:
-        self.lines.append((what, ok, told))
-        print(f"{'ok    ' if ok else 'FAILED'} {what}{': ' if told else ''}{told}", flush=True)
+    def note(self, what: str, ok: bool, detail: str = "") -> None:
+        self.lines.append((what, ok, detail))
+        print(f"{'ok    ' if ok else 'FAILED'} {what}{': ' if detail else ''}{detail}", flush=True)
 
     def __iter__(self) -> Iterator[tuple[str, bool, str]]:
         return iter(self.lines)

@@ -69,8 +69,8 @@ async def _point(
 def _slot(place: Stage, worker: RemoteWorker, tasks: int, seconds: float) -> Any:
     async def run() -> dict[str, Any]:
         before = place.server_cpu()
-        told: dict[str, Any] = await worker.ask("run", operation="churn", tasks=tasks, seconds=seconds)
-        return {**told, "server_cpu": place.server_cpu() - before}
+        figures: dict[str, Any] = await worker.ask("run", operation="churn", tasks=tasks, seconds=seconds)
+        return {**figures, "server_cpu": place.server_cpu() - before}
 
     return run
 
@@ -78,8 +78,8 @@ def _slot(place: Stage, worker: RemoteWorker, tasks: int, seconds: float) -> Any
 def _ticking_slot(worker: RemoteWorker, tasks: int, seconds: float) -> Any:
     async def run() -> dict[str, Any]:
         await worker.ask("reopen")  # so that this run has to derive keys that are cached otherwise
-        told: dict[str, Any] = await worker.ask("run", operation="churn", tasks=tasks, seconds=seconds, ticking=True)
-        return told
+        figures: dict[str, Any] = await worker.ask("run", operation="churn", tasks=tasks, seconds=seconds, ticking=True)
+        return figures
 
     return run
 

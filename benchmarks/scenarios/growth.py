@@ -40,21 +40,21 @@ async def _one(place: Stage, size: int, pools: int, *, plain: bool) -> dict[str,
         await worker.ask("grow", step="open", where=where.as_message(), size=1, pools=1, plain=plain)
         await worker.ask("grow", step="steady", operations=50)
         await worker.ask("grow", step="close")
-        told = {"open": await worker.ask(
+        figures = {"open": await worker.ask(
             "grow", step="open", where=where.as_message(), size=size, pools=pools, plain=plain
         )}  # fmt: skip
         await worker.ask("grow", step="steady", operations=OPERATIONS // 3)
-        told["steady"] = await worker.ask("grow", step="steady", operations=OPERATIONS)
-        told["idle"] = await worker.ask("grow", step="idle", seconds=IDLE)
+        figures["steady"] = await worker.ask("grow", step="steady", operations=OPERATIONS)
+        figures["idle"] = await worker.ask("grow", step="idle", seconds=IDLE)
         if not plain:
-            told["rotate"] = {}
+            figures["rotate"] = {}
             for number in range(ROTATIONS):
                 parity = ("odd", "even")[number % 2]
                 where = await place.set_password(where, parity, f"{getattr(where, parity).password}-{number}")
                 cost = await worker.ask("grow", step="rotate", where=where.as_message(), parity=parity)
-                told["rotate"] = {key: told["rotate"].get(key, 0) + value for key, value in cost.items()}
-        told["close"] = await worker.ask("grow", step="close")
-    return told
+                figures["rotate"] = {key: figures["rotate"].get(key, 0) + value for key, value in cost.items()}
+        figures["close"] = await worker.ask("grow", step="close")
+    return figures
 
 
 def cpu_for_each(rotate: dict[str, float]) -> float:

@@ -114,9 +114,9 @@ async def test_every_peer_does_what_it_is_measured_for() -> None:
             async with RemoteWorker(name=name) as worker:
                 await worker.ask("open", peer=name, where=where.as_message(), size=2, store_latency=0.0)
                 for operation in ("churn",) if churns else ("hold", "select", "rows"):
-                    told = await worker.ask("run", operation=operation, tasks=2, seconds=0.02)
-                    assert told["operations"] >= 1, name
-                    assert told["cpu"] >= 0, name
+                    figures = await worker.ask("run", operation=operation, tasks=2, seconds=0.02)
+                    assert figures["operations"] >= 1, name
+                    assert figures["cpu"] >= 0, name
                 await worker.ask("close")
 
 

@@ -100,15 +100,15 @@ MEMORY: list[tuple[float, float]] = []
 async def watch(chaos: Chaos, loads: list[Load]) -> None:
     """Tell how it goes, and take samples of the memory."""
     MEMORY.clear()
-    begun, told = time.monotonic(), 0.0
+    begun, printed_at = time.monotonic(), 0.0
     while True:
         await asyncio.sleep(1.0)
         for load in loads:
             load.forget()
         passed = time.monotonic() - begun
         MEMORY.append((passed, resident()))
-        if passed - told >= (10 if SECONDS <= 120 else 60):
-            told = passed
+        if passed - printed_at >= (10 if SECONDS <= 120 else 60):
+            printed_at = passed
             report(chaos, loads)
 
 

@@ -53,8 +53,8 @@ class Cli:
             stderr=asyncio.subprocess.PIPE,
         )
         out, err = await process.communicate()
-        told = out.decode() + err.decode()
-        assert not [c for c in self.postgres.pair.credentials() if c.password.reveal() in told]
+        text = out.decode() + err.decode()
+        assert not [c for c in self.postgres.pair.credentials() if c.password.reveal() in text]
         return process.returncode or 0, out.decode(), err.decode()
 
     async def found(self, *arguments: str, **options: Any) -> dict[str, list[dict[str, Any]]]:
@@ -90,7 +90,7 @@ async def test_two_equal_accounts_are_well(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sql", "name", "level", "told"),
+    ("sql", "name", "level", "text"),
     [
         ("ALTER ROLE {even} NOLOGIN", "even logs in", "problem", "not permitted to log in"),
         ("ALTER ROLE {odd} SUPERUSER", "superuser", "problem", "superuser"),
@@ -136,12 +136,12 @@ async def test_two_equal_accounts_are_well(cli: Cli) -> None:
     ],
 )
 async def test_what_makes_the_accounts_unequal_or_unfit_is_found(
-    cli: Cli, sql: str, name: str, level: str, told: str
+    cli: Cli, sql: str, name: str, level: str, text: str
 ) -> None:
     await cli.run_sql(sql)
     found = await cli.found()
     assert [(finding["level"], bool(finding["advice"])) for finding in found[name]][:1] == [(level, True)]
-    assert told in " ".join(finding["text"] for finding in found[name])
+    assert text in " ".join(finding["text"] for finding in found[name])
 
 
 async def test_a_wrong_password_is_a_problem_and_the_exit_code_4(cli: Cli) -> None:
@@ -181,18 +181,18 @@ async def test_a_callable_of_the_users_is_a_source_too(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "text"),
     [
         ("async def fetch(): raise ValueError('s3cret')", "ValueError"),
         ("async def fetch(): return {'odd_password': 's3cret'}", "returned a dict"),
         ("", "fetch"),
     ],
 )
-async def test_a_source_that_fails_is_2_and_shows_nothing_it_holds(cli: Cli, code: str, told: str) -> None:
+async def test_a_source_that_fails_is_2_and_shows_nothing_it_holds(cli: Cli, code: str, text: str) -> None:
     cli.path.with_name("my_source.py").write_text(code)
     exit_code, out, err = await cli(where=("--source", "my_source:fetch"))
     assert exit_code == 2
-    assert told in err
+    assert text in err
     assert "s3cret" not in out + err
 
 
@@ -242,7 +242,7 @@ def test_nothing_is_found_where_all_is_well() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "level", "told"),
+    ("mode", "level", "text"),
     [
         ("prefer", Level.WARNING, "refused login is repeated"),
         ("allow", Level.WARNING, "refused login is repeated"),
@@ -252,10 +252,10 @@ def test_nothing_is_found_where_all_is_well() -> None:
         (None, Level.OK, "Unix socket"),
     ],
 )
-def test_each_tls_mode_is_judged(mode: str | None, level: Level, told: str) -> None:
+def test_each_tls_mode_is_judged(mode: str | None, level: Level, text: str) -> None:
     finding = judge(sslmode=mode)["TLS"]
     assert finding.level is level
-    assert told in finding.text
+    assert text in finding.text
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_an_account_that_a_proxy_maps_to_another_is_a_problem() -> None:
 
 
 @pytest.mark.parametrize(
-    ("description", "level", "told"),
+    ("description", "level", "text"),
     [
         ({"RotationEnabled": False}, Level.NOTE, "does not rotate by itself"),
         ({"RotationEnabled": True, "RotationRules": {"AutomaticallyAfterDays": 30}}, Level.OK, "every 30 days"),
@@ -329,11 +329,11 @@ def test_an_account_that_a_proxy_maps_to_another_is_a_problem() -> None:
     ],
 )
 def test_the_stores_own_schedule_is_held_against_the_spacing(
-    description: dict[str, Any], level: Level, told: str
+    description: dict[str, Any], level: Level, text: str
 ) -> None:
     finding = judge(schedule=schedule_of(description))["rotation schedule"]
     assert finding.level is level
-    assert told in finding.text
+    assert text in finding.text
 
 
 @pytest.mark.parametrize(

@@ -203,10 +203,10 @@ async def test_a_role_that_may_not_set_the_stage_is_2_in_one_line(server: Postgr
     ],
 )
 def test_what_cannot_be_tried_is_refused_by_the_name_of_its_option(arguments: list[str], complaint: str) -> None:
-    told = CliRunner().invoke(application(["demo"]), ["demo", *arguments])
-    assert told.exit_code == 2
-    assert complaint in told.output
-    assert "--picture" in complaint or MARK not in told.output
+    result = CliRunner().invoke(application(["demo"]), ["demo", *arguments])
+    assert result.exit_code == 2
+    assert complaint in result.output
+    assert "--picture" in complaint or MARK not in result.output
 
 
 # What is pure.

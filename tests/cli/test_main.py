@@ -23,23 +23,23 @@ def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
 
 def test_help_lists_every_command_without_importing_any() -> None:
     loaded = "import atexit; atexit.register(lambda: print([m for m in sys.modules if m.startswith('aiopqr.cli.')]))"
-    told = run("--help", before=loaded)
-    assert told.returncode == 0
-    assert all(name in told.stdout for name in ("demo", "check", "rotate", "setup"))
-    assert told.stdout.splitlines()[-1] == "[]"
+    result = run("--help", before=loaded)
+    assert result.returncode == 0
+    assert all(name in result.stdout for name in ("demo", "check", "rotate", "setup"))
+    assert result.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("package", ["typer", "rich"])
 def test_without_the_cli_extra_it_says_what_to_install(package: str) -> None:
-    told = run("demo", before=f"sys.modules[{package!r}] = None")
-    assert (told.returncode, told.stdout) == (2, "")
-    assert "pip install 'aiopqr[cli]'" in told.stderr
-    assert "Traceback" not in told.stderr
+    result = run("demo", before=f"sys.modules[{package!r}] = None")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "pip install 'aiopqr[cli]'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_the_version_is_shown() -> None:
-    told = run("--version")
-    assert (told.returncode, told.stdout) == (0, f"aiopqr {aiopqr.__version__}\n")
+    result = run("--version")
+    assert (result.returncode, result.stdout) == (0, f"aiopqr {aiopqr.__version__}\n")
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:

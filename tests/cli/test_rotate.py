@@ -51,12 +51,12 @@ class Cli:
             stderr=asyncio.subprocess.PIPE,
         )
         out, err = await process.communicate((stdin or "").encode())
-        told = out.decode() + err.decode()
+        output = out.decode() + err.decode()
         secrets = [
             server.admin_password,
             *(account.password for account in (await self.store.read()).pair.credentials()),
         ]
-        assert not [secret for secret in secrets if secret.reveal() in told]
+        assert not [secret for secret in secrets if secret.reveal() in output]
         return process.returncode or 0, out.decode(), err.decode()
 
 
@@ -139,18 +139,18 @@ async def test_a_dry_run_prints_the_plan_and_changes_nothing(cli: Cli) -> None:
 async def test_json_tells_the_plan_with_every_objection_and_number(cli: Cli) -> None:
     code, out, _ = await cli("--dry-run", "--json", "--max-lifetime", "7200", "--force-too-soon")
     assert code == 0
-    told = json.loads(out)
-    assert (told["outcome"], told["action"], told["account"]) == ("planned", "rotate", "even")
-    [objection] = told["objections"]
+    report = json.loads(out)
+    assert (report["outcome"], report["action"], report["account"]) == ("planned", "rotate", "even")
+    [objection] = report["objections"]
     assert (objection["gate"], objection["needed"], objection["overridden"]) == ("too-soon", 7380.0, True)
 
 
 async def test_json_tells_the_outcome(cli: Cli) -> None:
     code, out, _ = await cli("--json", "--end-sessions-after", "0")
     assert code == 0
-    told = json.loads(out)
-    assert (told["outcome"], told["account"], told["sessions_ended"]) == ("done", "even", 0)
-    assert datetime.fromisoformat(told["changed_at"]) == (await cli.store.read()).even_changed_at
+    report = json.loads(out)
+    assert (report["outcome"], report["account"], report["sessions_ended"]) == ("done", "even", 0)
+    assert datetime.fromisoformat(report["changed_at"]) == (await cli.store.read()).even_changed_at
     code, out, _ = await cli("--json")
     assert code == 3
     assert json.loads(out)["outcome"] == "refused"
@@ -255,7 +255,7 @@ def test_a_dsn_with_a_password_is_refused_and_not_repeated(dsn: str, option: str
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "complaint"),
     [
         (["--dsn", "postgresql://bob@db/x"], "must not name a user"),
         (["--dsn", "mysql://db/x"], "must look like postgresql"),
@@ -267,11 +267,11 @@ def test_a_dsn_with_a_password_is_refused_and_not_repeated(dsn: str, option: str
         (["--max-lifetime", "-1"], "greater than or equal to 0"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_2_and_told_by_its_name(arguments: list[str], told: str) -> None:
+def test_a_mistake_on_the_command_line_is_2_and_told_by_its_name(arguments: list[str], complaint: str) -> None:
     given = ["--admin", "postgresql://admin@db/x", "--dsn", "postgresql://db/x", "--file", "f"]
     result = invoke(*given, *arguments)
     assert result.exit_code == 2
-    assert told in " ".join(result.output.replace("│", " ").split())
+    assert complaint in " ".join(result.output.replace("│", " ").split())
 
 
 def test_an_announcement_that_vault_would_not_wait_for_is_2() -> None:

@@ -25,7 +25,7 @@ from aiopqr.testing import PostgresServer
 
 @dataclass
 class Cli:
-    """The command for the role ``owner`` of a server; JSON out unless told otherwise."""
+    """The command for the role ``owner`` of a server; it prints JSON by default."""
 
     server: PostgresServer
     owner: str
@@ -105,8 +105,8 @@ async def test_both_accounts_have_the_owners_settings_exactly(cli: Cli) -> None:
 async def test_a_second_run_changes_nothing(cli: Cli) -> None:
     await cli("--file", str(cli.path))
     before = cli.path.read_bytes()
-    code, told = await cli.json("--file", str(cli.path))
-    assert (code, told["changes"], told["attention"]) == (0, [], [])
+    code, outcome = await cli.json("--file", str(cli.path))
+    assert (code, outcome["changes"], outcome["attention"]) == (0, [], [])
     assert cli.path.read_bytes() == before
 
 
@@ -122,7 +122,7 @@ async def test_a_dry_run_prints_sql_that_does_it_without_a_password_and_changes_
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "text"),
     [
         ("ALTER ROLE {odd} NOLOGIN", "let '{name}' log in"),
         ("ALTER ROLE {odd} NOINHERIT", "let '{name}' inherit the rights of its owner role"),
@@ -131,11 +131,11 @@ async def test_a_dry_run_prints_sql_that_does_it_without_a_password_and_changes_
         ("ALTER ROLE {odd} SET search_path = public", "copy the setting search_path from '{ownername}' to '{name}'"),
     ],
 )
-async def test_damage_is_repaired_and_told(cli: Cli, damage: str, told: str) -> None:
+async def test_damage_is_repaired_and_told(cli: Cli, damage: str, text: str) -> None:
     await cli("--file", str(cli.path))
     name = f"{cli.owner}_odd"
     await cli.server.execute(damage.format(odd=f'"{name}"', owner=f'"{cli.owner}"'))
-    assert await cli.changes() == [told.format(name=name, ownername=cli.owner)]
+    assert await cli.changes() == [text.format(name=name, ownername=cli.owner)]
     assert await cli.changes() == []
     con = await cli.log_in("odd")
     assert await con.fetchval("SELECT current_user") == cli.owner
@@ -214,16 +214,18 @@ async def test_differences_that_are_nobody_elses_to_choose_are_told_and_left(cli
     name = f"{cli.owner}_even"
     for sql in ("GRANT pg_monitor TO {}", "ALTER ROLE {} SET work_mem = '8MB'", "ALTER ROLE {} CONNECTION LIMIT 9"):
         await cli.server.execute(sql.format(f'"{name}"'))
-    code, told = await cli.json()
-    assert (code, told["changes"]) == (3, [])
-    assert [word in " ".join(told["attention"]) for word in ("pg_monitor", "work_mem", "limits differ")] == [True] * 3
+    code, outcome = await cli.json()
+    assert (code, outcome["changes"]) == (3, [])
+    assert [word in " ".join(outcome["attention"]) for word in ("pg_monitor", "work_mem", "limits differ")] == [
+        True
+    ] * 3
 
 
 async def test_an_owner_that_can_log_in_is_noted_and_left_alone(cli: Cli) -> None:
     await cli.server.execute(f'ALTER ROLE "{cli.owner}" LOGIN')
-    code, told = await cli.json("--file", str(cli.path))
+    code, outcome = await cli.json("--file", str(cli.path))
     assert code == 0
-    assert f'ALTER ROLE "{cli.owner}" NOLOGIN' in told["notes"][0]
+    assert f'ALTER ROLE "{cli.owner}" NOLOGIN' in outcome["notes"][0]
     assert await cli.server.fetchval("SELECT rolcanlogin FROM pg_roles WHERE rolname = $1", cli.owner)
 
 
@@ -269,9 +271,9 @@ async def test_a_run_that_fails_leaves_no_file_of_accounts_that_do_not_exist(cli
 async def test_a_file_without_the_passwords_of_accounts_that_exist_is_told_and_is_3(cli: Cli) -> None:
     await cli("--file", str(cli.path))
     cli.path.unlink()
-    code, told = await cli.json("--file", str(cli.path))
-    assert (code, told["changes"]) == (3, [])
-    [todo] = told["attention"]
+    code, outcome = await cli.json("--file", str(cli.path))
+    assert (code, outcome["changes"]) == (3, [])
+    [todo] = outcome["attention"]
     assert f"has no password for '{cli.owner}_odd', '{cli.owner}_even'" in todo
     assert "DROP ROLE" in todo
     assert not cli.path.exists()

@@ -67,8 +67,8 @@ async def test_of_two_that_run_at_once_one_is_refused(
     postgres: RotatingPostgres, vault: Vault, kv_rotate: tuple[str, ...]
 ) -> None:
     both = [run(postgres.server, vault, *kv_rotate, "--announce", "3", "--account", "odd") for _ in range(2)]
-    (code, told, _), (loser, refusal, err) = sorted(await asyncio.gather(*both), key=lambda outcome: outcome[0])
-    assert (code, told.get("outcome")) == (0, "done")
+    (code, report, _), (loser, refusal, err) = sorted(await asyncio.gather(*both), key=lambda outcome: outcome[0])
+    assert (code, report.get("outcome")) == (0, "done")
     assert (loser, refusal.get("outcome")) == (3, "refused"), err
     assert refusal["objections"][0]["gate"] in ("in-progress", "open-stage")
     assert (await stored(postgres, vault))["metadata"]["version"] == 3  # created, staged, promoted
@@ -86,14 +86,14 @@ async def test_one_that_slept_while_another_rotated_is_refused_by_check_and_set(
         await postgres.server.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1", APPLICATION_NAME
         )
-        code, told, err = await run(postgres.server, vault, *kv_rotate, "--announce", "0")
-        assert (code, told.get("outcome")) == (0, "done"), err
+        code, report, err = await run(postgres.server, vault, *kv_rotate, "--announce", "0")
+        assert (code, report.get("outcome")) == (0, "done"), err
         before = await stored(postgres, vault)
     finally:
         os.kill(sleeper.pid, signal.SIGCONT)
-    code, told, err = await end(sleeper)
-    assert (code, told.get("outcome"), told["objections"][0]["gate"]) == (3, "refused", "in-progress"), err
-    assert "has changed since it was read. This run changed no password" in told["objections"][0]["text"]
+    code, report, err = await end(sleeper)
+    assert (code, report.get("outcome"), report["objections"][0]["gate"]) == (3, "refused", "in-progress"), err
+    assert "has changed since it was read. This run changed no password" in report["objections"][0]["text"]
     assert await stored(postgres, vault) == before
     await both_log_in(postgres, vault)
 
@@ -136,28 +136,28 @@ async def roles(postgres: RotatingPostgres, vault_database: VaultDatabase) -> Ro
 
 async def test_roles_are_rotated_one_after_the_other_and_a_dry_run_changes_nothing(roles: Roles) -> None:
     before = await roles.passwords()
-    code, told, err = await roles.rotate("--dry-run")
+    code, report, err = await roles.rotate("--dry-run")
     assert code == 0, err
-    assert told["steps"][0].startswith("let Vault change the password of ")
+    assert report["steps"][0].startswith("let Vault change the password of ")
     assert await roles.passwords() == before
-    code, told, err = await roles.rotate()
-    assert (code, told.get("outcome"), told["account"]) == (0, "done", "odd"), err
+    code, report, err = await roles.rotate()
+    assert (code, report.get("outcome"), report["account"]) == (0, "done", "odd"), err
     after = await roles.passwords()
     assert (after[0] != before[0], after[1]) == (True, before[1])
-    code, told, err = await roles.rotate()
-    assert (code, told["account"]) == (0, "even"), err
+    code, report, err = await roles.rotate()
+    assert (code, report["account"]) == (0, "even"), err
 
 
 async def refused(roles: Roles, gate: str, *more: str) -> str:
     """A gate refuses, nothing is changed, and its flag overrides it. What it said."""
     before = await roles.passwords()
-    code, told, err = await roles.rotate(*more)
-    assert (code, told.get("outcome"), [one["gate"] for one in told["objections"]]) == (3, "refused", [gate]), err
+    code, report, err = await roles.rotate(*more)
+    assert (code, report.get("outcome"), [one["gate"] for one in report["objections"]]) == (3, "refused", [gate]), err
     assert await roles.passwords() == before
-    code, told_then, err = await roles.rotate(*more, f"--force-{gate}")
-    assert (code, told_then.get("outcome")) == (0, "done"), err
+    code, report_then, err = await roles.rotate(*more, f"--force-{gate}")
+    assert (code, report_then.get("outcome")) == (0, "done"), err
     assert (await roles.passwords())[0] != before[0]
-    text: str = told["objections"][0]["text"]
+    text: str = report["objections"][0]["text"]
     return text
 
 
@@ -186,8 +186,8 @@ async def test_a_role_is_not_rotated_while_the_other_has_old_sessions(roles: Rol
 async def test_old_sessions_of_a_rotated_role_are_ended_when_asked_for(roles: Roles) -> None:
     con = await roles.session(0)
     await asyncio.sleep(1.1)  # Vault's times are of whole seconds
-    code, told, err = await roles.rotate("--account", "odd", "--end-sessions-after", "0")
-    assert (code, told.get("outcome"), told["sessions_ended"]) == (0, "done", 1), err
+    code, report, err = await roles.rotate("--account", "odd", "--end-sessions-after", "0")
+    assert (code, report.get("outcome"), report["sessions_ended"]) == (0, "done", 1), err
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
         await con.fetchval("SELECT 1")
 
@@ -213,18 +213,18 @@ def between(roles: Roles) -> Iterator[Between]:
 
 async def test_a_rotation_that_vault_did_although_it_failed_is_finished(roles: Roles, between: Between) -> None:
     before, between.after = await roles.passwords(), "/rotate-role/"
-    code, told, err = await roles.rotate(url=between.url)
-    assert (code, told.get("outcome")) == (0, "done"), err
+    code, report, err = await roles.rotate(url=between.url)
+    assert (code, report.get("outcome")) == (0, "done"), err
     assert "Vault failed to change the password" in err
     assert (await roles.passwords())[0] != before[0]
 
 
 async def test_a_rotation_that_vault_did_not_do_leaves_all_as_it_was(roles: Roles, between: Between) -> None:
     before, between.instead = await roles.passwords(), "/rotate-role/"
-    code, told, err = await roles.rotate(url=between.url)
-    assert (code, told.get("outcome")) == (5, "undone"), err
-    assert "Vault did not change the password of" in told["error"]
-    assert "the old one still works: POST" in told["error"]
+    code, report, err = await roles.rotate(url=between.url)
+    assert (code, report.get("outcome")) == (5, "undone"), err
+    assert "Vault did not change the password of" in report["error"]
+    assert "the old one still works: POST" in report["error"]
     assert await roles.passwords() == before
 
 
@@ -233,11 +233,11 @@ async def test_a_password_that_vault_changed_and_did_not_keep_is_reported(roles:
     username, between.instead = roles.postgres.usernames[0], "/rotate-role/"
     change = roles.postgres.server.set_password(username, "what Vault has lost")
     between.then = lambda: asyncio.run(change)
-    code, told, err = await roles.rotate(url=between.url)
-    assert (code, told.get("outcome")) == (1, "failed"), err
-    assert "the password that it shows does not work" in told["error"]
-    code, told, err = await roles.rotate("--account", "even")
-    assert (code, told["objections"][0]["gate"]) == (3, "other-refused"), err
+    code, report, err = await roles.rotate(url=between.url)
+    assert (code, report.get("outcome")) == (1, "failed"), err
+    assert "the password that it shows does not work" in report["error"]
+    code, report, err = await roles.rotate("--account", "even")
+    assert (code, report["objections"][0]["gate"]) == (3, "other-refused"), err
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -249,15 +249,15 @@ async def test_a_vault_that_is_sealed_midway_leaves_an_outcome_to_look_at(
     between.after, between.fails = "/rotate-role/", fails
     between.then = vault.seal
     try:
-        code, told, err = await roles.rotate(url=between.url)
+        code, report, err = await roles.rotate(url=between.url)
     finally:
         await in_a_thread(vault.unseal)
-    assert (code, told.get("outcome")) == (1, "failed"), err
+    assert (code, report.get("outcome")) == (1, "failed"), err
     words = "it is unknown whether it did: POST" if fails else "says that it did, but now fails: GET"
-    assert words in told["error"]
-    assert "until `aiopqr check` says that this one can log in" in told["error"]
-    code, told, err = await roles.rotate("--margin", "600")  # it had done it
-    assert (code, told["objections"][0]["gate"]) == (3, "too-soon"), err
+    assert words in report["error"]
+    assert "until `aiopqr check` says that this one can log in" in report["error"]
+    code, report, err = await roles.rotate("--margin", "600")  # it had done it
+    assert (code, report["objections"][0]["gate"]) == (3, "too-soon"), err
 
 
 async def test_a_vault_that_is_sealed_from_the_start_changes_nothing(roles: Roles) -> None:

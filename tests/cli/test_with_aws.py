@@ -49,23 +49,23 @@ async def run(server: PostgresServer, endpoint: str, *arguments: str) -> tuple[i
 async def test_a_secret_is_set_up_checked_and_rotated(server: PostgresServer, endpoint: str, owner: str) -> None:
     admin = server.dsn.replace("//", f"//{server.admin}@", 1)
     secret = ("--secret", owner)
-    code, told, err = await run(server, endpoint, "setup", "--admin", admin, "--owner", owner, *secret)
-    assert (code, len(told["changes"])) == (0, 6), err
-    code, told, err = await run(server, endpoint, "setup", "--admin", admin, "--owner", owner, *secret)
-    assert (code, told["changes"]) == (0, []), err
+    code, report, err = await run(server, endpoint, "setup", "--admin", admin, "--owner", owner, *secret)
+    assert (code, len(report["changes"])) == (0, 6), err
+    code, report, err = await run(server, endpoint, "setup", "--admin", admin, "--owner", owner, *secret)
+    assert (code, report["changes"]) == (0, []), err
 
-    code, told, err = await run(server, endpoint, "check", "--dsn", f"{server.dsn}?sslmode=disable", *secret)
+    code, report, err = await run(server, endpoint, "check", "--dsn", f"{server.dsn}?sslmode=disable", *secret)
     assert code == 0, err
-    names = {finding["name"]: finding["level"] for finding in told["findings"]}
+    names = {finding["name"]: finding["level"] for finding in report["findings"]}
     assert (names["rotation spacing"], names["rotation schedule"]) == ("ok", "note")
 
     rotate = ("rotate", "--admin", admin, "--dsn", server.dsn, *secret)
-    code, told, err = await run(server, endpoint, *rotate)
-    assert (code, told["outcome"]) == (3, "refused"), err
-    code, told, err = await run(
+    code, report, err = await run(server, endpoint, *rotate)
+    assert (code, report["outcome"]) == (3, "refused"), err
+    code, report, err = await run(
         server, endpoint, *rotate, "--max-lifetime=0", "--refresh-interval=0", "--margin=0", "--announce=0"
     )
-    assert (code, told["outcome"]) == (0, "done"), err
-    code, told, err = await run(server, endpoint, "check", "--dsn", f"{server.dsn}?sslmode=disable", *secret)
+    assert (code, report["outcome"]) == (0, "done"), err
+    code, report, err = await run(server, endpoint, "check", "--dsn", f"{server.dsn}?sslmode=disable", *secret)
     assert code == 4  # the two changes were too close
-    assert "two old passwords" in json.dumps(told)
+    assert "two old passwords" in json.dumps(report)

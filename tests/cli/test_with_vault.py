@@ -25,33 +25,33 @@ async def owner(server: PostgresServer) -> AsyncIterator[str]:
     await server.drop_accounts(f"{owner}_odd", f"{owner}_even", owner)
 
 
-def levels(told: Any) -> dict[str, str]:
-    return {finding["name"]: finding["level"] for finding in told["findings"]}
+def levels(report: Any) -> dict[str, str]:
+    return {finding["name"]: finding["level"] for finding in report["findings"]}
 
 
 async def test_a_secret_is_set_up_checked_and_rotated(server: PostgresServer, vault: Vault, owner: str) -> None:
     admin = server.dsn.replace("//", f"//{server.admin}@", 1)
     place = ("--vault", f"secret/{owner}")
     setup = ("setup", "--admin", admin, "--owner", owner, *place)
-    code, told, err = await run(server, vault, *setup)
-    assert (code, len(told["changes"])) == (0, 6), err
-    code, told, err = await run(server, vault, *setup)
-    assert (code, told["changes"]) == (0, []), err
+    code, report, err = await run(server, vault, *setup)
+    assert (code, len(report["changes"])) == (0, 6), err
+    code, report, err = await run(server, vault, *setup)
+    assert (code, report["changes"]) == (0, []), err
 
     check = ("check", "--dsn", f"{server.dsn}?sslmode=disable", *place)
-    code, told, err = await run(server, vault, *check)
+    code, report, err = await run(server, vault, *check)
     assert code == 0, err
-    assert levels(told)["rotation spacing"] == "ok"
+    assert levels(report)["rotation spacing"] == "ok"
 
     rotate = ("rotate", "--admin", admin, "--dsn", server.dsn, *place)
-    code, told, err = await run(server, vault, *rotate)
-    assert (code, told["outcome"]) == (3, "refused"), err
+    code, report, err = await run(server, vault, *rotate)
+    assert (code, report["outcome"]) == (3, "refused"), err
     at_once = ("--max-lifetime", "0", "--refresh-interval", "0", "--margin", "0")
-    code, told, err = await run(server, vault, *rotate, *at_once)
-    assert (code, told["outcome"]) == (0, "done"), err
-    code, told, err = await run(server, vault, *check)
+    code, report, err = await run(server, vault, *rotate, *at_once)
+    assert (code, report["outcome"]) == (0, "done"), err
+    code, report, err = await run(server, vault, *check)
     assert code == 4
-    assert "two old passwords" in json.dumps(told)
+    assert "two old passwords" in json.dumps(report)
 
     code, _, err = await run(server, vault, *rotate, "--dry-run", token="nonsense")
     assert code == 2
@@ -68,17 +68,17 @@ async def test_static_roles_are_checked_for_their_times_and_rights(
     roles = ("--vault-roles", "odd", "even", "--vault-mount", vault_database.mount)
     check = ("check", "--dsn", f"{rotating_postgres.dsn}?sslmode=disable", *roles)
     await vault_database.static_roles("24h")
-    code, told, err = await run(server, vault, *check)
+    code, report, err = await run(server, vault, *check)
     assert code == 4, err
-    findings = {finding["name"]: finding for finding in told["findings"]}
+    findings = {finding["name"]: finding for finding in report["findings"]}
     assert findings["odd logs in"]["level"] == findings["Vault policy"]["level"] == "ok"
     assert "pools could be left with two old passwords" in findings["Vault rotation"]["text"]
     assert f"vault write -f {vault_database.mount}/rotate-role/even` at " in findings["Vault rotation"]["advice"]
 
     token = await vault.token_for(f'path "{vault_database.mount}/static-creds/odd" {{ capabilities = ["read"] }}')
-    code, told, err = await run(server, vault, *check, token=token)
+    code, report, err = await run(server, vault, *check, token=token)
     assert code == 4, err
-    lacking = [finding for finding in told["findings"] if finding["name"] == "Vault policy"]
+    lacking = [finding for finding in report["findings"] if finding["name"] == "Vault policy"]
     assert lacking[0]["text"] == f"the token lacks read on {vault_database.mount}/static-creds/even"
 
 
@@ -88,9 +88,9 @@ async def test_leases_are_checked_for_their_length_and_given_back(
     await vault_database.dynamic_role("app", ttl="60s", max_ttl="10m")
     role = ("--vault-dynamic", "app", "--vault-mount", vault_database.mount)
     check = ("check", "--dsn", f"{rotating_postgres.dsn}?sslmode=disable", *role)
-    code, told, err = await run(rotating_postgres.server, vault_database.vault, *check)
+    code, report, err = await run(rotating_postgres.server, vault_database.vault, *check)
     assert code in (3, 4), err
-    findings = {finding["name"]: finding for finding in told["findings"]}
+    findings = {finding["name"]: finding for finding in report["findings"]}
     assert findings["odd logs in"]["level"] == findings["even logs in"]["level"] == "ok"
     assert "before max_lifetime" in findings["Vault lease"]["text"]
     assert await vault_database.leases("app") == []

@@ -105,18 +105,18 @@ def main() -> int:
             command, cwd=place, env=environ, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
         )
         assert run.stdout is not None
-        told = ""
+        summary = ""
         try:
             for line in run.stdout:
                 print(line, end="", flush=True)
-                told = line
+                summary = line
             code = run.wait()
         finally:
             run.kill()
     finally:
         shutil.rmtree(place, ignore_errors=True)
     expected = HOW_MANY.get(version)
-    if code == 0 and expected and not options.names and not told.startswith(f"{expected} run"):
+    if code == 0 and expected and not options.names and not summary.startswith(f"{expected} run"):
         print(f"asyncpg {version} has {expected} tests")
         return 1
     return code

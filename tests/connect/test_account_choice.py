@@ -246,8 +246,8 @@ def test_a_probe_that_told_nothing_does_not_hurry_what_another_probe_has_learned
     a = alternator(CredentialPair(ODD, None))
     a.rejected(begin(a, 0.0), REFUSED, 0.0)
     stuck = begin(a, PROBE_FIRST)
-    told = begin(a, 2 * PROBE_FIRST)
-    a.rejected(told, REFUSED, 2 * PROBE_FIRST)
+    attempt = begin(a, 2 * PROBE_FIRST)
+    a.rejected(attempt, REFUSED, 2 * PROBE_FIRST)
     a.abandoned(stuck, 2 * PROBE_FIRST + 1)
     assert a.begin(2 * PROBE_FIRST + 1) == Wait(4 * PROBE_FIRST)
 

@@ -93,13 +93,13 @@ def test_every_snippet_and_example_passes_mypy_strict(modules: Path) -> None:
     cache = ["--cache-dir", str(ROOT / ".mypy_cache" / "snippets")]
     if importlib.util.find_spec("mypy") is None:
         pytest.skip("mypy is not installed: pip install mypy")
-    told = subprocess.run(
+    process = subprocess.run(
         [*mypy, *relaxed, *cache, "--config-file=", *map(str, sorted(modules.iterdir())), *map(str, EXAMPLES)],
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 @pytest.mark.timeout(400)
@@ -120,13 +120,13 @@ def test_every_snippet_and_example_passes_pyright(modules: Path) -> None:
     }
     project = modules.parent / "pyrightconfig.json"
     project.write_text(json.dumps(settings))
-    told = subprocess.run(
+    process = subprocess.run(
         [pyright, "--project", str(project), "--pythonpath", sys.executable, "--outputjson"],
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
-    found = json.loads(told.stdout)["generalDiagnostics"]
+    found = json.loads(process.stdout)["generalDiagnostics"]
     errors = [f"{Path(one['file']).name}: {one['message']}" for one in found if one["severity"] == "error"]
     assert not errors, "\n".join(errors)
 
@@ -152,13 +152,13 @@ def test_a_program_runs_as_it_stands(snippet: Snippet, rotating_postgres: Rotati
         environment["DATABASE_URL"] = dsn.replace("postgresql", "postgresql+asyncpg", 1)
     program = tmp_path / "program.py"
     program.write_text(code)
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(program)],
         capture_output=True,
         text=True,
         timeout=60,
         env={**environment, "PYTHONPATH": str(ROOT)},
     )
-    if "needs an optional dependency" in told.stderr:
-        pytest.skip(told.stderr.strip().splitlines()[-1])
-    assert told.returncode == 0, told.stderr
+    if "needs an optional dependency" in process.stderr:
+        pytest.skip(process.stderr.strip().splitlines()[-1])
+    assert process.returncode == 0, process.stderr

@@ -70,8 +70,8 @@ def hunt(exc: BaseException | None, *, locals_too: bool) -> None:
     while exc is not None and exc not in seen:
         seen.append(exc)
         assert CANARY not in f"{exc} {exc!r} {exc.args!r} {vars(exc)!r}"
-        told = traceback.TracebackException.from_exception(exc, capture_locals=True)
-        for frame in told.stack if locals_too else ():
+        printed = traceback.TracebackException.from_exception(exc, capture_locals=True)
+        for frame in printed.stack if locals_too else ():
             if f"{os.sep}aiopqr{os.sep}" in frame.filename and f"{os.sep}tests{os.sep}" not in frame.filename:
                 assert CANARY not in repr(frame.locals), f"in the locals of {frame.name}"
         exc = exc.__cause__ or exc.__context__

@@ -404,8 +404,10 @@ async def test_no_metric_or_span_shows_a_secret(postgres: RotatingPostgres, metr
             await pool.acquire(timeout=0.5)
         data = metrics.reader.get_metrics_data()
     assert traces.spans("aiopqr.all_refused")
-    told = (data.to_json() if data else "") + "".join(span.to_json() for span in traces.exporter.get_finished_spans())
-    assert "db.client.connection.count" in told
+    exported = (data.to_json() if data else "") + "".join(
+        span.to_json() for span in traces.exporter.get_finished_spans()
+    )
+    assert "db.client.connection.count" in exported
     for pair in (postgres.pair, postgres.source.pair):
         for credential in pair.credentials():
-            assert credential.password.reveal() not in told
+            assert credential.password.reveal() not in exported

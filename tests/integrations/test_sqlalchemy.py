@@ -178,9 +178,9 @@ async def test_refused_credentials_are_told_as_such_without_a_password(postgres:
     while cause := chain[-1].__cause__:
         chain.append(cause)
     assert any(isinstance(link, aiopqr.CredentialsRefused) for link in chain)
-    told = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    printed = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
     for credential in postgres.source.pair.credentials():
-        assert credential.password.reveal() not in told
+        assert credential.password.reveal() not in printed
 
 
 async def test_the_urls_query_and_connect_args_reach_dialect_and_driver(postgres: RotatingPostgres) -> None:

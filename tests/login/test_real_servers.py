@@ -25,7 +25,7 @@ PASSWORD = "correct horse battery"
 
 
 async def enter(server: Any, user: str, cache: KeyCache | None, password: str = PASSWORD, **kwargs: Any) -> Any:
-    options = {**server.address, "ssl": "disable", "timeout": 20.0, "trust": Trust(in_clear_over_tcp=True), **kwargs}
+    options = {**server.address, "ssl": "disable", "timeout": 20.0, "trust": Trust(plain_text_over_tcp=True), **kwargs}
     return await login(asyncpg.connect, user=user, password=Secret(password), cache=cache, **options)
 
 

@@ -35,8 +35,8 @@ async def test_what_an_impostor_gets(server: str, channel: str) -> None:
 def test_the_documented_table_says_so() -> None:
     page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
-    told = {(row[0], row[1]): row[2] for row in rows if len(row) == 5 and row[0] in SERVERS}
-    assert told == {(s, c): DEFAULT.get((s, c), NOTHING) for s in SERVERS for c in CHANNELS}
+    documented = {(row[0], row[1]): row[2] for row in rows if len(row) == 5 and row[0] in SERVERS}
+    assert documented == {(s, c): DEFAULT.get((s, c), NOTHING) for s in SERVERS for c in CHANNELS}
 
 
 @pytest.mark.parametrize("options", [{"require_auth": "scram-sha-256"}, {"channel_binding": "require"}])
@@ -48,7 +48,9 @@ async def test_it_gets_nothing_where_scram_is_required(server: str, channel: str
 
 @pytest.mark.parametrize("require_auth", ["password", "md5,password,none"])
 async def test_the_password_goes_in_clear_where_somebody_allowed_it(require_auth: str) -> None:
-    assert await meets(by_aiopqr, impostors.asks_in_clear, "plain TCP", require_auth=require_auth) == "the password"
+    assert (
+        await meets(by_aiopqr, impostors.asks_for_plain_text, "plain TCP", require_auth=require_auth) == "the password"
+    )
 
 
 @pytest.mark.parametrize("trick", MIDDLE)
@@ -77,7 +79,7 @@ async def test_neither_account_is_given_away(scram_cache: bool) -> None:
     async def ask(peer: impostors.Impostor) -> None:
         nonlocal logins
         logins += 1
-        await impostors.asks_in_clear(peer)
+        await impostors.asks_for_plain_text(peer)
 
     got: set[str] = set()
     async with (
@@ -137,7 +139,7 @@ async def test_a_password_that_was_proved_is_never_sent_in_clear_again(tls_serve
 
 async def test_an_unchecked_certificate_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     got: set[str] = set()
-    async with impostors.impostor(impostors.asks_in_clear, impostors.own_certificate(), got) as port:
+    async with impostors.impostor(impostors.asks_for_plain_text, impostors.own_certificate(), got) as port:
         dsn = f"postgresql://127.0.0.1:{port}/d?sslmode=require"
         async with aiopqr.Connector(dsn, credentials=PAIR) as connector:
             for _ in range(2):

@@ -74,7 +74,7 @@ class Impostor:
         await self.read()
 
 
-async def asks_in_clear(peer: Impostor) -> None:
+async def asks_for_plain_text(peer: Impostor) -> None:
     peer.send(request(3))
     if PASSWORD.encode() in await peer.read():
         peer.got.add("the password")
@@ -238,7 +238,7 @@ CLIENTS: dict[str, Client] = {
 }
 NOTHING, TRUSTED = "nothing", "the client's trust"
 SERVERS: dict[str, Behaviour] = {
-    "asks for the password as plain text": asks_in_clear,
+    "asks for the password as plain text": asks_for_plain_text,
     "asks for MD5": asks_for_md5,
     "lets the client in without asking for a password": asks_for_nothing,
     "skips its own proof in SCRAM": skips_its_proof,

@@ -1,4 +1,4 @@
-"""Mistakes are told by the name of what is wrong, when they are made, and never by a value that may be secret."""
+"""Mistakes raise errors at once, which name what is wrong, and never show a value that may be secret."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ async def test_a_reset_undoes_what_asyncpg_s_undoes_and_leaves_the_connection_us
 async def test_a_parameter_status_a_notice_and_a_notification_reach_asyncpg_meanwhile(subject: MakeSubject) -> None:
     async with subject() as it:
         heard: list[str] = []
-        it.con.add_log_listener(lambda _con, told: heard.append(told.message))
+        it.con.add_log_listener(lambda _con, notice: heard.append(notice.message))
         await it.con.add_listener("news", lambda _con, _pid, _channel, payload: heard.append(payload))
         await it.con.execute("SET TimeZone = 'Asia/Tokyo'")
         assert it.con.get_settings().TimeZone == "Asia/Tokyo"

@@ -127,11 +127,11 @@ async def test_an_error_of_the_users_own_fetch_says_where_it_came_from_and_shows
 
     with pytest.raises(KeyError, match="secret") as caught:
         await aiopqr.Refresher(fetch).start()
-    told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-    place = next(frame for frame in told.stack if frame.name == "fetch" and frame.filename == __file__)
+    printed = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    place = next(frame for frame in printed.stack if frame.name == "fetch" and frame.filename == __file__)
     assert place.lineno == fetch.__code__.co_firstlineno + 2
-    assert 'return {"data": password}["secret"]' in "".join(told.format())
-    assert not any("hush-7f3a" in repr(frame.locals) for frame in told.stack)
+    assert 'return {"data": password}["secret"]' in "".join(printed.format())
+    assert not any("hush-7f3a" in repr(frame.locals) for frame in printed.stack)
     assert "KeyError: 'secret'" in "".join(traceback.format_exception(caught.value))
 
 

@@ -109,9 +109,13 @@ async def test_a_refused_account_is_known_costs_one_login_and_the_other_serves(
     assert refused_logins(refused.server, odd, mark) == 1
     assert (stats.accounts["odd"].refused, stats.accounts["even"].refused, stats.fallbacks) == (1, 0, 1)
     assert "FellBack" in heard.names
-    (told,) = [event for event in heard.events if isinstance(event, aiopqr.events.LoginRefused)]
-    assert (told.verdict, told.username, told.sqlstate) == (refusal.verdict.value, odd, refusal.sqlstate)
-    assert isinstance(told, aiopqr.events.AccountQuarantined) is (refusal.verdict is not Verdict.ACCOUNT_FULL)
+    (quarantined,) = [event for event in heard.events if isinstance(event, aiopqr.events.LoginRefused)]
+    assert (quarantined.verdict, quarantined.username, quarantined.sqlstate) == (
+        refusal.verdict.value,
+        odd,
+        refusal.sqlstate,
+    )
+    assert isinstance(quarantined, aiopqr.events.AccountQuarantined) is (refusal.verdict is not Verdict.ACCOUNT_FULL)
 
 
 # A mistake that waiting does not mend: raised at once, as the driver has it.

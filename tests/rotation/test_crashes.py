@@ -95,33 +95,33 @@ async def run_again(rig: Any, rules: Rules) -> list[Gate]:
 
 
 async def moments(rig: Any, **options: Any) -> list[str]:
-    code, told = await drive(rig, **options)
+    code, steps = await drive(rig, **options)
     assert code == 0
     assert await rig.is_whole()
-    return told
+    return steps
 
 
 async def test_the_driver_sees_every_step_of_a_rotation(rig: Any) -> None:
-    told = await moments(rig)
-    marks = [name for name in told if name in ("after replace", "after ALTER ROLE", "after SELECT session_user")]
+    steps = await moments(rig)
+    marks = [name for name in steps if name in ("after replace", "after ALTER ROLE", "after SELECT session_user")]
     logins = ["after SELECT session_user"] * 2
     judged_twice = logins + logins  # by the plan, and again under the lock
     changed = ["after ALTER ROLE", "after SELECT session_user", "after replace"]
     assert marks == [*judged_twice, "after replace", *logins, *changed]  # judged once more after the announcement
-    assert told.index("announcing") < told.index("announced") < told.index("before ALTER ROLE")
-    assert "after COMMIT" in told[told.index("after ALTER ROLE") :]
+    assert steps.index("announcing") < steps.index("announced") < steps.index("before ALTER ROLE")
+    assert "after COMMIT" in steps[steps.index("after ALTER ROLE") :]
 
 
 @pytest.mark.parametrize("refuse_new", [False, True], ids=["rotating", "undoing"])
 async def test_killed_between_any_two_steps_the_next_run_makes_the_pair_whole(rig: Any, refuse_new: bool) -> None:
     start = rig.postgres.pair
-    told = await moments(rig, refuse_new=refuse_new)
-    fatal = range(len(told)) if PROOF else _reduced(told)
+    steps = await moments(rig, refuse_new=refuse_new)
+    fatal = range(len(steps)) if PROOF else _reduced(steps)
     for number in fatal:
         await rig.postgres.server.set_passwords(start.odd, start.even)
         await rig.start(start, age=3600.0)
         code, lived = await drive(rig, fatal=number, refuse_new=refuse_new)
-        assert (code, lived) == (-signal.SIGKILL, told[: number + 1])
+        assert (code, lived) == (-signal.SIGKILL, steps[: number + 1])
         await check_after_a_crash(rig)
 
 
@@ -129,13 +129,13 @@ async def test_killed_between_any_two_steps_the_next_run_makes_the_pair_whole(ri
 @pytest.mark.timeout(900)
 async def test_with_vault_killed_between_any_two_steps_the_next_run_makes_the_pair_whole(vault_rig: Any) -> None:
     rig, start = vault_rig, vault_rig.postgres.pair
-    told = await moments(rig)
-    assert told.count("after request POST") == 3  # may the token write? then staged, and promoted
-    for number in range(len(told)) if PROOF else _reduced(told):
+    steps = await moments(rig)
+    assert steps.count("after request POST") == 3  # may the token write? then staged, and promoted
+    for number in range(len(steps)) if PROOF else _reduced(steps):
         await rig.postgres.server.set_passwords(start.odd, start.even)
         await rig.start(start, age=3600.0)
         code, lived = await drive(rig, fatal=number)
-        assert (code, lived) == (-signal.SIGKILL, told[: number + 1])
+        assert (code, lived) == (-signal.SIGKILL, steps[: number + 1])
         await check_after_a_crash(rig)
 
 
@@ -158,11 +158,11 @@ async def test_with_vault_killed_at_random_under_load_nothing_fails(vault_rig: A
     assert load.served > 50
 
 
-def _reduced(told: list[str]) -> list[int]:
+def _reduced(steps: list[str]) -> list[int]:
     """The moments around what changes something: each rename or POST, the announcement, each ALTER and its COMMIT."""
     changing = (" replace", " request POST", " ALTER ROLE", "announced")
-    chosen = [n for n, name in enumerate(told) if name.endswith(changing)]
+    chosen = [n for n, name in enumerate(steps) if name.endswith(changing)]
     chosen += [
-        next(n for n in range(at, len(told)) if told[n] == "after COMMIT") for at in chosen if "ALTER" in told[at]
+        next(n for n in range(at, len(steps)) if steps[n] == "after COMMIT") for at in chosen if "ALTER" in steps[at]
     ]
     return sorted(set(chosen))

@@ -255,9 +255,9 @@ def test_no_decision_without_force_ever_touches_an_account_whose_other_does_not_
 
 def test_the_steps_and_texts_of_a_plan_show_no_password() -> None:
     plan = decide(facts(staged=True, odd=REFUSED, even=REFUSED), RULES)
-    told = repr(plan) + " ".join(plan.steps) + "".join(map(str, plan.objections))
-    assert "Secret('o')" not in told
-    assert "new'" not in told
+    shown = repr(plan) + " ".join(plan.steps) + "".join(map(str, plan.objections))
+    assert "Secret('o')" not in shown
+    assert "new'" not in shown
 
 
 # Whom the rotator sees.

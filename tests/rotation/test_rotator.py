@@ -445,10 +445,10 @@ async def test_a_failure_shows_no_password_and_no_verifier_in_text_or_frames(rig
     with pytest.raises(RotationUndone) as caught:
         await rotate(rig.rotator(admin=admin, store=Watched(rig.path)))
     caught.value.__traceback__ = caught.value.__traceback__.tb_next  # this test's own frame has them, of course
-    told = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    printed = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
     assert len(seen) == 2
-    assert "ALTER ROLE" in told
-    assert not [secret for secret in seen if secret in told]
+    assert "ALTER ROLE" in printed
+    assert not [secret for secret in seen if secret in printed]
 
 
 @pytest.mark.parametrize("step", [Step.CHECKED, Step.STAGED, Step.ALTERED, Step.VERIFIED, Step.PROMOTED])

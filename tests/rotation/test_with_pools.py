@@ -118,7 +118,7 @@ async def test_announced_rotations_cost_no_failed_login(rig: Any) -> None:
 @pytest.mark.proof
 @pytest.mark.timeout(3600)
 async def test_rotators_killed_at_random_go_unnoticed_by_pools_under_load(rig: Any) -> None:
-    told = await test_crashes.moments(rig)
+    steps = await test_crashes.moments(rig)
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chosen = random.Random(seed)
@@ -127,7 +127,7 @@ async def test_rotators_killed_at_random_go_unnoticed_by_pools_under_load(rig: A
         rotator = rig.rotator(rules=RULES)
         for _ in range(KILLS):
             await open_gates(rotator)
-            code, _ = await test_crashes.drive(rig, fatal=chosen.randrange(len(told)), rules=RULES)
+            code, _ = await test_crashes.drive(rig, fatal=chosen.randrange(len(steps)), rules=RULES)
             assert code == -signal.SIGKILL
             pair = (await rig.store.read()).pair
             accepted = [credential for credential in pair.credentials() if await rig.accepts(credential)]

@@ -97,7 +97,7 @@ async def test_an_unchanged_file_gives_the_same_pair(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "not valid JSON"),
         (b'{"odd_username": "app_o', "not valid JSON"),
@@ -106,10 +106,12 @@ async def test_an_unchanged_file_gives_the_same_pair(tmp_path: Path) -> None:
         (b'{"odd_username": "hush", "active_credential": "odd"}', "odd_password is missing"),
     ],
 )
-async def test_a_bad_file_is_told_by_its_path_and_not_by_its_content(tmp_path: Path, content: bytes, told: str) -> None:
+async def test_a_bad_file_is_told_by_its_path_and_not_by_its_content(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "pair.json"
     path.write_bytes(content)
-    with pytest.raises(aiopqr.SourceError, match=told) as caught:
+    with pytest.raises(aiopqr.SourceError, match=message) as caught:
         await FileSource(path).fetch()
     assert str(path) in str(caught.value)
     assert "hush" not in str(caught.value)

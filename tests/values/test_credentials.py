@@ -38,13 +38,13 @@ def secret(**changes: Any) -> dict[str, Any]:
 
 def whole_text(exc: BaseException) -> str:
     """Everything a traceback can show: texts, reprs, causes, and the locals of each frame within the package."""
-    told = []
+    texts = []
     while exc:
         locals_ = traceback.TracebackException.from_exception(exc, capture_locals=True)
-        told += [str(exc), repr(exc), repr(exc.args), *(repr(vars(exc)),)]
-        told += [repr(frame.locals) for frame in locals_.stack if frame.filename.startswith(PACKAGE)]
+        texts += [str(exc), repr(exc), repr(exc.args), *(repr(vars(exc)),)]
+        texts += [repr(frame.locals) for frame in locals_.stack if frame.filename.startswith(PACKAGE)]
         exc = exc.__cause__ or exc.__context__  # type: ignore[assignment]
-    return "\n".join(told)
+    return "\n".join(texts)
 
 
 # A pair from a secret.

@@ -1,4 +1,4 @@
-"""Options: a mistake is told by its name, and a DSN is never shown."""
+"""Options: an error names the wrong option, and a DSN is never shown."""
 
 from __future__ import annotations
 

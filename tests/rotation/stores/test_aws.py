@@ -329,9 +329,9 @@ async def test_no_error_and_no_log_line_shows_a_secret(
             await store.promote(staged, changed_at=NOON)
     ours = [record for record in caplog.records if "hunter2" in record.getMessage()]
     assert ours == []
-    told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-    assert "hunter2" not in "".join(told.format())
-    assert "odd-1" not in "".join(told.format())
+    printed = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert "hunter2" not in "".join(printed.format())
+    assert "odd-1" not in "".join(printed.format())
 
 
 async def test_what_aws_says_of_a_value_that_it_refuses_is_not_passed_on(

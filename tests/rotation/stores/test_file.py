@@ -174,8 +174,8 @@ asyncio.run(main(*sys.argv[1:]))
     for racer in racers:
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    told = [racer.communicate(timeout=30)[0].strip() for racer in racers]
-    assert sorted(told) == ["lost", "lost", "won"]
+    answers = [racer.communicate(timeout=30)[0].strip() for racer in racers]
+    assert sorted(answers) == ["lost", "lost", "won"]
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])

@@ -35,9 +35,9 @@ async def run(**environment: str) -> str:
 
 
 async def test_the_example_rotates_both_accounts_under_load_without_an_error() -> None:
-    told = await run()
-    assert told.count("was changed") == 2
-    assert re.search(r"[1-9]\d* queries, 0 errors", told)
+    output = await run()
+    assert output.count("was changed") == 2
+    assert re.search(r"[1-9]\d* queries, 0 errors", output)
 
 
 async def test_the_example_connects_to_a_secret_of_yours(service: SecretsManager, postgres: RotatingPostgres) -> None:
@@ -48,10 +48,10 @@ async def test_the_example_connects_to_a_secret_of_yours(service: SecretsManager
     secret = await service.create_secret({**new_document(postgres.pair, datetime.now(UTC)), **place})
     aws = {"AWS_ENDPOINT_URL_SECRETS_MANAGER": service.endpoint_url, "AWS_DEFAULT_REGION": REGION}
     keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-    told = await run(AIOPQR_SECRET=secret, **aws, **keys)
+    output = await run(AIOPQR_SECRET=secret, **aws, **keys)
     odd, even = postgres.usernames
-    assert f"'{odd}': 2" in told
-    assert f"'{even}': 2" in told
+    assert f"'{odd}': 2" in output
+    assert f"'{even}': 2" in output
 
 
 def _policies() -> list[Any]:

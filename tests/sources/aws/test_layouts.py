@@ -15,7 +15,7 @@ def account(username: str, password: str) -> Account:
     return Account(Credential(username, password))
 
 
-def told(pair: CredentialPair) -> tuple[str | None, str | None, str | None, str]:
+def summary(pair: CredentialPair) -> tuple[str | None, str | None, str | None, str]:
     """odd, even and pending as name/password, and who is active."""
 
     def text(one: Credential | None) -> str | None:
@@ -56,7 +56,7 @@ CLONE = {n: account("app_clone", f"c{n}") for n in range(4)}
 def test_alternating_users_by_name(
     current: Account, previous: Account | None, pending: Account | None, expected: tuple[str | None, ...]
 ) -> None:
-    assert told(from_alternating(Stages(current, previous, pending))) == expected
+    assert summary(from_alternating(Stages(current, previous, pending))) == expected
 
 
 @pytest.mark.parametrize("users", list(itertools.product(["app", "app_clone"], ["app", "app_clone", None])))
@@ -94,7 +94,7 @@ def pair(odd: str, even: str, active: str = "odd") -> CredentialPair:
 def test_the_pending_password_of_a_pair_is_what_awspending_has_newer(
     pending: CredentialPair | Account | None, expected: str | None
 ) -> None:
-    assert told(from_pair(Stages(pair("1", "1"), pending=pending))) == ("o/1", "e/1", expected, "odd")
+    assert summary(from_pair(Stages(pair("1", "1"), pending=pending))) == ("o/1", "e/1", expected, "odd")
 
 
 def test_the_previous_version_of_a_pair_says_nothing() -> None:
@@ -103,11 +103,11 @@ def test_the_previous_version_of_a_pair_says_nothing() -> None:
 
 def test_two_secrets_are_odd_and_even_by_place() -> None:
     found = from_two(Stages(account("z", "1")), Stages(account("a", "2"), pending=account("a", "3")))
-    assert told(found) == ("z/1", "a/2", "a/3", "odd")
+    assert summary(found) == ("z/1", "a/2", "a/3", "odd")
 
 
 def test_one_of_two_secrets_alone_is_a_degraded_pair() -> None:
-    assert told(from_two(None, Stages(account("a", "2")))) == (None, "a/2", None, "even")
+    assert summary(from_two(None, Stages(account("a", "2")))) == (None, "a/2", None, "even")
 
 
 def test_two_secrets_of_the_same_account_are_refused() -> None:

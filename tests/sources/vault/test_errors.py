@@ -1,4 +1,4 @@
-"""What goes wrong with Vault, told apart: by a real OpenBao where it can be made to, else by a stub of one answer."""
+"""Vault errors are classified: those of a real OpenBao where it can be made to fail, or else of a stub."""
 
 from __future__ import annotations
 

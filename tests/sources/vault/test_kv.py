@@ -118,22 +118,22 @@ async def test_no_token_and_no_password_is_in_a_log_a_repr_or_an_error(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     token = await vault.token_for('path "secret/*" { capabilities = ["read"] }')
-    told = []
+    texts = []
     async with closing(VaultSource.kv(path, start_spread=0, **{**vault.options, "token": token})) as source:
         await source.fetch()
-        told.append(repr(source))
+        texts.append(repr(source))
         await vault.put(path, {**PAIR, "odd_password": ["odd-hunter2"]})
         for _ in range(2):
             try:
                 await source.fetch()
             except VaultError as exc:
                 frames = list(traceback.walk_tb(exc.__traceback__))[1:]  # less this function, which knows the token
-                told += traceback.StackSummary.extract(frames, capture_locals=True).format()
-                told.append(str(exc))
+                texts += traceback.StackSummary.extract(frames, capture_locals=True).format()
+                texts.append(str(exc))
             await vault.revoke(token)
-    assert len(told) > 4
-    told += [json.dumps(vars(record), default=repr) + record.getMessage() for record in caplog.records]
-    assert any("urllib3" in line for line in told)
-    for line in told:
+    assert len(texts) > 4
+    texts += [json.dumps(vars(record), default=repr) + record.getMessage() for record in caplog.records]
+    assert any("urllib3" in line for line in texts)
+    for line in texts:
         assert token not in line
         assert "hunter2" not in line
