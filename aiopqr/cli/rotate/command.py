@@ -57,8 +57,8 @@ def rotate(
     vault_roles: Annotated[
         tuple[str, str] | None,
         typer.Option(
-            help="Names of two static roles in Vault: first odd, then even. Vault changes the password, but only if no "
-            "gate objects."
+            help="Names of two static roles in Vault: first odd, then even. Vault changes the password, but only if "
+            "the gates allow it."
         ),
     ] = None,
     vault_mount: Annotated[str, typer.Option(help="Mount path of the database engine with these roles.")] = "database",
@@ -138,7 +138,7 @@ def rotate(
 
     \b
     Exit codes:
-      0    done; or, in a dry run, no gate objects to the plan
+      0    done; or, in a dry run, the plan can be applied
       1    failed midway: run it again
       2    could not begin; nothing was changed
       3    refused by a gate; nothing was changed
