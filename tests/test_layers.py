@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -273,3 +274,10 @@ def test_importing_the_package_adds_at_most_30_ms_to_asyncpg() -> None:
     # CPU time, and the best of several runs: what else the machine does only ever adds. It still adds something.
     limit = 0.030 if os.environ.get("AIOPQR_PROOF") else 0.090
     assert min(run(TIME_OF)["aiopqr"] for _ in range(7)) <= limit
+
+
+def test_contributing_draws_every_module_of_the_layers() -> None:
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    drawing = text[text.index("## The layers") : text.index("## Four walks")]
+    drawn = set(re.findall(r"\w+", drawing))
+    assert [name for name in LAYERS if name != "__init__" and not {*name.split(".")} <= drawn] == []
