@@ -1,6 +1,8 @@
-"""Says why a text is unusable as a name or a password, without ever showing the text."""
+"""Says why a text is unusable as a name, a password or a DSN, without ever showing the text."""
 
 from __future__ import annotations
+
+from urllib.parse import unquote, urlsplit
 
 
 def flaw(text: object) -> str | None:
@@ -46,3 +48,30 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+_NO_DSN = "cannot be parsed: it must look like postgresql://host:port/database"
+_ESCAPE = "If it is part of a name or a password, write @ as %40, / as %2F, ? as %3F and # as %23"
+
+
+def flaw_of_dsn(dsn: str) -> str | None:
+    """Why a DSN cannot be read, or would be misread, or None.
+
+    A `/`, `?`, `#` or `@` in a password ends it too early. asyncpg takes the rest for a part of the address, which
+    error messages show.
+    """
+    try:
+        parts = urlsplit(dsn)
+    except ValueError:  # it quotes the text
+        return _NO_DSN
+    if parts.scheme not in ("postgresql", "postgres"):
+        return _NO_DSN
+    user, at, hosts = parts.netloc.partition("@")
+    hosts = hosts if at else user
+    keys = [part.partition("=")[0] for part in parts.query.split("&")]
+    if any("@" in text for text in (hosts, parts.path, parts.fragment, *keys)):
+        return f"contains an @ that is not escaped. {_ESCAPE}"
+    ports = [unquote(host.rpartition("]")[2].partition(":")[2]) for host in hosts.split(",")]
+    if not all(port.isdecimal() for port in ports if port):
+        return f"contains a port that is not a number. {_ESCAPE}"
+    return None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from ._flaws import flaw_of_dsn
 from ._trust import take_trust
 from .errors import ConfigurationError
 
@@ -96,12 +97,9 @@ def check_connect_arguments(
         return
     if not isinstance(dsn, str):
         raise ConfigurationError(f"dsn must be text, not {type(dsn).__name__}")
-    try:
-        parts = urlsplit(dsn)
-        query = {key for key, _ in parse_qsl(parts.query)}
-    except ValueError:
-        parts = None
-    if parts is None or parts.scheme not in ("postgresql", "postgres"):
-        raise ConfigurationError("dsn cannot be parsed: it must look like postgresql://host:port/database")
+    if problem := flaw_of_dsn(dsn):
+        raise ConfigurationError(f"dsn {problem}")
+    parts = urlsplit(dsn)
+    query = {key for key, _ in parse_qsl(parts.query)}
     if "@" in unquote(parts.netloc) or query & {"user", "password"}:
         raise ConfigurationError("dsn must name no user and no password: credentials= supply them")

@@ -12,10 +12,11 @@ from typing import Any
 
 import asyncpg
 
+from .._flaws import flaw_of_dsn
 from .._threads import in_thread
 from .._trust import take_trust
 from ..credentials import Secret
-from ..errors import without_frames
+from ..errors import ConfigurationError, without_frames
 from .asyncpg_login import login
 from .parsing import read_account, read_target
 
@@ -52,7 +53,10 @@ async def connect_once(
     If ``user`` or ``password`` is missing, it comes from the places where asyncpg looks: the DSN, the environment, the
     password file. ``require_auth`` says what the server may ask for, unless the DSN or PGREQUIREAUTH does. If the
     server asks for anything else, this raises :class:`UntrustedServer`. ``asked`` is called with what it asked for.
+    A DSN that would be misread raises :class:`ConfigurationError`.
     """
+    if dsn and (problem := flaw_of_dsn(dsn)):
+        raise ConfigurationError(f"the DSN {problem}")
     options = {"statement_cache_size": 0, **options}
     if application_name is not None:
         options["server_settings"] = {"application_name": application_name}
@@ -67,6 +71,8 @@ async def connect_once(
 
 def place_of(dsn: str | None, **options: Any) -> str:
     """Where a DSN leads to, in readable form: ``db:5432/orders``. Empty if the DSN cannot be read."""
+    if dsn and flaw_of_dsn(dsn):
+        return ""
     try:
         target = read_target((dsn,), options)
     except Exception:  # asyncpg's own error, which the connect will raise again

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import asyncpg
 import typer
 
+from .._flaws import flaw_of_dsn
 from .._login import DRIVER_ERRORS, place_of
 from ..credentials import Secret
 from ..errors import AiopqrError, ConfigurationError, MissingExtra, RotationError, describe
@@ -39,20 +40,19 @@ class UsageError(typer.BadParameter):
 
 
 def dsn_without_password(dsn: str, option: str, *, user_allowed: bool) -> str:
-    """Return ``dsn``, or raise :class:`UsageError` if it contains a password, or a user where that is not allowed."""
-    try:
-        parts = urlsplit(dsn)
-        query = {key.lower() for key, _ in parse_qsl(parts.query, keep_blank_values=True)}
-    except ValueError:
-        parts = None
-    if parts is None or parts.scheme not in ("postgresql", "postgres"):
-        raise UsageError(f"{option} must look like postgresql://host:port/database")
+    """Return ``dsn``, or raise :class:`UsageError` if it contains a password, or a user where that is not allowed.
+
+    The error never shows the DSN.
+    """
+    public = "everyone on this machine can read in the process list: "
+    public += ADMIN_PASSWORD_WAYS if user_allowed else "the accounts' passwords come from the secret"
+    if problem := flaw_of_dsn(dsn):
+        raise UsageError(f"{option} {problem}. It must not contain a password, which {public}")
+    parts = urlsplit(dsn)
+    query = {key.lower() for key, _ in parse_qsl(parts.query, keep_blank_values=True)}
     user, _, _ = parts.netloc.rpartition("@")
     if ":" in unquote(user) or query & {"password", "sslpassword"}:
-        advice = ADMIN_PASSWORD_WAYS if user_allowed else "the accounts' passwords come from the secret"
-        raise UsageError(
-            f"{option} contains a password, which everyone on this machine can read in the process list: {advice}"
-        )
+        raise UsageError(f"{option} contains a password, which {public}")
     if not user_allowed and (user or "user" in query):
         raise UsageError(f"{option} must not name a user, because the secret's accounts are used")
     return dsn

@@ -255,6 +255,26 @@ def test_a_dsn_with_a_password_is_refused_and_not_repeated(dsn: str, option: str
 
 
 @pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://admin:1234/s3cr3t@db/x",
+        "postgresql://admin:s3cr3t#1234@db/x",
+        "postgresql://admin:s3cr3t?a=b@db/x",
+        "postgresql://admin@s3cr3t@db/x",
+    ],
+)
+@pytest.mark.parametrize("option", ["--admin", "--dsn"])
+def test_a_password_that_ends_the_servers_name_too_early_is_noticed_and_not_repeated(dsn: str, option: str) -> None:
+    given = {"--admin": "postgresql://admin@db/x", "--dsn": "postgresql://db/x", "--file": "f", option: dsn}
+    result = invoke(*(word for pair in given.items() for word in pair))
+    assert result.exit_code == 2
+    text = " ".join(result.output.replace("│", " ").split())
+    assert f"{option} contains " in text
+    assert "everyone on this machine can read" in text
+    assert "s3cr3t" not in result.output
+
+
+@pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["--dsn", "postgresql://bob@db/x"], "must not name a user"),

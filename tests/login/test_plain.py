@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from aiopqr import UntrustedServer
-from aiopqr._login import connect_once
+from aiopqr import ConfigurationError, UntrustedServer
+from aiopqr._login import connect_once, place_of
 from aiopqr.credentials import Secret
 
 from . import who_sends_what as impostors
@@ -40,6 +40,15 @@ async def test_others_are_allowed_when_somebody_says_so(
     asked: list[str] = []
     assert await user_of(await connect_once(dsn, password=Secret(PASSWORD), asked=asked.append)) == "by_md5"
     assert asked == ["md5 over plain TCP"]
+
+
+@pytest.mark.parametrize("password", ["1234/s3cr3t", "s3cr3t#1234", "12@s3cr3t", "s3cr3t?a=b", "[s3cr3t]"])
+async def test_a_dsn_whose_password_is_not_escaped_is_an_error_and_no_part_of_it_is_shown(password: str) -> None:
+    dsn = f"postgresql://admin:{password}@127.0.0.1:1/postgres"
+    with pytest.raises(ConfigurationError, match="^the DSN ") as caught:
+        await connect_once(dsn)
+    assert "s3cr3t" not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}"
+    assert place_of(dsn) == ""
 
 
 @pytest.mark.parametrize("where", ["dsn", "environment", "password file"])
