@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import asyncpg
 from asyncpg import connect_utils
 
 from ..credentials import Secret
+from ..errors import ConfigurationError
 from .names import is_ip
 
 # If no database is named, asyncpg uses the user's name. Passing a name that no database has reveals whether it did so.
@@ -79,11 +81,21 @@ def _tcp_address(host: str, port: int | str) -> Address:
 
 
 def read_account(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, Secret]:
-    """The user and the password that asyncpg would use. The password is empty if it finds none. Reads files."""
-    parse = connect_utils._parse_connect_dsn_and_args  # type: ignore[attr-defined]
+    """The user and the password that asyncpg would use. The password is empty if it finds none. Reads files.
+
+    Raises :class:`ConfigurationError` if this version of asyncpg does not allow that.
+    """
     known = {**dict(zip(("dsn",), args, strict=False)), **kwargs, "ssl": _no_files}
-    _, params = parse(**{name: known.get(name) for name in inspect.signature(parse).parameters})
-    return params.user, Secret(params.password or "")
+    try:
+        parse = connect_utils._parse_connect_dsn_and_args  # type: ignore[attr-defined]
+        _, params = parse(**{name: known.get(name) for name in inspect.signature(parse).parameters})
+        return params.user, Secret(params.password or "")
+    except (AttributeError, TypeError):
+        pass
+    raise ConfigurationError(
+        f"asyncpg {asyncpg.__version__} does not read a DSN as this version of aiopqr expects, so the user and the "
+        "password cannot be found: upgrade aiopqr, or install asyncpg 0.32"
+    )
 
 
 def service_section(query: Mapping[str, str], kwargs: Mapping[str, Any]) -> Mapping[str, str]:

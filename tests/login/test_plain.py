@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asyncpg import connect_utils
 
 from aiopqr import ConfigurationError, UntrustedServer
 from aiopqr._login import connect_once, place_of
@@ -45,10 +46,16 @@ async def test_others_are_allowed_when_somebody_says_so(
 @pytest.mark.parametrize("password", ["1234/s3cr3t", "s3cr3t#1234", "12@s3cr3t", "s3cr3t?a=b", "[s3cr3t]"])
 async def test_a_dsn_whose_password_is_not_escaped_is_an_error_and_no_part_of_it_is_shown(password: str) -> None:
     dsn = f"postgresql://admin:{password}@127.0.0.1:1/postgres"
-    with pytest.raises(ConfigurationError, match="^the DSN ") as caught:
+    with pytest.raises(ConfigurationError, match=r"^the DSN ") as caught:
         await connect_once(dsn)
     assert "s3cr3t" not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}"
     assert place_of(dsn) == ""
+
+
+async def test_without_asyncpgs_parser_an_administrator_learns_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(connect_utils, "_parse_connect_dsn_and_args")
+    with pytest.raises(ConfigurationError, match=r"asyncpg .* upgrade aiopqr, or install asyncpg 0\.32"):
+        await connect_once("postgresql://admin@127.0.0.1:1/postgres")
 
 
 @pytest.mark.parametrize("where", ["dsn", "environment", "password file"])
