@@ -127,7 +127,7 @@ class VaultRolesRotator(Rotator):
             credential, changed_at = changed.pair[parity], changed.changed_at(parity)
             assert credential is not None
             assert changed_at is not None
-            login = await self._database.login(credential)
+            login = await self._database.login_patiently(credential, settings.verify_timeout)
             if not login.accepted:
                 raise RotationFailed(
                     f"Vault has changed the password of {plan.username!r}, but it does not work on the applications' "
