@@ -145,7 +145,7 @@ def rotate(
       4    finished an interrupted rotation, and did not begin a new one
       5    failed and was undone; everything is as it was before
       6    done, but old sessions could not be ended: end them by hand
-      130  interrupted: run it again
+      130  interrupted: run it again; with --vault-roles, do what the output says
     """
     exactly_one(file=file, secret=secret, vault=vault, vault_roles=vault_roles)
     if vault_roles and announce:

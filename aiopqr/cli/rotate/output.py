@@ -15,6 +15,7 @@ from ...rotation.gates import Objection
 from ...rotation.plan import Action, Plan
 from ...rotation.rotator import Rotation
 from ...rotation.run import Step
+from ...rotation.vault_roles import RolePlan
 from ...rotation.words import counted
 
 _STEP_TEXTS = {
@@ -75,10 +76,20 @@ class Output:
         plan = self._plan
         if plan is None or (self._done is None and plan.action is Action.ROTATE):
             text = "nothing was changed"
+        elif isinstance(plan, RolePlan) and self._done in (
+            Step.CHECKED,
+            Step.ALTERED,
+        ):
+            # Another run would not finish this rotation.
+            may_have = "has" if self._done is Step.ALTERED else "may have"
+            text = (
+                f"Vault {may_have} changed the password of {plan.username!r}. Do not change the other account until "
+                "`aiopqr check` says that this one can log in"
+            )
+        elif isinstance(plan, RolePlan) or self._done in (Step.PROMOTED, Step.ENDED):
+            text = f"the password of {plan.username!r} has been changed; its old sessions may still be open"
         elif self._done is Step.CHECKED and plan.action is Action.ROTATE:  # its new password may be staged by now
             text = f"the password of {plan.username!r} has not been changed yet; run the same command again to continue"
-        elif self._done in (Step.PROMOTED, Step.ENDED):
-            text = f"the password of {plan.username!r} has been changed; its old sessions may still be open"
         else:
             progress = _STEP_TEXTS[self._done] if self._done else "an earlier run staged its new password"
             unfinished = f"the rotation of {plan.username!r} is not finished ({progress})"
