@@ -53,7 +53,7 @@ class FileStore(WholeStore):
 
     async def read(self) -> StoredSecret:
         """See :meth:`SecretStore.read`. Raises :class:`StoreError` if the file cannot be read or used."""
-        return await self._in_thread(lambda: self._load(self._path.resolve())[1])
+        return await self._in_thread(lambda: self._load(self._target())[1])
 
     async def check_writable(self) -> None:
         """Raise :class:`StoreError` if the file cannot be replaced. Makes and removes another file in its folder."""
@@ -89,8 +89,12 @@ class FileStore(WholeStore):
             problem = without_frames(exc)
         raise problem  # outside the handlers, because the frames of the caught error hold the secret
 
+    def _target(self) -> Path:
+        """The file that the symlinks lead to. If they form a loop, it is one of them, and opening it fails."""
+        return Path(os.path.realpath(self._path))  # Path.resolve() raises RuntimeError for a loop before Python 3.13
+
     def _try_writing(self) -> None:
-        path, problem = self._path.resolve(), ""
+        path, problem = self._target(), ""
         try:
             with _locked(path):
                 _clear_leftovers(path)
@@ -109,7 +113,7 @@ class FileStore(WholeStore):
             )
 
     def _replace(self, revision: str, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> StoredSecret:
-        path = self._path.resolve()
+        path = self._target()
         with _locked(path):
             content, current = self._load(path)
             if current.revision != revision:
@@ -122,10 +126,10 @@ class FileStore(WholeStore):
             return parsed
 
     def _create(self, pair: CredentialPair, changed_at: datetime) -> StoredSecret:
-        path = self._path.resolve()
+        path = self._target()
         new = (json.dumps(new_document(pair, changed_at), indent=2) + "\n").encode()
         with _locked(path):
-            if path.exists():
+            if os.path.lexists(path):
                 raise StoreConflict(f"{self._path} exists")
             _write(path, new, like=None)
         return _parse(new)

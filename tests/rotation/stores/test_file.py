@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -302,6 +303,25 @@ async def test_a_file_that_is_no_secret_is_told_by_path_and_never_by_content(tmp
     with pytest.raises(StoreError, match=r"pair\.json: ") as caught:
         await FileStore(path).read()
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        FileStore.read,
+        FileStore.check_writable,
+        lambda store: store.create(CredentialPair(NEW, Credential("app_even", "even-1")), changed_at=NOON),
+    ],
+)
+async def test_symlinks_in_a_loop_are_a_store_error_and_stay(
+    tmp_path: Path, call: Callable[[FileStore], Awaitable[object]]
+) -> None:
+    loop = tmp_path / "a"
+    loop.symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(StoreError, match=r"/a(: Too many| cannot be written| exists)"):
+        await call(FileStore(loop))
+    assert sorted(link.name for link in tmp_path.iterdir() if link.is_symlink()) == ["a", "b"]
 
 
 async def test_a_missing_file_is_a_store_error(tmp_path: Path) -> None:
