@@ -8,6 +8,7 @@ mount, so do not use one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from pathlib import Path
 from .._threads import OwnThread
 from ..credentials import SECRET_KEYS, CredentialPair
 from ..errors import InvalidSecret, SourceError
+
+_TRIES = 3  # how often to read a folder that is replaced meanwhile
 
 
 class FileSource:
@@ -63,9 +66,24 @@ class FileSource:
         return self._seen[1]
 
     def _read_folder(self) -> Mapping[str, str]:
-        # Kubernetes swaps the symlink `..data`. Resolve it once, so that all keys come from one version.
+        """All values of one version of the folder, which may be replaced at any time by the swap of a symlink.
+
+        The old version is removed soon after, and files that are already gone would look like keys that were never
+        there. So what was read counts only if the same folder is still in place afterwards.
+        """
+        for _ in range(_TRIES):
+            folder = self._resolved()
+            values = self._values(folder)
+            if self._resolved() == folder:
+                return values
+        raise OSError(errno.EBUSY, "the folder was replaced each time it was read")
+
+    def _resolved(self) -> Path:
+        """The folder without symlinks: the target of ``..data``, which Kubernetes swaps, or of the path itself."""
         data = self._path / "..data"
-        folder = data.resolve() if data.exists() else self._path
+        return (data if data.exists() else self._path).resolve()
+
+    def _values(self, folder: Path) -> Mapping[str, str]:
         # Unknown files are not read. Their names are only for an error message.
         is_own = self._parse == CredentialPair.from_secret
         names = [path.name for path in sorted(folder.iterdir()) if path.is_file()]
@@ -73,4 +91,4 @@ class FileSource:
 
 
 def _read_value(path: Path) -> str:
-    return path.read_text("utf-8").removesuffix("\n").removesuffix("\r")
+    return path.read_bytes().decode().removesuffix("\n").removesuffix("\r")

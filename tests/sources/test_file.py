@@ -6,12 +6,15 @@ import asyncio
 import json
 import os
 import threading
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 import aiopqr
 from aiopqr.sources import FileSource
+from aiopqr.sources import file as module
 
 
 def secret(odd: str = "one", **more: object) -> dict[str, object]:
@@ -64,6 +67,67 @@ async def test_a_mounted_folder_with_a_file_for_each_key_is_read_as_of_one_versi
     kubelet_writes(tmp_path, "v2", {key: f"{value}\n" for key, value in secret("changed").items()})
     assert odd_password(first) == "one"
     assert odd_password(await source.fetch()) == "changed"
+
+
+async def test_a_folder_whose_own_symlink_is_replaced_while_it_is_read_is_read_as_of_one_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("one", "two"):
+        (tmp_path / version).mkdir()
+        for key in ("username", "password"):
+            (tmp_path / version / key).write_text(f"of_{version}")
+    (tmp_path / "orders").symlink_to("one")
+    read = module._read_value
+
+    def read_and_replace(path: Path) -> str:
+        value = read(path)
+        (tmp_path / "new").symlink_to("two")
+        os.replace(tmp_path / "new", tmp_path / "orders")
+        return value
+
+    monkeypatch.setattr(module, "_read_value", read_and_replace)
+    pair = await FileSource(tmp_path / "orders").fetch()
+    assert pair == aiopqr.CredentialPair.single(aiopqr.Credential("of_two", "of_two"))
+
+
+async def test_a_version_that_is_removed_before_its_files_are_listed_gives_no_degraded_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubelet_writes(tmp_path, "v1", {key: str(value) for key, value in secret().items()})
+    listed = Path.iterdir
+
+    def remove_and_list(folder: Path) -> Iterator[Path]:
+        if folder.name == "..v1":
+            kubelet_writes(tmp_path, "v2", {key: str(value) for key, value in secret("changed").items()})
+            for key in ("active_credential", "even_password", "even_username"):
+                (folder / key).unlink()
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", remove_and_list)
+    pair = await FileSource(tmp_path).fetch()
+    assert pair.missing is None
+    assert odd_password(pair) == "changed"
+
+
+async def test_a_folder_that_is_replaced_during_every_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubelet_writes(tmp_path, "v0", {key: str(value) for key, value in secret().items()})
+    read, versions = module._read_value, count(1)
+
+    def read_and_replace(path: Path) -> str:
+        kubelet_writes(tmp_path, f"v{next(versions)}", {key: str(value) for key, value in secret().items()})
+        return read(path)
+
+    monkeypatch.setattr(module, "_read_value", read_and_replace)
+    with pytest.raises(aiopqr.SourceError, match="was replaced each time it was read"):
+        await FileSource(tmp_path).fetch()
+
+
+async def test_a_value_in_a_folder_keeps_its_carriage_returns(tmp_path: Path) -> None:
+    (tmp_path / "username").write_bytes(b"app\r\n")
+    (tmp_path / "password").write_bytes(b"one\r\ntwo\rthree\r\n")
+    assert odd_password(await FileSource(tmp_path).fetch()) == "one\r\ntwo\rthree"
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
