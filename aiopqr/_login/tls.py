@@ -63,14 +63,16 @@ class TlsContexts:
         if self._making is None or (self._making.done() and now >= self._made_at + self._check_every):
             self._made_at = now
             self._making = _threads.shared.submit(_current, dict(arguments), self._made)
-        making = self._making
+        making, made = self._making, self._made  # another login may forget both while this one waits
         if not making.done():
-            patience = None if self._made is None else max(self._made_at + _PATIENCE - now, 0.0)
+            patience = None if made is None else max(self._made_at + _PATIENCE - now, 0.0)
             await asyncio.wait({making}, timeout=patience)
         if making.done():
-            self._made = making.result()
-        assert self._made is not None
-        return self._made.context
+            made = making.result()
+            if making is self._making:
+                self._made = made
+        assert made is not None
+        return made.context
 
     def forget(self) -> None:
         """Discard the context. Call this after a failed login, since the files may have been replaced."""

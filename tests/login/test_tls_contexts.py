@@ -143,6 +143,55 @@ async def test_files_that_hang_keep_the_timeout_and_stop_no_login_that_has_a_con
     assert await made.shared(verify_full(root), loop) is not first
 
 
+@pytest.mark.parametrize("other", [None, "another host"])
+async def test_a_context_that_is_forgotten_meanwhile_still_serves_a_login_that_waits_for_slow_files(
+    other: str | None, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    slow, current = threading.Event(), module._current
+    made, loop = TlsContexts(check_every=0.0), asyncio.get_running_loop()
+    first = await made.shared(verify_full(root), loop)
+    monkeypatch.setattr(module, "_current", lambda *args: slow.wait(20) and current(*args))
+    try:
+        waiting = asyncio.create_task(made.shared(verify_full(root), loop))
+        await asyncio.sleep(0)
+        made.forget()
+        others = [asyncio.create_task(made.shared({**verify_full(root), "host": other}, loop))] if other else []
+        assert await waiting is first
+    finally:
+        slow.set()
+    assert first not in await asyncio.gather(*others)
+
+
+async def test_a_late_context_for_other_arguments_serves_only_the_login_that_asked_for_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    gates, current = {str(path): threading.Event() for path in (root, tmp_path / "other.pem")}, module._current
+
+    def slow(arguments: Any, before: Any) -> Any:
+        assert gates[arguments["dsn"].partition("sslrootcert=")[2]].wait(20)
+        return current(arguments, before)
+
+    monkeypatch.setattr(module, "_current", slow)
+    made, loop = TlsContexts(), asyncio.get_running_loop()
+    try:
+        early = asyncio.create_task(made.shared(verify_full(root), loop))
+        await asyncio.sleep(0)
+        late = asyncio.create_task(made.shared(verify_full(tmp_path / "other.pem"), loop))
+        await asyncio.sleep(0)
+        gates[str(root)].set()
+        context = await early
+        third = asyncio.create_task(made.shared(verify_full(tmp_path / "other.pem"), loop))
+        await asyncio.wait({third}, timeout=0.2)  # longer than anybody waits who has a context to fall back on
+    finally:
+        for gate in gates.values():
+            gate.set()
+    assert context is not await late
+    assert await third is await late
+
+
 async def test_a_waiter_that_is_cancelled_takes_the_context_from_nobody(root: Path) -> None:
     made, loop = TlsContexts(), asyncio.get_running_loop()
     tasks = [asyncio.create_task(made.shared(verify_full(root), loop)) for _ in range(2)]
