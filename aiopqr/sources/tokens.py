@@ -14,7 +14,7 @@ from typing import Any
 
 from .._threads import in_thread
 from ..credentials import Credential, CredentialPair
-from ..errors import ConfigurationError, MissingExtra, SourceError
+from ..errors import ConfigurationError, InvalidSecret, MissingExtra, SourceError
 
 ENTRA_SCOPE = "https://ossrdbms-aad.database.windows.net/.default"
 GOOGLE_SCOPE = "https://www.googleapis.com/auth/sqlservice.login"
@@ -41,16 +41,25 @@ class TokenSource:
 
     async def fetch(self) -> CredentialPair:
         """Fetch a fresh token and return the account with it as its password."""
-        answer = self._fetch()
+        answer: Any = self._fetch()
         if not inspect.isawaitable(answer):
+            del answer  # here and below: a traceback must not hold a token
             raise ConfigurationError("the callable of a TokenSource must be an async function")
-        found: Any = await answer
-        if isinstance(found, tuple) and len(found) == 2:
-            token, expires_at = found
-            if isinstance(token, str) and isinstance(expires_at, datetime):
-                return CredentialPair.single(Credential(self._username, token, expires_at))
-        del found, answer  # a traceback must not hold a token
-        raise SourceError("the callable of a TokenSource must return a token and its expiry as an aware datetime")
+        account = self._account(await answer)
+        del answer  # a future shows its result
+        if isinstance(account, str):
+            raise SourceError(account)
+        return CredentialPair.single(account)
+
+    def _account(self, found: object) -> Credential | str:
+        """The account with its token, or what is wrong with it. Not raised from here, because this frame holds it."""
+        match found:
+            case (str(token), datetime() as expires_at) if expires_at.utcoffset() is not None:
+                try:
+                    return Credential(self._username, token, expires_at)
+                except InvalidSecret as exc:
+                    return f"the account of {self!r} cannot be used: {exc}"
+        return "the callable of a TokenSource must return a token and its expiry as an aware datetime"
 
 
 class EntraSource(TokenSource):

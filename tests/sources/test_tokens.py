@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
+import traceback
 import types
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 import aiopqr
-from aiopqr.sources import EntraSource, GoogleSource, RdsIamSource, TokenSource
+from aiopqr.sources import EntraSource, GoogleSource, RdsIamSource, TokenSource, tokens
 
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
 TOKEN = "t0ken-7f3a"
@@ -53,6 +54,32 @@ async def test_an_answer_that_is_no_token_is_refused_without_being_shown(answer:
 async def test_a_function_that_is_not_async_is_refused() -> None:
     with pytest.raises(aiopqr.ConfigurationError, match="async function"):
         await TokenSource("app", lambda: (TOKEN, LATER)).fetch()  # type: ignore[arg-type, return-value]
+
+
+def answer_of(found: Any) -> Any:
+    future = asyncio.get_running_loop().create_future()
+    future.set_result(found)
+    return future
+
+
+UNUSABLE = [(TOKEN.encode(), LATER), (TOKEN, LATER.replace(tzinfo=None)), (f"{TOKEN}\n", LATER), [TOKEN], TOKEN]
+
+
+@pytest.mark.parametrize("found", UNUSABLE)
+@pytest.mark.parametrize("answered", [answer_of, lambda found: found], ids=["awaitable", "not async"])
+async def test_no_traceback_shows_a_token_that_cannot_be_used(answered: Any, found: Any) -> None:
+    with pytest.raises((aiopqr.SourceError, aiopqr.ConfigurationError)) as caught:
+        await TokenSource("app", lambda: answered(found)).fetch()
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    inside = [frame for frame in shown.stack if frame.filename == tokens.__file__]
+    assert inside
+    assert TOKEN not in repr([frame.locals for frame in inside])
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+async def test_a_token_that_ends_in_a_line_break_is_refused_by_the_name_of_its_flaw() -> None:
+    with pytest.raises(aiopqr.SourceError, match=r"TokenSource\('app'\).* must not end with white space \(a line feed"):
+        await TokenSource("app", lambda: answer_of((f"{TOKEN}\n", LATER))).fetch()
 
 
 async def test_pools_that_share_a_refresher_ask_once_for_each_token() -> None:
