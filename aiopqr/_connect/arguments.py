@@ -61,7 +61,7 @@ class Arguments:
             return cls(args, kwargs, trust=trust)
         defaults: dict[str, Any] = {}
         if endpoint and endpoint.host and not target.names_host:
-            defaults |= {"host": endpoint.host}
+            defaults |= {"host": endpoint.host.split(",")}  # one, or several as in a DSN
             defaults |= {"port": endpoint.port} if endpoint.port else {}
         if endpoint and endpoint.database and target.database is None:
             defaults |= {"database": endpoint.database}

@@ -31,7 +31,8 @@ def parse_secret(secret: str | bytes | Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(secret, str | bytes | bytearray):
         raise InvalidSecret(f"a secret must be JSON text or a mapping, not {type(secret).__name__}")
     try:
-        entries = json.loads(secret)
+        # In text, unlike in bytes, the parser does not accept an editor's byte order mark.
+        entries = json.loads(secret.removeprefix("\ufeff") if isinstance(secret, str) else secret)
     except (ValueError, RecursionError):
         # The parser's error contains the text of the secret, so it is not passed on.
         entries = None
@@ -101,7 +102,8 @@ def _active(entries: Mapping[str, Any], *, is_whole: bool) -> Parity:
 
 
 def _endpoint(entries: Mapping[str, Any]) -> Endpoint | None:
-    host, port, database = (entries.get(key) for key in ("host", "port", "dbname"))
+    place = (entries.get(key) for key in ("host", "port", "dbname"))
+    host, port, database = (None if value == "" else value for value in place)
     if host is port is database is None:
         return None
     for key, value in (("host", host), ("dbname", database)):
@@ -110,13 +112,13 @@ def _endpoint(entries: Mapping[str, Any]) -> Endpoint | None:
     if port is not None:
         try:
             number = int(port)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last one for infinity, which JSON's 1e999 becomes
             number = 0
         if isinstance(port, bool | float) or not 0 < number < 65536:
             raise InvalidSecret("port must be a number from 1 to 65535")
         port = number
     # CloudNativePG writes "*" into the secret of a superuser, who may use any database.
-    return Endpoint(host or None, port, None if database == "*" else database or None)
+    return Endpoint(host, port, None if database == "*" else database)
 
 
 def _found(entries: Mapping[str, Any]) -> str:

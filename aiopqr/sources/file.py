@@ -27,6 +27,8 @@ class FileSource:
     The file is read every ``interval`` seconds (default 1) in a separate thread, and parsed when it has changed. To
     read another format, pass ``parse``: it gets the file's bytes, or a mapping of file names to texts for a folder, and
     returns a :class:`CredentialPair`.
+
+    There is only one read at a time. While one hangs, each fetch waits for it, even if the path has been replaced.
     """
 
     def __init__(

@@ -171,6 +171,13 @@ def test_what_the_caller_changes_counts_from_the_next_connect_on() -> None:
     )
 
 
+def test_a_secret_may_name_several_hosts_as_a_dsn_may() -> None:
+    named = Reader().read(("postgresql://127.0.0.1,127.0.0.2:6432/orders",), {"port": 6432}, None).addresses
+    found = Reader().read((), {}, Endpoint("127.0.0.1,127.0.0.2", 6432, "orders"))
+    assert found.addresses == named
+    assert len(named) == 2
+
+
 @pytest.mark.parametrize(
     "kwargs", [{"dsn": "postgresql://?service=orders"}, {"service": "orders", "dsn": "postgresql:///"}]
 )

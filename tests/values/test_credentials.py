@@ -50,7 +50,17 @@ def whole_text(exc: BaseException) -> str:
 # A pair from a secret.
 
 
-@pytest.mark.parametrize("form", [dict, MappingProxyType, json.dumps, lambda entries: json.dumps(entries).encode()])
+FORMS = [
+    dict,
+    MappingProxyType,
+    json.dumps,
+    lambda entries: json.dumps(entries).encode(),
+    lambda entries: "\ufeff" + json.dumps(entries),  # an editor's byte order mark
+    lambda entries: json.dumps(entries).encode("utf-8-sig"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_pair_is_read_from_a_mapping_text_or_bytes(form: Callable[[Any], Any]) -> None:
     pair = CredentialPair.from_secret(form(WHOLE))
     assert pair == CredentialPair(
@@ -62,6 +72,15 @@ def test_other_keys_are_ignored_and_the_endpoint_is_read() -> None:
     pair = CredentialPair.from_secret(secret(host="db.internal", port="5433", dbname="orders", engine="postgres"))
     assert pair.endpoint == Endpoint("db.internal", 5433, "orders")
     assert pair == CredentialPair.from_secret(WHOLE), "where the database is makes no other pair"
+
+
+@pytest.mark.parametrize("key", ["host", "port", "dbname"])
+def test_an_empty_place_is_as_good_as_none(key: str) -> None:
+    place = {"host": "db", "port": 5433, "dbname": "orders"}
+    assert CredentialPair.from_secret(secret(**{**place, key: ""})).endpoint == (
+        CredentialPair.from_secret(secret(**{**place, key: MISSING})).endpoint
+    )
+    assert CredentialPair.from_secret(secret(**{key: ""})).endpoint is None
 
 
 @pytest.mark.parametrize("absent", ["odd", "even"])
@@ -133,7 +152,8 @@ BAD: list[tuple[Any, str]] = [
     (secret(pending_username="somebody", pending_password=CANARY), "pending_username"),
     (secret(host=7), "host must be text, not int"),
     (secret(dbname=[]), "dbname must be text, not list"),
-    *((secret(port=bad), "port must be") for bad in (0, 65536, -1, "", "x", CANARY, True, 5432.5, [], 10**400)),
+    *((secret(port=bad), "port must be") for bad in (0, 65536, -1, "x", CANARY, True, 5432.5, [], 10**400)),
+    *((secret(port=float(bad)), "port must be") for bad in ("inf", "-inf", "nan")),
     ({}, "expected odd_username, odd_password, even_username, even_password and active_credential, or username"),
     ({}, "found no keys"),
     ({"active_credential": "odd", "engine": CANARY}, "found active_credential, engine"),
