@@ -101,6 +101,20 @@ class Database:
                 raise RotationRefused([Objection(Gate.IN_PROGRESS, text)])
             yield con
 
+    async def is_held(self, guard: Any) -> bool:
+        """Whether the lock of :meth:`exclusively` has been held all the time: its transaction has not ended."""
+        try:
+            await guard.fetchval("SELECT 1", timeout=10.0)
+        except DRIVER_ERRORS:
+            return False
+        return True
+
+    @contextlib.asynccontextmanager
+    async def still_exclusively(self, guard: Any, pair: CredentialPair) -> AsyncIterator[None]:
+        """Like :meth:`exclusively`, with the lock that ``guard`` holds or, if that is lost, with a new one."""
+        async with contextlib.nullcontext() if await self.is_held(guard) else self.exclusively(pair):
+            yield
+
     @contextlib.asynccontextmanager
     async def altering(self, pair: CredentialPair) -> AsyncIterator[Any]:
         """A transaction in which no other rotator can alter this pair. Waits if one is doing so right now.
@@ -227,6 +241,14 @@ class Database:
     async def commit(self, con: Any) -> None:
         """Make the changes on ``con`` take effect."""
         await con.execute("COMMIT")
+
+    async def commit_and_go_on(self, con: Any, pair: CredentialPair) -> None:
+        """Make the changes on ``con`` take effect, without giving up the lock of :meth:`altering` for a moment."""
+        key = _lock_key("alteration", pair)
+        await con.execute(f"SELECT pg_advisory_lock({key})")  # the session has it now, not only the transaction
+        # One message, so that a pooler stays on one server connection.
+        await con.execute(f"COMMIT; BEGIN; SELECT pg_advisory_xact_lock({key}); SELECT pg_advisory_unlock({key})")
+        await con.execute(_KEEP_LOCK)
 
     async def terminate(
         self, con: Any, username: str, before: datetime, exempt: Sequence[str] = ()

@@ -62,7 +62,8 @@ class Plan:
     def steps(self) -> tuple[str, ...]:
         """What would be done, in words. The rotator adds the wait between staging and ALTER ROLE."""
         name = self.username
-        abandon = (f"give up the staged password of {self.abandons!r}, which is not in force",) if self.abandons else ()
+        given_up = f"give up the staged password of {self.abandons!r}: ALTER ROLE with the stored one"
+        abandon = (given_up,) if self.abandons else ()
         stage = (f"generate a password for {name!r} and stage it in the store",)
         renewed = f", and VALID UNTIL {moment(self.valid_until)}" if self.valid_until else ""
         alter = (f"ALTER ROLE {name!r} with a SCRAM-SHA-256 verifier of the staged password{renewed}",)

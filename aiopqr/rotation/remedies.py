@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import NoReturn
+from datetime import datetime
+from typing import Any, NoReturn
 
 from .._login import DRIVER_ERRORS
 from ..credentials import Credential, Parity
-from ..errors import AiopqrError, RotationError
+from ..errors import RotationError
 from .database import Database
-from .errors import RotationFailed, RotationUndone, StoreConflict, StoreError
+from .errors import PathDown, RotationFailed, RotationRefused, RotationUndone, StoreConflict
 from .plan import Action, Plan
 from .stores.store import SecretStore, StoredSecret
 from .words import text_of
@@ -19,13 +20,14 @@ logger = logging.getLogger("aiopqr")
 
 
 class Remedies:
-    """The remedies for one rotation. ``verify_timeout`` is in seconds."""
+    """The remedies for one rotation. ``guard`` holds its lock, if it is not lost. ``verify_timeout`` is in seconds."""
 
-    def __init__(self, plan: Plan, database: Database, store: SecretStore, verify_timeout: float) -> None:
+    def __init__(self, plan: Plan, database: Database, store: SecretStore, guard: Any, verify_timeout: float) -> None:
         self._plan = plan
         self._name = plan.username
         self._database = database
         self._store = store
+        self._guard = guard
         self._verify_timeout = verify_timeout
 
     async def settle(self, staged: StoredSecret, tried: bool, problem: Exception) -> None:
@@ -34,11 +36,13 @@ class Remedies:
         Returns if the database has the staged password, and raises otherwise.
         """
         if not tried:
-            if self._plan.action is Action.ROTATE:  # keep a stage that another run has opened
-                await self._give_up(staged, problem)
-            if isinstance(problem, AiopqrError):
+            opened_here = self._plan.action is Action.ROTATE
+            if opened_here:  # keep a stage that another run has opened: that run may have altered the account
+                await self._close(staged, problem)
+            if isinstance(problem, RotationRefused | PathDown | StoreConflict):
                 raise problem
-            raise RotationUndone(f"changing {self._name!r} failed before anything was changed: {text_of(problem)}")
+            how = "and was undone" if opened_here else "before it was altered, and its new password is still staged"
+            raise RotationUndone(f"changing {self._name!r} failed {how}: {text_of(problem)}")
         found = await self._in_force(staged)
         if found == staged.pair.pending:
             logger.warning(
@@ -59,10 +63,8 @@ class Remedies:
         stored = _stored_of(staged, self._plan.parity)
         try:
             async with self._database.altering(staged.pair) as admin:
-                await self._database.alter(admin, stored, self._plan.valid_until and self._plan.valid_before)
-                await self._database.commit(admin)
+                await self._take_back(admin, staged)
             login = await self._database.login_patiently(stored, self._verify_timeout)
-            await self._store.abandon(staged)
         except (RotationError, *DRIVER_ERRORS) as exc:
             failure = text_of(exc)
         else:
@@ -76,35 +78,64 @@ class Remedies:
             f"changing {self._name!r} failed: {problem}. Undoing it also failed: {failure}. Run it again."
         )
 
-    async def _give_up(self, staged: StoredSecret, problem: Exception) -> None:
-        """Close the stage, since nothing was altered. If another rotator has closed it already, that is fine."""
+    async def _close(self, staged: StoredSecret, problem: Exception) -> None:
+        """Close the stage that this run has opened. If another rotator has closed it already, that is fine."""
         try:
-            await self._store.abandon(staged)
+            if await self._database.is_held(self._guard):  # so nobody has altered the account
+                await self._store.abandon(staged)
+            else:
+                async with self._database.altering(staged.pair) as admin:
+                    await self._take_back(admin, staged)
             return
         except StoreConflict:
             return
-        except StoreError as exc:
-            failure = str(exc)
+        except (RotationError, *DRIVER_ERRORS) as exc:
+            failure = text_of(exc)
         raise RotationFailed(
-            f"changing {self._name!r} was refused: {text_of(problem)}. Its new password is staged, and cannot be given "
+            f"changing {self._name!r} failed: {text_of(problem)}. Its new password is staged, and cannot be given "
             f"up: {failure}. Run it again."
         )
 
     async def _in_force(self, staged: StoredSecret) -> Credential | None:
         """The account's password after a failed alteration, or None if that cannot be found out.
 
-        If it is the stored one, this closes the stage.
+        Only the staged one can be found by a login, since a proxy may accept the stored one long after the database
+        has another. So if the stored one is accepted, the account gets it back, and the stage is closed.
         """
         stored = _stored_of(staged, self._plan.parity)
         with contextlib.suppress(RotationError, *DRIVER_ERRORS):
             # Once this transaction has the lock, the one that failed has ended, committed or not.
-            async with self._database.altering(staged.pair):
-                if (await self._database.login(stored)).accepted:
-                    await self._store.abandon(staged)
-                    return stored
+            async with self._database.altering(staged.pair) as admin:
                 if (await self._database.login(pending_of(staged))).accepted:
                     return staged.pair.pending
+                if (await self._database.login(stored)).accepted:
+                    await self._take_back(admin, staged)
+                    return stored
         return None
+
+    async def _take_back(self, admin: Any, staged: StoredSecret) -> None:
+        """Give up the stage, unless another rotator is at work. VALID UNTIL becomes what it was before."""
+        async with self._database.still_exclusively(self._guard, staged.pair):
+            valid_until = self._plan.valid_until and self._plan.valid_before
+            await give_up(self._database, self._store, admin, staged, valid_until)
+
+
+async def give_up(
+    database: Database, store: SecretStore, admin: Any, staged: StoredSecret, valid_until: datetime | None = None
+) -> StoredSecret:
+    """Close a stage that the database may have: the account gets its stored password back, and then the store drops it.
+
+    ``admin`` is in :meth:`Database.altering`, and stays there until the store has changed, so nobody can use the stage
+    in between. If the account cannot be altered, this raises and the stage stays, because then it may have the only
+    password that the database accepts. No login can show that it does not.
+    """
+    if (await store.read()).revision != staged.revision:
+        raise StoreConflict("the stored secret has changed since the new password was staged")
+    parity = staged.pair.pending_parity
+    assert parity is not None
+    await database.alter(admin, _stored_of(staged, parity), valid_until)
+    await database.commit_and_go_on(admin, staged.pair)
+    return await store.abandon(staged)
 
 
 def pending_of(secret: StoredSecret) -> Credential:

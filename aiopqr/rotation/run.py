@@ -25,7 +25,7 @@ from .errors import RotationFailed, RotationRefused, StoreConflict, StoreError, 
 from .gates import Gate, Objection, Rules
 from .passwords import PasswordRule
 from .plan import Action, Plan, decide
-from .remedies import Remedies, pending_of
+from .remedies import Remedies, give_up, pending_of
 from .stores.store import SecretStore, StoredSecret
 from .words import text_of
 
@@ -79,12 +79,12 @@ class Run:
         self._database = database
         self._store = store
         self._settings = settings
-        self._remedies = Remedies(plan, database, store, settings.verify_timeout)
 
     async def rotate(self) -> datetime:
         """Do all steps except ending old sessions. Returns when the account was changed."""
         pair, done = (await self._store.read()).pair, self._settings.listener
         async with self._database.exclusively(pair) as guard:
+            remedies = Remedies(self._plan, self._database, self._store, guard, self._settings.verify_timeout)
             staged = await self._stage(pair)
             if self._plan.action is not Action.FINISH:
                 waited = await self._announce(staged)
@@ -92,9 +92,9 @@ class Run:
                 if not alteration.tried and isinstance(alteration.problem, DRIVER_ERRORS):
                     alteration = await self._alter(staged, judge=waited)  # the admin's session was lost: use a new one
                 if alteration.problem is not None:
-                    await self._remedies.settle(staged, alteration.tried, alteration.problem)
+                    await remedies.settle(staged, alteration.tried, alteration.problem)
                 done(Step.ALTERED)
-                await self._verify(staged)
+                await self._verify(staged, remedies)
             done(Step.VERIFIED)
             changed_at = await self._time(guard)
             await self._promote(staged, changed_at)
@@ -115,11 +115,24 @@ class Run:
                 raise RotationRefused([Objection(Gate.IN_PROGRESS, text)])
             done(Step.CHECKED)
             if plan.abandons is not None:
-                secret = await self._store.abandon(secret)
+                secret = await self._abandon(admin, secret)
             if plan.action is Action.ROTATE:
                 secret = await self._open_stage(secret)
                 done(Step.STAGED)
         return secret
+
+    async def _abandon(self, admin: Any, secret: StoredSecret) -> StoredSecret:
+        """Give up the other account's stage. Raises :class:`RotationFailed` if that failed; it may still be open."""
+        try:
+            return await give_up(self._database, self._store, admin, secret)
+        except StoreConflict:
+            raise
+        except (RotationError, *DRIVER_ERRORS) as exc:
+            problem = text_of(exc)
+        raise RotationFailed(
+            f"the unfinished rotation of {self._plan.abandons!r} could not be given up, so its new password may still "
+            f"be staged: {problem}. Nothing else was changed. Run it again, or without --account to finish that one."
+        )
 
     async def _open_stage(self, secret: StoredSecret) -> StoredSecret:
         """Stage a new password. Raises :class:`StoreNotWritable` if that failed and the store is still as it was."""
@@ -169,18 +182,18 @@ class Run:
                     raise StoreConflict("the stored secret has changed since the new password was staged")
                 if judge:
                     plan = await self._judge(admin, staged)
-                tried = True
                 await self._database.alter(admin, pending_of(staged), plan.valid_until)
+                tried = True  # until here, the server rolls everything back
                 await self._database.commit(admin)
         except Exception as exc:
             return _Alteration(tried, without_frames(exc))
         return _Alteration(tried)
 
-    async def _verify(self, staged: StoredSecret) -> None:
+    async def _verify(self, staged: StoredSecret, remedies: Remedies) -> None:
         """Log in with the new password on the applications' path. Undoes the change if it is refused."""
         login = await self._database.login_patiently(pending_of(staged), self._settings.verify_timeout)
         if login.refused:
-            await self._remedies.undo(staged, f"the applications' path refuses its new password: {login.text}")
+            await remedies.undo(staged, f"the applications' path refuses its new password: {login.text}")
         if not login.accepted:
             raise RotationFailed(
                 f"{self._name!r} has its new password, which is also staged in the store, but it is unknown whether "

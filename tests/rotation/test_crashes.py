@@ -162,7 +162,6 @@ def _reduced(steps: list[str]) -> list[int]:
     """The moments around what changes something: each rename or POST, the announcement, each ALTER and its COMMIT."""
     changing = (" replace", " request POST", " ALTER ROLE", "announced")
     chosen = [n for n, name in enumerate(steps) if name.endswith(changing)]
-    chosen += [
-        next(n for n in range(at, len(steps)) if steps[n] == "after COMMIT") for at in chosen if "ALTER" in steps[at]
-    ]
+    committed = [n for n, name in enumerate(steps) if name.startswith("after COMMIT")]
+    chosen += [min(n for n in committed if n > at) for at in chosen if "ALTER" in steps[at]]
     return sorted(set(chosen))
