@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
 
-import asyncpg
-
 from .._login import DRIVER_ERRORS, answered, no_frames, place_of, verifier
 from ..credentials import Credential, CredentialPair, Parity
 from ..errors import RotationError, describe
@@ -23,6 +21,7 @@ from .errors import PathDown, RotationRefused
 from .gates import Facts, Gate, Login, Objection, Session
 from .sql import identifier, literal
 from .stores.store import StoredSecret
+from .words import counted
 
 # A proxy may take a moment to notice a new password, but servers and proxies may lock an account after ten failures.
 _REFUSED_LOGINS = 5
@@ -50,9 +49,12 @@ SELECT usename, pid, application_name, backend_start, host(client_addr) AS addre
 WHERE usename = ANY ($1) AND coalesce(backend_type, 'client backend') = 'client backend' AND pid <> pg_backend_pid()
 """
 
+# Of a session that the admin role may not see, everything but the user and the pid is NULL.
 _TERMINATE = """
-SELECT pid, pg_terminate_backend(pid) AS ended FROM pg_stat_activity
-WHERE usename = $1 AND backend_start < $2 AND backend_type = 'client backend' AND application_name <> ALL ($3)
+SELECT backend_start IS NULL AS unseen, CASE WHEN backend_start < $2 THEN pg_terminate_backend(pid) END AS ended
+FROM pg_stat_activity
+WHERE usename = $1 AND coalesce(backend_start < $2, true)
+  AND coalesce(backend_type, 'client backend') = 'client backend' AND coalesce(application_name, '') <> ALL ($3)
 """
 
 
@@ -256,9 +258,11 @@ class Database:
         """End the account's sessions that began before the given time. Returns how many, and an error text or None."""
         try:
             rows = await con.fetch(_TERMINATE, username, before, list(exempt))
-        except asyncpg.PostgresError as exc:
+        except DRIVER_ERRORS as exc:
             return 0, describe(exc)
-        return sum(row["ended"] for row in rows), None
+        unseen = sum(row["unseen"] for row in rows)
+        problem = f"the admin role cannot see when {counted(unseen, 'session')} began: grant it pg_read_all_stats"
+        return sum(bool(row["ended"]) for row in rows), problem if unseen else None
 
     def _failed(self, exc: BaseException) -> Login:
         # If the path is down, that says nothing about the password. If a connection limit is reached, the server has

@@ -38,6 +38,7 @@ from .passwords import PasswordRule
 from .plan import Action, Plan, decide
 from .run import Run, Settings, Step
 from .stores.store import SecretStore
+from .words import text_of
 
 logger = logging.getLogger("aiopqr")
 
@@ -162,8 +163,8 @@ class Rotator:
         try:
             async with self._database.connected() as admin:
                 ended, warning = await self._database.terminate(admin, plan.username, before, exempt)
-        except RotationError as exc:
-            ended, warning = 0, str(exc)
+        except (RotationError, *DRIVER_ERRORS) as exc:
+            ended, warning = 0, text_of(exc)
         if warning is None:
             self._settings.listener(Step.ENDED)
         return ended, warning and f"old sessions of {plan.username!r} could not be ended: {warning}"

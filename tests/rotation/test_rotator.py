@@ -576,3 +576,40 @@ async def test_a_stage_in_force_is_finished_though_the_other_account_cannot_be_t
     await rig.postgres.server.set_password(rig.name(ODD), "staged")
     await rig.postgres.server.execute(f"ALTER ROLE {rig.name(EVEN)} CONNECTION LIMIT 0")
     assert (await rotate(rig.rotator())).action is Action.FINISH
+
+
+async def test_old_sessions_that_the_admin_role_cannot_see_are_reported_as_not_ended(rig: Any) -> None:
+    server, name = rig.postgres.server, f"{rig.postgres.owner}_clerk"
+    await server.execute(f"CREATE ROLE {name} LOGIN CREATEROLE PASSWORD 'clerk'")
+    if await server.fetchval("SELECT current_setting('server_version_num')::int >= 160000"):
+        await server.execute(
+            f"GRANT {rig.name(ODD)}, {rig.name(EVEN)} TO {name} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
+        )
+    con = await rig.postgres.connect(EVEN)
+
+    async def admin() -> Any:
+        return await asyncpg.connect(server.dsn, user=name, password="clerk")
+
+    try:
+        done = await rotate(rig.rotator(admin=admin, end_sessions_after=0.0))
+        assert done.ended == 0
+        assert "grant it pg_read_all_stats" in done.warning
+        assert await con.fetchval("SELECT 1") == 1
+    finally:
+        await con.close()
+        await server.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+async def test_an_admin_session_lost_before_old_sessions_are_ended_is_a_warning(rig: Any) -> None:
+    promoted: list[Step] = []
+
+    async def admin() -> Any:
+        con = await rig.admin()
+        if Step.PROMOTED in promoted:
+            await rig.postgres.server.execute(f"SELECT pg_terminate_backend({con.get_server_pid()}, 5000)")
+        return con
+
+    done = await rotate(rig.rotator(admin=admin, end_sessions_after=0.0, listener=promoted.append))
+    assert (done.action, done.ended) == (Action.ROTATE, 0)
+    assert "could not be ended" in done.warning
+    assert await rig.is_whole()
