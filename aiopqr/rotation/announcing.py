@@ -18,6 +18,9 @@ from .words import counted, text_of
 
 logger = logging.getLogger("aiopqr")
 
+#: The longest announcement, in seconds. The rest of the time that pools step aside is for changing the password.
+ANNOUNCE_MAX = STEP_ASIDE_MAX - 60.0
+
 # Seconds that an announcement takes beyond the pools' refresh interval, for the fetch and for connects in progress.
 _GRACE = 10.0
 
@@ -46,7 +49,7 @@ class Announcing:
 
 def usual_announcement(rules: Rules) -> float:
     """The default time to announce a change, in seconds. It is 0 if pools do not poll and cannot see it."""
-    return min(rules.refresh_interval + _GRACE, STEP_ASIDE_MAX) if rules.refresh_interval else 0.0
+    return min(rules.refresh_interval + _GRACE, ANNOUNCE_MAX) if rules.refresh_interval else 0.0
 
 
 def announcement_left(staged: StoredSecret, announce: float) -> float:
@@ -56,7 +59,7 @@ def announcement_left(staged: StoredSecret, announce: float) -> float:
 
 def announced_longer(staged: StoredSecret, announce: float) -> float:
     """Seconds to wait for pools that have not seen the stage, as long as the other pools still step aside."""
-    return min(announce, max(STEP_ASIDE_MAX - _age(staged), 0.0))
+    return min(announce, max(ANNOUNCE_MAX - _age(staged), 0.0))
 
 
 async def unaware(

@@ -181,6 +181,8 @@ class _Rotation:
             # If this run was suspended and the next rotation has begun meanwhile, it must not alter anything.
             if (await self._snapshot()).revision != snapshot.revision:
                 raise RotationError(f"secret {self.store.secret_id!r} was changed in the meantime")
+            if (await database.login(pending)).accepted:  # renewing VALID UNTIL again would lengthen it
+                return f"{pending.username!r} has its new password already"
             end = (await database.ends(admin, [pending.username])).get(pending.username)
             parity, now = secret.pair.pending_parity, await database.time(admin)
             changed = secret.changed_at(parity) if parity else None

@@ -127,7 +127,8 @@ class Rules:
     - ``exempt_applications``: Old sessions with these ``application_name``s do not count.
     - ``assume_changed_before``: If the store does not know when a password was changed, assume that it was before this
       time. By default, it counts as changed just now.
-    - ``valid_for``: How long an account with VALID UNTIL is valid after its rotation (default: as long as before).
+    - ``valid_for``: How long an account with VALID UNTIL is valid after its rotation: at least the spacing (default: as
+      long as before).
 
     Raises :class:`ConfigurationError` for an invalid time.
     """
@@ -144,6 +145,11 @@ class Rules:
             positive("valid_for", self.valid_for)
         for key in ("max_lifetime", "refresh_interval", "margin"):
             non_negative(key, getattr(self, key))
+        if self.valid_for is not None and self.valid_for < self.spacing:
+            raise ConfigurationError(
+                f"valid_for must be at least {self.spacing:.0f} s, the shortest time between two rotations, "
+                "or the account expires while they rely on it"
+            )
         if self.assume_changed_before is not None and self.assume_changed_before.utcoffset() is None:
             raise ConfigurationError("assume_changed_before must be an aware datetime")
 

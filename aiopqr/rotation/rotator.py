@@ -25,11 +25,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from .._login import DRIVER_ERRORS
-from .._refresh.announcement import STEP_ASIDE_MAX
 from ..credentials import Parity
 from ..errors import ConfigurationError, RotationError, describe, without_frames
 from ..options import non_negative, positive
-from .announcing import Announcing, usual_announcement
+from .announcing import ANNOUNCE_MAX, Announcing, usual_announcement
 from .connects import AccountConnect, AdminConnect
 from .database import Database
 from .errors import RotationFailed, RotationRefused, StoreConflict
@@ -64,8 +63,8 @@ class Rotator:
 
     - ``announce``: The time between staging a password and changing it, in which pools step aside; 0 means none.
       The default is the rules' refresh interval plus 10, or 0 if that interval is 0, since then pools do not poll. Add
-      the store's own delay: a Secret that Kubernetes mounts is up to 90 s late. Pools step aside for at most 900 s, so
-      a longer time raises :class:`ConfigurationError`.
+      the store's own delay: a Secret that Kubernetes mounts is up to 90 s late. Pools step aside for 900 s at most,
+      so a time of more than 840 s raises :class:`ConfigurationError`.
     - ``end_sessions_after``: How long after the rotation the rotated account's old sessions are ended. None: they live
       until the pools replace them.
     - ``connect_timeout`` limits each connect, and ``verify_timeout`` the wait until the applications' path accepts the
@@ -92,8 +91,10 @@ class Rotator:
         rules = rules or Rules()
         if announce is None:
             announce = usual_announcement(rules)
-        if announce > STEP_ASIDE_MAX:
-            raise ConfigurationError(f"announce must be at most {STEP_ASIDE_MAX:.0f} s: pools step aside for no longer")
+        if announce > ANNOUNCE_MAX:
+            raise ConfigurationError(
+                f"announce must be at most {ANNOUNCE_MAX:.0f} s: pools do not step aside for much longer"
+            )
         self._store = store
         self._database = Database(admin, verify, timeout=positive("connect_timeout", connect_timeout))
         if end_sessions_after is not None:

@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 
 from aiopqr.cli import application
 from aiopqr.cli.rotate import rotate
+from aiopqr.cli.rotate.command import perform
+from aiopqr.cli.rotate.output import Output
 from aiopqr.credentials import Credential, Parity
-from aiopqr.rotation import FileStore, Gate
+from aiopqr.rotation import FileStore, Gate, Rotator, StoreError
 from aiopqr.testing import RotatingPostgres
 
 ODD, EVEN = Parity.ODD, Parity.EVEN
@@ -124,6 +126,29 @@ async def test_what_could_not_be_tried_is_2_and_changes_nothing(cli: Cli) -> Non
     code, out, err = await cli("--admin", "postgresql://nobody@127.0.0.1:1/postgres")
     assert (code, out) == (2, "")
     assert "the admin role cannot connect" in err
+    assert cli.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("broken", ["store", "admin"])
+async def test_what_fails_between_the_plan_and_the_first_change_is_2(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    before, server, output = cli.path.read_bytes(), cli.postgres.server, Output()
+    store = cli.store
+
+    async def admin() -> Any:
+        if broken == "admin" and output._plan is not None:
+            raise ConnectionRefusedError("down")
+        return await server.admin_connect()
+
+    async def read() -> Any:
+        if broken == "store" and output._plan is not None:
+            raise StoreError("no route")
+        return await FileStore.read(store)
+
+    monkeypatch.setattr(store, "read", read)
+    rotator = Rotator(admin=admin, verify=cli.postgres.dsn, store=store, announce=0.0, listener=output.step)
+    assert await perform(rotator, output, None, []) == 2
     assert cli.path.read_bytes() == before
 
 
@@ -285,6 +310,8 @@ def test_a_password_that_ends_the_servers_name_too_early_is_noticed_and_not_repe
         (["--account", "both"], "both"),
         (["--password-alphabet", "ab", "--password-length", "3"], "bits"),
         (["--max-lifetime", "-1"], "greater than or equal to 0"),
+        (["--announce", "841"], "840"),
+        (["--valid-for", "1979"], "valid_for must be at least 1980 s"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_2_and_told_by_its_name(arguments: list[str], complaint: str) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from aiopqr.credentials import Credential, Parity
+from aiopqr._refresh.announcement import STEP_ASIDE_MAX
+from aiopqr.credentials import Credential, CredentialPair, Parity
 from aiopqr.errors import ConfigurationError
 from aiopqr.rotation import Announcing, RotationRefused, RotationUndone, Rules, Step
+from aiopqr.rotation.announcing import ANNOUNCE_MAX, announced_longer
 from aiopqr.rotation.plan import Action
 from aiopqr.rotation.rotator import Rotator
 from aiopqr.rotation.stores.store import StoredSecret
@@ -48,10 +50,10 @@ def test_without_being_told_it_announces_for_the_pools_refresh_interval_and_ten_
     assert Rotator(admin=rig.admin, store=rig.store, verify=rig.postgres.dsn, rules=nobody_polls).announce == 0.0
 
 
-def test_it_announces_for_no_longer_than_pools_step_aside(rig: Any) -> None:
-    with pytest.raises(ConfigurationError, match="at most 900 s"):
-        rig.rotator(announce=901.0)
-    assert rig.rotator(announce=None, rules=Rules(refresh_interval=3600.0)).announce == 900.0
+def test_it_announces_for_no_longer_than_leaves_time_for_the_change_while_pools_step_aside(rig: Any) -> None:
+    with pytest.raises(ConfigurationError, match="at most 840 s"):
+        rig.rotator(announce=841.0)
+    assert rig.rotator(announce=None, rules=Rules(refresh_interval=3600.0)).announce == 840.0
 
 
 async def test_an_interrupted_announcement_is_resumed_for_what_is_left(rig: Any) -> None:
@@ -237,3 +239,8 @@ async def test_undoing_gives_the_account_its_valid_until_back(rig: Any) -> None:
         await rotate(rig.rotator(verify=verify))
     assert await server.fetchval("SELECT rolvaliduntil FROM pg_roles WHERE rolname = $1", name) == end
     assert await rig.is_whole()
+
+
+def test_a_second_wait_ends_while_pools_still_step_aside() -> None:
+    staged = StoredSecret(CredentialPair.single(Credential("a", "b")), "1", staged_at=datetime.now(UTC))
+    assert announced_longer(staged, ANNOUNCE_MAX) < STEP_ASIDE_MAX

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ...credentials import Parity
-from ...errors import AiopqrError
+from ...errors import AiopqrError, ConfigurationError
+from ...rotation.announcing import ANNOUNCE_MAX
 from ...rotation.errors import PathDown, RotationRefused, RotationUndone, StoreNotWritable
 from ...rotation.gates import Gate, Rules
 from ...rotation.passwords import PasswordRule
@@ -82,7 +83,7 @@ def rotate(
         float | None,
         typer.Option(
             min=0,
-            max=900,
+            max=ANNOUNCE_MAX,
             help="How long pools get to step aside, in seconds, between staging the new password and changing it. Add "
             "the store's own delay, which is up to 90 for a mounted Secret. 0: do not announce the change.",
             show_default="--refresh-interval + 10",
@@ -92,7 +93,8 @@ def rotate(
         float | None,
         typer.Option(
             min=1,
-            help="If the account has a VALID UNTIL: how long it is to be valid, in seconds from now.",
+            help="If the account has a VALID UNTIL: how long it is to be valid, in seconds from now. At least the sum "
+            "of --max-lifetime, --refresh-interval and --margin.",
             show_default="as long as before",
         ),
     ] = None,
@@ -160,14 +162,17 @@ def rotate(
     }
     admin = dsn_without_password(admin, "--admin", user_allowed=True)
     dsn = dsn_without_password(dsn, "--dsn", user_allowed=False)
-    rules = Rules(
-        max_lifetime,
-        refresh_interval,
-        margin,
-        frozenset(exempt_application or ()),
-        moment(assume_changed_before, "--assume-changed-before"),
-        valid_for,
-    )
+    try:
+        rules = Rules(
+            max_lifetime,
+            refresh_interval,
+            margin,
+            frozenset(exempt_application or ()),
+            moment(assume_changed_before, "--assume-changed-before"),
+            valid_for,
+        )
+    except ConfigurationError as exc:
+        raise UsageError(str(exc)) from None
     password = admin_password(password_stdin)
     output = Output(as_json)
 
@@ -224,6 +229,9 @@ async def perform(
         output.failed("undone", exc)
         return UNDONE
     except AiopqrError as exc:
+        if not output.has_progress:
+            output.failed("not tried", exc)
+            return NOT_TRIED
         output.failed("failed", exc)
         return FAILED
     output.done(rotation)

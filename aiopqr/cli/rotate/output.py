@@ -61,6 +61,11 @@ class Output:
         else:
             self._say(text)
 
+    @property
+    def has_progress(self) -> bool:
+        """Whether a step was done. The first one, which checks, comes before every change."""
+        return self._done is not None
+
     def step(self, step: Step) -> None:
         self._done = step
         text = _STEP_TEXTS[step]

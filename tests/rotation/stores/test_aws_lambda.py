@@ -266,6 +266,19 @@ async def test_every_crashed_step_leaves_all_accounts_served_and_the_repetition_
         assert (await rig.pair()).pending is None
 
 
+async def test_set_secret_repeated_renews_valid_until_once(rig: Rig) -> None:
+    even = rig.postgres.pair.even
+    assert even is not None
+    server, until = rig.postgres.server, "SELECT rolvaliduntil FROM pg_roles WHERE rolname = $1"
+    await server.execute(f"ALTER ROLE \"{even.username}\" VALID UNTIL '{datetime.now(UTC) + timedelta(days=10)}'")
+    token = await rig.aws_secret.begin_rotation()
+    await rig.call("createSecret", token)
+    await rig.call("setSecret", token)
+    renewed = await server.fetchval(until, even.username)
+    await rig.call("setSecret", token)
+    assert await server.fetchval(until, even.username) == renewed > datetime.now(UTC) + timedelta(days=10)
+
+
 async def test_steps_out_of_order_finish_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiopqr.rotation.database._REFUSED_LOGINS", 1)
     token = await rig.aws_secret.begin_rotation()
