@@ -153,6 +153,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         self._acquires = Acquires(policy, connections, self._supply, self._waiters, loop)
         self._releases = Releases(policy, connections, self._replacement, self._supply, self._waiters, loop)
         self._departed = asyncio.Event()
+        self._was_closed = asyncio.Event()
         connections.on_begin = self._began
         connections.on_end = self._ended
         self.events: Emitter = self._connector.events
@@ -207,25 +208,44 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         Cancelling the call terminates them at once.
         """
         self._check_loop()
+        if self._state == "closing":
+            await self._within(timeout, self._wait_closed)
+            return
         if self._state != "open":
-            await super().close()
+            await super().close()  # raises asyncpg's own error, if any
             return
         self._state = "closing"
         self._closing = True  # asyncpg's flag: no more acquires
         self._turn_away()
         try:
-            async with asyncio.timeout(timeout) as limit:
-                await self._close()
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            logger.warning("%s: terminated the connections that were still open %g s after close()", self.name, timeout)
+            await self._within(timeout, self._close)
         except BaseException:
             self.terminate()
             raise
         finally:
             self._state = "closed"
-            await self._end()
+            try:
+                await self._end()
+            finally:
+                self._was_closed.set()
+
+    async def _within(self, timeout: float | None, close: Callable[[], Awaitable[None]]) -> None:
+        """Await ``close()``. After ``timeout`` seconds, cancel it, so that it terminates the connections."""
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                await close()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            logger.warning("%s: terminated the connections that were still open %g s after close()", self.name, timeout)
+
+    async def _wait_closed(self) -> None:
+        """Wait until another task has closed the pool. (If asyncpg waited in both, ending one would end the other.)"""
+        try:
+            await self._was_closed.wait()
+        except BaseException:
+            self.terminate()
+            raise
 
     async def _close(self) -> None:
         try:

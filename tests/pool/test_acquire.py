@@ -176,6 +176,18 @@ async def test_close_with_a_timeout_terminates_what_is_still_in_use(
     assert "still open 0.05 s after close()" in caplog.text
 
 
+async def test_a_second_close_keeps_its_own_timeout(make_pool: MakePool) -> None:
+    pool = await make_pool(max_size=1)
+    con = await pool.acquire()
+    closing = asyncio.create_task(pool.close())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await pool.close(timeout=0.05)
+        await closing
+    with pytest.raises(asyncpg.InterfaceError):
+        await con.fetchval("select 1")
+
+
 async def test_close_ends_a_connect_that_is_under_way(make_pool: MakePool, postgres: RotatingPostgres) -> None:
     pool = make_pool()
     await pool
