@@ -253,7 +253,9 @@ class Connections:
             self._terminate(pooled)
 
     def report_lost(self, when: str, exc: BaseException) -> None:
-        """Report that a connection was found dead."""
+        """Report that a connection was found dead, unless the pool is closing: the user may have terminated it."""
+        if self.is_closing:
+            return
         self.lost += 1
         event = ConnectionLost(name=self.maker.name, when=when, error=describe(exc))
         self.maker.events.emit(event)

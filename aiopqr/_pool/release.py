@@ -235,7 +235,7 @@ class Releases:
         if not is_connection_lost(exc):
             return False
         pooled.con.terminate()
-        self._connections.report_lost("release", exc)
+        self._connections.report_lost("being released", exc)
         return True
 
     async def reset(self, con: Any) -> None:

@@ -325,6 +325,21 @@ async def test_close_waits_for_resets_and_terminate_does_not(make_pool: MakePool
 
 
 @both
+async def test_terminate_during_a_reset_loses_no_connection(make_pool: MakePool, mode: str) -> None:
+    events: list[Any] = []
+    pool = await make_pool(session_reset=mode, connection_class=connection_class(SLOW), listeners=[events.append])
+    con = await pool.acquire()
+    await con.execute("SELECT 1")
+    releasing = asyncio.create_task(pool.release(con))
+    await asyncio.sleep(0.01)
+    pool.terminate()
+    await releasing
+    await asyncio.sleep(0.01)
+    assert [event for event in events if isinstance(event, ConnectionLost | ResetFailed)] == []
+    assert pool.stats().lost == 0
+
+
+@both
 async def test_a_connection_to_which_the_server_said_goodbye_is_not_handed_out(
     make_pool: MakePool, mode: str, postgres: RotatingPostgres
 ) -> None:
