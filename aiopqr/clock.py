@@ -17,6 +17,14 @@ def cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
             task.cancel()
 
 
+def current_task() -> asyncio.Task[Any] | None:
+    """The current task. None if there is none, or if no loop is running."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """The fastest function for the loop's time. On asyncio's own loops, that is ``time.monotonic()``."""
     return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time

@@ -157,16 +157,34 @@ def place_of(con: Any) -> Any:
     return con._pool_holder()
 
 
-def release_in_task(connection: Any, timeout: float | None, name: str) -> asyncio.Task[None]:
-    """Release as ``asyncpg.Pool.release()`` does, in a separate task, since the caller's may be cancelled."""
-    connection._con._on_release()
-    return asyncio.create_task(_release(connection._holder, timeout), name=name)
+def release_in_task(
+    connection: Any, timeout: float | None, name: str, on_free: Callable[[], None]
+) -> asyncio.Task[None]:
+    """Release as ``asyncpg.Pool.release()`` does, in a separate task, since the caller's may be cancelled.
+
+    The place stays taken until the end, even if the connection ends before that: otherwise asyncpg, which only knows
+    the place, would go on with whatever the next task has put there. ``on_free`` is called when the place is free.
+    """
+    con, place = connection._con, connection._holder
+    con._on_release()
+    con._pool_holder = _no_place
+    return asyncio.create_task(_release(con, place, timeout, on_free), name=name)
 
 
-async def _release(place: Any, timeout: float | None) -> None:
-    if asyncio.get_running_loop().get_task_factory() is not None:
-        await asyncio.sleep(0)  # an eager task would run before a query that was just cancelled has ended
-    await place.release(timeout)
+async def _release(con: Any, place: Any, timeout: float | None, on_free: Callable[[], None]) -> None:
+    try:
+        if asyncio.get_running_loop().get_task_factory() is not None:
+            await asyncio.sleep(0)  # an eager task would run before a query that was just cancelled has ended
+        await place.release(timeout)
+    finally:
+        con._pool_holder = weakref.ref(place)
+        if con.is_closed():
+            con.terminate()  # frees the place
+        on_free()
+
+
+def _no_place() -> None:
+    """What a connection in its release has instead of a reference to its place, so that its end does not free that."""
 
 
 def release_now(connection: Any) -> None:
@@ -199,12 +217,6 @@ def _drop_listeners(con: Any) -> None:
 def free(place: Any) -> None:
     """Return the place of a connection after :func:`detach`."""
     place._release()
-
-
-def release_place(connection: Any) -> None:
-    """Release a place whose connection has just been replaced, so there is nothing to reset."""
-    connection._con._on_release()
-    connection._holder._release()
 
 
 class _Unregistered:

@@ -53,6 +53,7 @@ class Checkout:
     release_timeout: float | None  # the timeout that was passed to acquire()
     leak_timer: Any = field(default=None, init=False)
     is_releasing: bool = field(default=False, init=False)
+    keeps_place: bool = field(default=False, init=False)  # asyncpg is releasing it, so its end frees no place
     needs_reset: bool = field(default=True, init=False)
     release_by: float = field(default=math.inf, init=False)
     is_overdue: bool = field(default=False, init=False)  # the release took too long, so the connection was terminated

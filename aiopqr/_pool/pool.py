@@ -296,6 +296,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         self._supply.close()
         try:
             await self._supply.wait_closed()
+            await self._releases.wait_closed()
             await self._replacement.close()
             await self._connections.wait_closed()
             await self._connector.close()
@@ -443,7 +444,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         self._leases.begin(pooled)
 
     def _ended(self, pooled: PooledConnection, was_lost: bool) -> None:
-        self._releases.give_back(pooled, self._event_loop.time())
+        self._releases.ended(pooled)
         self._supply.ended(pooled, was_lost)
         self._replacement.wake()
         self._departed.set()

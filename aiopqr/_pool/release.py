@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 
-from ..clock import clock_of
+from ..clock import cancel, clock_of, current_task
 from ..errors import describe
 from ..events import Emitter, ResetFailed
 from ..refusals import is_connection_lost, refuses_writes
@@ -27,7 +27,6 @@ from ._asyncpg import (
     raw_connection,
     release_in_task,
     release_now,
-    release_place,
 )
 from .connection import Checkout, PooledConnection
 from .connections import CLOSE_TIMEOUT, Connections
@@ -70,6 +69,7 @@ class Releases:
         self._release_timer = ReleaseTimer(policy.reset_timeout, connections, loop)
         idle_limit = policy.idle_limit if policy.floor < waiters.permits else math.inf
         self._idle_timer = IdleTimer(idle_limit, policy.floor, connections, loop)
+        self._tasks: set[asyncio.Task[Any]] = set()  # releases by asyncpg
         self.use_time = Histogram()
 
     def joined(self, pooled: PooledConnection) -> None:
@@ -77,9 +77,15 @@ class Releases:
         self._idle_timer.begin(pooled)
 
     def stop(self) -> None:
-        """Stop the timers. Call this when there are no connections left."""
+        """Stop the timers, and the releases that are still going on. Call this when no connections are left."""
         self._release_timer.stop()
         self._idle_timer.stop()
+        cancel(self._tasks - {current_task()})
+
+    async def wait_closed(self) -> None:
+        """Wait until the releases have ended."""
+        if tasks := self._tasks - {current_task()}:
+            await asyncio.wait(tasks)
 
     def failed_with(self, connection: Any, exc: BaseException) -> None:
         """Note that a block that used a connection has raised ``exc``. Call this before the release."""
@@ -100,10 +106,6 @@ class Releases:
             return  # another task is releasing it; a second release could hit the next user's checkout
         checkout.is_releasing = True
         policy = self._policy
-        if self._replacement.spare is not None and policy.reset is None and self._is_replaced(pooled):
-            release_place(connection)
-            self._supply.dispatch_soon()
-            return
         has_run, may_run = True, True
         if policy.counts_queries:
             runs = queries_run(con)
@@ -136,10 +138,6 @@ class Releases:
                 logger.debug("get_reset_query() failed; asyncpg's reset will raise it", exc_info=True)
         return ""
 
-    def _is_replaced(self, pooled: PooledConnection) -> bool:
-        """If the connection is due and there is a spare, put the spare in its place."""
-        return pooled.is_due(self._now()) and self._replacement.swap(pooled)
-
     def _has_to_wait(self, pooled: PooledConnection) -> bool:
         """Whether releasing a connection involves waiting, even if it is not busy and need not be reset."""
         policy, con = self._policy, pooled.con
@@ -158,16 +156,30 @@ class Releases:
         """Let asyncpg release it, with :meth:`reset` as its hook. Cancelling this does not stop the release."""
         if timeout is None:
             self._release_timer.begin(checkout)
-        releasing = release_in_task(connection, timeout, f"aiopqr-{self._name}-release")
+        checkout.keeps_place = True
+        on_free = partial(self._was_released, pooled, checkout)
+        releasing = release_in_task(connection, timeout, f"aiopqr-{self._name}-release", on_free)
+        self._tasks.add(releasing)
+        releasing.add_done_callback(self._tasks.discard)
         try:
             # Not shield(): since Python 3.14, it logs errors that come after the caller was cancelled.
             await asyncio.wait((releasing,))
-            releasing.result()
+            if not (releasing.cancelled() and self._connections.is_closing):  # by terminate()
+                releasing.result()
         except asyncio.CancelledError:
             releasing.add_done_callback(partial(self._released_after_cancel, pooled, checkout))
             raise
         except Exception as exc:
             self._fail_release(pooled, checkout, exc)
+
+    def _was_released(self, pooled: PooledConnection, checkout: Checkout) -> None:
+        """Called when asyncpg has released a connection, or has closed it, and its place is free."""
+        checkout.keeps_place = False
+        if pooled.con.is_closed():
+            self.give_back(pooled, self._now())
+            self._supply.dispatch_soon()
+        else:
+            self._take_back(pooled, pooled.is_busy())
 
     def _begin_reset(
         self, connection: Any, pooled: PooledConnection, checkout: Checkout, query: str, confirmed: Confirmed
@@ -239,11 +251,7 @@ class Releases:
         return True
 
     async def reset(self, con: Any) -> None:
-        """The hook that asyncpg's pool calls during a release, after it has rolled back any open transaction.
-
-        If this closes the connection, that must be its last await. Closing puts the place back into asyncpg's queue, so
-        after another await, asyncpg would release the next task's checkout.
-        """
+        """The hook that asyncpg's pool calls during a release, after it has rolled back any open transaction."""
         pooled = self._open.get(con)
         checkout = pooled.checkout if pooled is not None else None
         needs_reset = checkout is None or checkout.needs_reset
@@ -251,8 +259,6 @@ class Releases:
             await self._refuse_busy(con, pooled)
         if self._policy.reset is not None:
             await self._reset_by_user(self._policy.reset, con, checkout)
-            if con.is_closed():
-                return
         elif needs_reset and self._policy.resets_as_asyncpg:
             if query := con.get_reset_query():
                 await con.execute(query)  # asyncpg has just done everything else that con.reset() does
@@ -260,10 +266,6 @@ class Releases:
             await con.reset()
         if self._connections.is_closing:
             await con.close(timeout=CLOSE_TIMEOUT)
-        elif pooled is not None and self._policy.reset is not None and self._is_replaced(pooled):
-            self._supply.dispatch_soon()
-        elif pooled is not None:
-            self._take_back(pooled, pooled.is_busy())
 
     async def _refuse_busy(self, con: Any, pooled: PooledConnection | None) -> None:
         """Raise if a query is running on the connection. By now, a cancelled query has ended."""
@@ -274,8 +276,7 @@ class Releases:
             await con.execute("select 1")  # asyncpg refuses it if the connection is busy
 
     async def _reset_by_user(self, reset: Hook, con: Any, checkout: Checkout | None) -> None:
-        # The release timer must not end this: the hook might wait for something other than the connection and go on,
-        # and then asyncpg would release the next task's checkout.
+        # The release timer could not end this: the hook may be waiting for something other than the connection.
         limit = math.inf
         if checkout is not None:
             limit, checkout.release_by = checkout.release_by, math.inf
@@ -293,7 +294,10 @@ class Releases:
             raise
 
     def _take_back(self, pooled: PooledConnection, is_busy: bool | None = False) -> None:
-        """Make a connection idle, and end its checkout."""
+        """Make a connection idle, and end its checkout. If it is due, the spare takes its place before anybody gets it.
+
+        Not earlier: until the server has confirmed the reset, the session may have locks that its user has given up.
+        """
         pooled.rest(is_busy)
         pooled.idle_since = now = self._now()
         pooled.trusted_until = now + self._policy.check_after
@@ -302,10 +306,15 @@ class Releases:
             self._loop.call_soon(self._supply.check_doubted)
         self.give_back(pooled, now)
         self._idle_timer.begin(pooled)
-        if pooled.deadline <= now:
+        if pooled.deadline <= now and (self._replacement.spare is None or not self._replacement.swap(pooled)):
             self._replacement.wake()
         if self._supply.waiting:
             self._supply.dispatch_soon()
+
+    def ended(self, pooled: PooledConnection) -> None:
+        """Called when a connection has ended. Its permit is returned together with its place."""
+        if pooled.checkout is None or not pooled.checkout.keeps_place:
+            self.give_back(pooled, self._now())
 
     def give_back(self, pooled: PooledConnection, now: float) -> None:
         """End the checkout of a connection, if it has one, and return its permit."""

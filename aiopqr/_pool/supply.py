@@ -18,7 +18,7 @@ from typing import Any
 
 import asyncpg
 
-from ..clock import cancel, clock_of, wait_until
+from ..clock import cancel, clock_of, current_task, wait_until
 from ._asyncpg import connection_of, next_place, put_back, restore_floor, restores_floor, vacate
 from .checks import SILENCE, Checks
 from .connection import PooledConnection
@@ -156,11 +156,11 @@ class Supply:
             if not waiter.done():
                 waiter.set_exception(self._connections.closing_error())
         self.waiting.clear()
-        cancel({*self._jobs, *self._connects} - {_current_task()})
+        cancel({*self._jobs, *self._connects} - {current_task()})
 
     async def wait_closed(self) -> None:
         """Wait until the jobs have ended."""
-        if tasks := {*self._jobs, *self._connects} - {_current_task()}:
+        if tasks := {*self._jobs, *self._connects} - {current_task()}:
             await asyncio.wait(tasks)
 
     # The connect= of asyncpg's pool, called in a job or while the pool is being opened.
@@ -294,10 +294,3 @@ class Supply:
 def _is_doubted(opened: Any) -> bool:
     """Whether its server may have stopped accepting writes while it was being opened."""
     return isinstance(opened, PooledConnection) and opened.watch is not None and opened.watch.is_doubted
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no loop is running, which terminate() permits
-        return None

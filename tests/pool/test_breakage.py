@@ -299,6 +299,77 @@ async def test_a_reset_hook_that_takes_too_long_is_ended_and_touches_no_other_ch
         assert await pool.fetchval("select 1") == 1
 
 
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_connection_that_ends_in_its_reset_hook_keeps_its_place_until_the_hook_has_ended(
+    make_pool: MakePool, raises: bool
+) -> None:
+    is_lost, go_on = asyncio.Event(), asyncio.Event()
+
+    async def reset(con: asyncpg.Connection) -> None:
+        if not is_lost.is_set():
+            con._transport.abort()
+            try:
+                await con.execute("select 1")
+            except asyncpg.ConnectionDoesNotExistError:
+                is_lost.set()
+                await go_on.wait()
+                if raises:
+                    raise
+
+    async def insert() -> None:
+        async with pool.acquire() as con, con.transaction():
+            await asyncio.wait({releasing})
+            await con.execute("create temp table mine (id int)")
+
+    async with make_pool(max_size=2, reset=reset) as pool:
+        held, lost = await pool.acquire(), await pool.acquire()
+        await lost.execute("select 1")
+        releasing = asyncio.create_task(pool.release(lost))
+        await is_lost.wait()
+        inserting = asyncio.create_task(insert())
+        await asyncio.wait({inserting}, timeout=0.1)
+        go_on.set()
+        await releasing
+        await inserting
+        await pool.release(held)
+        await both_permits_are_there(pool)
+
+
+async def both_permits_are_there(pool: aiopqr.AlternatingPool) -> None:
+    async with pool.acquire(timeout=5) as one, pool.acquire(timeout=5) as other:
+        assert await one.fetchval("select 1") == await other.fetchval("select 1") == 1
+        with pytest.raises(TimeoutError):
+            await pool.acquire(timeout=0.05)
+    assert pool.stats().in_use == 0
+
+
+@pytest.mark.parametrize("limit", [{}, {"reset_timeout": None}])
+async def test_close_with_a_timeout_and_terminate_end_a_reset_hook_that_hangs(
+    make_pool: MakePool, limit: dict[str, Any]
+) -> None:
+    for how in ("close", "terminate"):
+        ended = asyncio.Event()
+
+        async def reset(con: asyncpg.Connection, ended: asyncio.Event = ended) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        pool = await make_pool(max_size=1, reset=reset, **limit)
+        con = await pool.acquire()
+        releasing = asyncio.create_task(pool.release(con))
+        await asyncio.sleep(0.01)
+        if how == "close":
+            await pool.close(timeout=0.05)
+            assert ended.is_set()
+        else:
+            pool.terminate()
+        async with asyncio.timeout(5):
+            await releasing
+        assert ended.is_set()
+
+
 async def test_an_init_that_hangs_delays_the_replacement_and_is_told(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

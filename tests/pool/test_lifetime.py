@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import asyncpg
 import pytest
 
+import aiopqr
 from aiopqr.testing import RotatingPostgres
 
 from .conftest import MakePool, eventually
@@ -164,6 +166,71 @@ async def test_a_release_that_closes_the_connection_does_not_release_the_next_ch
         await pool.release(second)
         assert await pool.fetchval("select 1") == 1
     assert len(set(resets)) == 2
+
+
+async def make_due(pool: aiopqr.AlternatingPool) -> None:
+    """Wait until the pool's only connection is due and the spare is ready to take its place."""
+    (pooled,) = pool._connections
+    await eventually(lambda: pool._replacement.spare and pooled.is_due(pool._event_loop.time()))
+
+
+DUE_SOON = {"min_size": 1, "max_size": 1, "max_lifetime": 0.3, "max_lifetime_jitter": 0.0}
+
+
+@pytest.mark.parametrize("more", [{}, {"reset": "advisory"}, {"release": 5.0}])
+async def test_a_release_that_replaces_the_connection_resets_it_first(
+    make_pool: MakePool, postgres: RotatingPostgres, more: dict[str, Any]
+) -> None:
+    async def reset(con: asyncpg.Connection) -> None:
+        await con.execute("select pg_advisory_unlock_all()")
+
+    options = {"reset": reset} if "reset" in more else {}
+    async with make_pool(**DUE_SOON, **options) as pool:
+        for _ in range(3):
+            con = await pool.acquire()
+            before = con.get_server_pid()
+            await con.execute("".join(f"create temp table t{n} (id int primary key);" for n in range(20)))
+            await con.execute("select pg_advisory_lock(77)")
+            await make_due(pool)
+            await pool.release(con, timeout=more.get("release"))
+            async with pool.acquire() as con:
+                assert con.get_server_pid() != before
+                assert await con.fetchval("select pg_try_advisory_lock(77)")
+
+
+@pytest.mark.parametrize("mode", ["full", "deferred", "transaction"])
+async def test_a_release_that_replaces_the_connection_rolls_its_transaction_back_first(
+    make_pool: MakePool, postgres: RotatingPostgres, mode: str
+) -> None:
+    async with make_pool(**DUE_SOON, session_reset=mode) as pool:
+        await pool.execute("create table rows (id int)")
+        con = await pool.acquire()
+        before = con.get_server_pid()
+        await con.execute("begin; lock table rows")
+        await make_due(pool)
+        loop = asyncio.get_running_loop()
+        rolled_back: list[Any] = []  # asyncpg reports it
+        loop.set_exception_handler(lambda _, context: rolled_back.append(context))
+        await pool.release(con)
+        loop.set_exception_handler(None)
+        assert len(rolled_back) == 1
+        async with pool.acquire() as con:
+            await con.execute("begin; lock table rows nowait; rollback")
+            assert con.get_server_pid() != before
+
+
+@pytest.mark.parametrize("mode", ["full", "deferred", "transaction"])
+async def test_a_connection_that_is_due_is_replaced_though_a_task_waits_for_it(make_pool: MakePool, mode: str) -> None:
+    async with make_pool(**DUE_SOON, session_reset=mode) as pool:
+        con = await pool.acquire()
+        before = con.get_server_pid()
+        await con.execute("select 1")
+        waiter = asyncio.create_task(pool.acquire().__aenter__())
+        await make_due(pool)
+        await pool.release(con)
+        second = await waiter
+        assert second.get_server_pid() != before
+        await pool.release(second)
 
 
 @pytest.mark.proof
