@@ -30,6 +30,8 @@ class Expiry:
                 kept.pop(key, None)
             elif known is None or known[0] != credential.expires_at:
                 kept[key] = credential.expires_at, now + (credential.expires_at - utc).total_seconds()
+            else:
+                kept[key] = known  # however long ago it expired
         self._known = kept
 
     def at(self, credential: Credential) -> float:

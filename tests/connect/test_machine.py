@@ -98,8 +98,8 @@ class World:
         """The calendar's time, some seconds from now."""
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now + seconds)
 
-    def is_expired(self, credential: Credential) -> bool:
-        return credential.expires_at is not None and self.utc() >= credential.expires_at
+    def is_expired(self, credential: Credential, since: float = 0.0) -> bool:
+        return credential.expires_at is not None and self.utc(-since) >= credential.expires_at
 
     # What one connect does.
 
@@ -170,7 +170,7 @@ class World:
 
     def judge(self, number: int, attempt: Attempt, *, was_put_off: bool) -> None:
         """No login with what is known to be refused but for a due probe, nor with an account that is paused."""
-        assert not self.expiry.has_passed(attempt.credential, self.now), "a login with what has expired"
+        assert not self.is_expired(attempt.credential, since=0.001), "a login with what has expired"
         known = self.known.get(attempt.credential)
         paused = self.paused.get((number, attempt.credential.username), -math.inf)
         assert self.now >= paused or was_put_off, "a login with an account that is full"
@@ -407,6 +407,17 @@ class Machine(RuleBasedStateMachine):
         self.world.request(Need.ASKED)
         self.world.begin_fetch()
         self.world.land(ok=True)
+
+    @precondition(lambda self: not self.world.flight)
+    @rule(number=st.integers(0, 2))
+    def the_store_keeps_what_expired_hours_ago(self, number: int) -> None:
+        for parity in Parity:
+            self.a_token_is_issued(parity, 3.0)
+        self.the_store_shows_what_is_true(Parity.ODD, None)
+        for hours in (0, 2, 0):
+            self.world.now += 3600 * hours
+            self.the_store_is_read()
+        self.start_a_connect(number)
 
     @rule(down=st.booleans())
     def the_server_goes_or_comes(self, down: bool) -> None:

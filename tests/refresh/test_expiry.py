@@ -59,6 +59,16 @@ def test_what_expired_long_ago_is_forgotten() -> None:
     assert len(expiry._known) < 10
 
 
+@given(st.lists(st.tuples(st.sampled_from([1.0, 900.0, 3000.0, 4000.0]), st.integers(0, 3)), max_size=20))
+def test_what_the_store_still_shows_stays_expired(steps: list[tuple[float, int]]) -> None:
+    expiry, shown = Expiry(), [token(str(n), n * 3000) for n in range(4)]
+    passed = 0.0
+    for seconds, n in steps:
+        passed += seconds
+        expiry.update(CredentialPair.single(shown[n]), NOW + passed, NOON + timedelta(seconds=passed))
+        assert expiry.at(shown[n]) == NOW + n * 3000
+
+
 # When to fetch.
 
 
@@ -173,6 +183,12 @@ async def test_an_expired_account_counts_as_one_that_needs_newer_credentials() -
     source = ScriptedSource(lasting(-5), interval=0)
     async with aiopqr.Refresher(source):
         await asyncio.wait_for(source.wait_fetched(3), 10)
+
+
+async def test_an_account_that_expired_hours_ago_is_fetched_again_and_again() -> None:
+    source = ScriptedSource(lasting(-7200), interval=0)
+    async with aiopqr.Refresher(source):
+        await asyncio.wait_for(source.wait_fetched(4), 10)
 
 
 async def test_a_longer_expiry_of_the_same_password_reaches_those_who_wait_for_it() -> None:
