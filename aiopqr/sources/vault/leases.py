@@ -8,6 +8,7 @@ are never replaced in the same fetch. The lease of a replaced account is not rev
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import time
@@ -77,7 +78,8 @@ class LeaseReader:
         self._old = [lease for lease in self._old if lease.ends_at > now]
         now = time.monotonic()
         refresh_in = max(min(lease.act_at for lease in self._leases.values()) - now, _SOONEST)
-        self._due = now + refresh_in / 2  # with tolerance, since the refresher may call a little early
+        # With tolerance, since the refresher may call a little early. It also calls when the token is to be renewed.
+        self._due = now + min(refresh_in, client.due_in) / 2
         odd, even = (self._leases[parity].credential for parity in Parity)
         return CredentialPair(odd, even, refresh_in=refresh_in)
 
@@ -144,8 +146,8 @@ class LeaseReader:
         lease.credential = _credential(old.username, old.password.reveal(), seconds, asked)
         lease.ends_at = asked + seconds
         lease.is_last = seconds < _CUT_SHORT * lease.full
-        if not lease.is_last:  # otherwise it is replaced in this fetch
-            lease.act_at = asked + _half(seconds)
+        # A lease that was due and has been cut short is replaced in this fetch.
+        lease.act_at = min(lease.act_at if lease.is_last else math.inf, asked + _half(seconds))
 
 
 def _credential(username: str, password: str, seconds: float, asked: float) -> Credential:

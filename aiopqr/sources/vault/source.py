@@ -42,8 +42,8 @@ class VaultSource:
       client certificate and its key; default: ``VAULT_CLIENT_CERT`` and ``VAULT_CLIENT_KEY``).
     * ``client``: an ``hvac.Client`` of your own, used as it is instead of the above, and never closed. Nothing else
       should use it at the same time.
-    * ``interval``: seconds between routine fetches (default 60). The next fetch comes sooner if a password is about to
-      change, or if a lease or the token is about to expire.
+    * ``interval``: seconds between routine fetches (default 60, but 0 for :meth:`dynamic`: none). The next fetch comes
+      sooner if a password is about to change, or if a lease or the token is about to expire.
     * ``start_spread``: the very first fetch is delayed by a random time of up to this many seconds (default 1), so that
       a fleet that starts together does not call Vault all at once.
 
@@ -100,7 +100,7 @@ class VaultSource:
         role: str,
         *,
         mount: str = "database",
-        interval: float = 60.0,
+        interval: float = 0.0,
         start_spread: float = 1.0,
         **options: Unpack[VaultOptions],
     ) -> VaultSource:
@@ -108,6 +108,9 @@ class VaultSource:
 
         The leases are renewed up to their maximum TTL and then replaced, one at a time. Connections are replaced before
         their account's lease ends. :meth:`aclose` revokes the leases.
+
+        A routine fetch renews both leases, to find out whether they still exist. By default (``interval=0``) there are
+        none: the leases say when to fetch, and a refused login shows that a lease was revoked.
 
         The policy needs ``read`` on ``database/creds/ROLE``, and ``update`` on ``sys/leases/renew`` and
         ``sys/leases/revoke``.

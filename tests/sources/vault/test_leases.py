@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from support.vault import closing
 
 import aiopqr
 from aiopqr import events
+from aiopqr._refresh import feed_of
 from aiopqr.errors import CredentialsRefused
 from aiopqr.sources import VaultSource
 from aiopqr.testing import RotatingPostgres, VaultDatabase
@@ -92,6 +94,43 @@ async def test_a_lease_that_somebody_revoked_is_replaced_when_a_fetch_is_asked_f
         after = await own.fetch()
         assert (after.odd == before.odd) != (after.even == before.even)
         assert other in await vault_database.leases("app")
+
+
+async def test_a_lease_whose_early_renewal_is_cut_short_is_replaced_before_it_ends(
+    vault_database: VaultDatabase,
+) -> None:
+    await vault_database.dynamic_role("app", ttl="1h")
+    async with closing(source(vault_database)) as own:
+        own._client._look_up_at = math.inf
+        await own.fetch()
+        await vault_database.dynamic_role("app", ttl="4s")
+        before = await own.fetch()
+        assert before.refresh_in is not None
+        assert before.refresh_in < 3.0
+        await asyncio.sleep(before.refresh_in)
+        after = await own.fetch()
+        assert (after.odd == before.odd) != (after.even == before.even)
+
+
+async def test_the_token_is_looked_up_without_renewing_the_leases(vault_database: VaultDatabase) -> None:
+    await vault_database.dynamic_role("app", ttl="1h")
+    async with closing(source(vault_database)) as own:
+        own._client._look_up_at = time.monotonic() + 0.2  # which is some seconds later else
+        before = await own.fetch()
+        assert before.refresh_in is not None
+        assert before.refresh_in < 0.5
+        await asyncio.sleep(before.refresh_in)
+        after = await own.fetch()
+        assert [c.expires_at for c in after.credentials()] == [c.expires_at for c in before.credentials()]
+
+
+async def test_a_refresher_asks_only_when_a_lease_is_to_be_renewed(vault_database: VaultDatabase) -> None:
+    await vault_database.dynamic_role("app", ttl="1h")
+    own = source(vault_database)
+    own._client._look_up_at = math.inf
+    async with aiopqr.Refresher(own) as refresher:
+        due_in = feed_of(refresher)._plan.due - asyncio.get_running_loop().time()
+        assert 0.35 * 3600 < due_in < 0.5 * 3600
 
 
 async def test_without_the_right_to_renew_leases_are_replaced(
