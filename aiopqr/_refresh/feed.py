@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from .._failures import report
+from .._failures import report, reporting
 from ..clock import wait_until
 from ..credentials import CredentialPair
 from ..errors import (
@@ -36,7 +36,7 @@ from ..stats import RefreshStats, SteppingAside
 from . import reports
 from .announcement import Announcement
 from .expiry import Expiry
-from .fetching import fetched
+from .fetching import close, fetched
 from .loops import LoopState
 from .plan import Need, RefreshPlan
 from .quarantine import Quarantine
@@ -82,6 +82,7 @@ class Feed:
         self._last_success: float | None = None  # Unix time
         self.last_error: str | None = None  # of the last fetch, if it failed
         self._closed = False
+        self._is_source_closed = False
 
     def __repr__(self) -> str:
         return f"<Feed {self.name!r} of {type(self._source).__name__}>"
@@ -115,9 +116,15 @@ class Feed:
                 raise AiopqrError(f"refresher {self.name!r} is closed")
             _open[id(self)] = self
             if self._pair is None:
+                self._is_source_closed = False
                 self._plan.request(Need.ASKED, asyncio.get_running_loop().time())
-                if error := await self._fetch(state):
-                    raise error
+                try:
+                    if error := await self._fetch(state):
+                        raise error
+                except BaseException:  # the caller may have nothing to call close() on
+                    with reporting("%s: the source could not be closed", self.name):
+                        await self._close_source()
+                    raise
         self._here()
 
     def check_connect(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -176,13 +183,17 @@ class Feed:
     async def close(self) -> None:
         """See :meth:`Refresher.close`."""
         self.terminate()
+        await self._close_source()
+
+    async def _close_source(self) -> None:
+        """Wait for the tasks to end, and close the source unless another feed uses it or this one has closed it."""
         tasks = self._state.tasks if self._state and self._state.is_current else []
         if tasks:
             # The timeout is for a fetch that is stuck in code that ignores its cancellation.
             await asyncio.wait(tasks, timeout=_CLOSE_PATIENCE)
-        aclose = getattr(self._source, "aclose", None)
-        if aclose and self._is_last_user():
-            await aclose()
+        if self._is_last_user() and not self._is_source_closed:
+            self._is_source_closed = True
+            await close(self._source, self.name)
 
     def _is_last_user(self) -> bool:
         """Stop using the source, and return whether nobody else uses it."""

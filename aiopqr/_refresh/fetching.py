@@ -1,13 +1,18 @@
-"""One fetch from the source, in a separate task so that it can be abandoned."""
+"""One fetch from the source, in a separate task so that it can be abandoned, and closing the source."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from ..clock import cancel
 from ..credentials import CredentialPair
 from ..errors import InvalidSecret, SourceError, SourceTimeout, without_locals
 from ..sources import CredentialSource
+
+logger = logging.getLogger("aiopqr")
+
+_CLOSE_MAX = 30.0  # seconds
 
 
 async def fetched(
@@ -38,6 +43,19 @@ async def fetched(
     if not isinstance(pair, CredentialPair):
         return InvalidSecret(f"{_kind(source)} must return a CredentialPair, not {type(pair).__name__}")
     return pair
+
+
+async def close(source: CredentialSource, name: str) -> None:
+    """Close the source if it can be closed. If that takes too long, cancel it and log a warning."""
+    if (aclose := getattr(source, "aclose", None)) is None:
+        return
+    try:
+        async with asyncio.timeout(_CLOSE_MAX) as limit:
+            await aclose()
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        logger.warning("%s: %s was not closed within %g s", name, _kind(source), _CLOSE_MAX)
 
 
 async def _ask(source: CredentialSource) -> object:

@@ -81,7 +81,8 @@ class Refresher:
         """Fetch the first pair, and keep it fresh from then on. A second call does nothing.
 
         If the fetch fails, this raises the source's error, since a service without credentials should not look healthy.
-        Cancelling the call cancels the fetch; you can call it again.
+        Cancelling the call cancels the fetch. In both cases the source is closed unless another refresher uses it too,
+        and you can call this again.
         """
         await self._feed.start()
         return self
@@ -100,7 +101,7 @@ class Refresher:
     async def close(self) -> None:
         """Stop the background task, and close the source unless another refresher uses it too.
 
-        A second call does nothing.
+        A source that needs more than 30 seconds is abandoned. A second call does nothing.
         """
         await self._feed.close()
 

@@ -3,7 +3,8 @@
 A source may also have:
 
 * ``interval``: the seconds between routine fetches (default 60).
-* ``aclose()``: called when its refresher closes. A later ``fetch()`` should simply open the source again.
+* ``aclose()``: called when its refresher closes or cannot start. A later ``fetch()`` should simply open the source
+  again.
 * ``check_connect(args, kwargs)``: raises :class:`ConfigurationError` for arguments of ``asyncpg.connect`` that cannot
   work with its credentials.
 """

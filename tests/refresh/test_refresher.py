@@ -10,7 +10,7 @@ import pytest
 
 import aiopqr
 from aiopqr import events
-from aiopqr._refresh import feed_of
+from aiopqr._refresh import feed_of, fetching
 from aiopqr._refresh.plan import Need
 from aiopqr.testing import ScriptedSource
 from aiopqr.testing.source import HANG
@@ -173,26 +173,25 @@ async def test_a_failed_start_can_be_tried_again() -> None:
     await refresher.close()
 
 
+class Closing(ScriptedSource):
+    """Counts how often it was closed."""
+
+    closed = 0
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
 async def test_the_source_is_closed_with_its_refresher() -> None:
-    class Closing(ScriptedSource):
-        closed = False
-
-        async def aclose(self) -> None:
-            self.closed = True
-
     source = Closing(PAIR)
-    async with aiopqr.Refresher(source):
-        assert not source.closed
-    assert source.closed
+    async with aiopqr.Refresher(source) as refresher:
+        assert source.closed == 0
+    assert source.closed == 1
+    await refresher.close()
+    assert source.closed == 1, "once"
 
 
 async def test_a_source_of_two_refreshers_is_closed_with_the_last_one() -> None:
-    class Closing(ScriptedSource):
-        closed = 0
-
-        async def aclose(self) -> None:
-            self.closed += 1
-
     source = Closing(PAIR)
     first, second = aiopqr.Refresher(source), aiopqr.Refresher(source)
     await first.start()
@@ -202,6 +201,81 @@ async def test_a_source_of_two_refreshers_is_closed_with_the_last_one() -> None:
     await second.refresh()
     await second.close()
     assert source.closed == 1
+
+
+async def test_a_start_that_fails_closes_the_source_and_the_next_one_opens_it_again() -> None:
+    source = Closing(PAIR)
+    source.then(ConnectionError("down"))
+    refresher = aiopqr.Refresher(source)
+    with pytest.raises(ConnectionError):
+        async with refresher:
+            pass
+    assert source.closed == 1
+    async with refresher:
+        assert source.closed == 1
+    assert source.closed == 2
+
+
+async def test_a_start_that_is_cancelled_closes_the_source_after_its_fetch_has_ended() -> None:
+    class Ordered(Closing):
+        async def aclose(self) -> None:
+            assert self.ended == 1
+            await super().aclose()
+
+    source = Ordered(PAIR)
+    source.then(HANG)
+    starting = asyncio.create_task(aiopqr.Connector(credentials=source).start())
+    await source.wait_begun(1)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert source.closed == 1
+
+
+async def test_a_start_that_fails_leaves_a_source_open_that_another_refresher_uses() -> None:
+    source = Closing(PAIR)
+    async with aiopqr.Refresher(source):
+        source.then(ConnectionError("down"))
+        with pytest.raises(ConnectionError):
+            await aiopqr.Refresher(source).start()
+        assert source.closed == 0
+    assert source.closed == 1
+
+
+async def test_a_pool_that_cannot_be_opened_closes_the_source_once() -> None:
+    source = Closing(PAIR)
+    source.then(ConnectionError("down"))
+    with pytest.raises(ConnectionError):
+        await aiopqr.create_pool("postgresql://127.0.0.1:1/none", credentials=source)
+    assert source.closed == 1
+
+
+async def test_a_source_that_cannot_be_closed_does_not_hide_why_the_start_failed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Stubborn(ScriptedSource):
+        async def aclose(self) -> None:
+            raise RuntimeError("stubborn")
+
+    source = Stubborn(PAIR)
+    source.then(ConnectionError("down"))
+    with pytest.raises(ConnectionError):
+        await aiopqr.Refresher(source).start()
+    assert "stubborn" in caplog.text
+
+
+async def test_closing_does_not_wait_forever_for_a_source_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Hanging(ScriptedSource):
+        async def aclose(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(fetching, "_CLOSE_MAX", 0.05)
+    async with asyncio.timeout(10):
+        async with aiopqr.Refresher(Hanging(PAIR)):
+            pass
+    assert "the source (Hanging) was not closed within 0.05 s" in caplog.text
 
 
 async def test_a_connector_of_a_shared_refresher_leaves_it_open() -> None:
