@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -79,8 +80,11 @@ class CredentialPair:
         object.__setattr__(self, "active", active if self[active] else active.other)
         if self.pending and self.pending_parity is None:
             raise InvalidSecret("pending_username must be the username of odd or of even")
-        if self.pending_since is not None and self.pending_since.utcoffset() is None:
-            raise InvalidSecret("pending_since must be an aware datetime")
+        since, within = self.pending_since, self.refresh_in
+        if since is not None and not (isinstance(since, datetime) and since.utcoffset() is not None):
+            raise InvalidSecret("pending_since must be an aware datetime, or None")
+        if within is not None and (not isinstance(within, int | float) or math.isnan(within)):
+            raise InvalidSecret("refresh_in must be a number of seconds, or None")
 
     def __getitem__(self, parity: Parity) -> Credential | None:
         if parity is Parity.EVEN:  # checked first, because Parity() is slow

@@ -161,6 +161,18 @@ async def test_the_signature_is_that_of_botocores_own_client(session: Any) -> No
     assert 890 < (account.expires_at - datetime.now(UTC)).total_seconds() <= 900
 
 
+async def test_a_token_is_good_for_no_longer_than_the_credentials_that_signed_it(session: Any) -> None:
+    ends_at = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=5)
+
+    async def refresh() -> dict[str, str]:  # which brings nothing newer
+        return {"access_key": "AKID", "secret_key": "hush", "token": "t", "expiry_time": ends_at.isoformat()}
+
+    credentials = pytest.importorskip("aiobotocore.credentials")
+    session._credentials = credentials.AioRefreshableCredentials.create_from_metadata(await refresh(), refresh, "test")
+    account = await fetched(RdsIamSource("app", "db.example", session=session))
+    assert account.expires_at == ends_at
+
+
 async def test_an_rds_source_says_where_its_token_is_good(session: Any) -> None:
     pair = await RdsIamSource("app", "db.example", 5433, session=session).fetch()
     assert pair.endpoint == aiopqr.Endpoint("db.example", 5433)

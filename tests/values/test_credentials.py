@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import pickle
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
@@ -271,6 +272,18 @@ def test_whatever_a_secret_holds_it_is_a_valid_pair_or_refused_as_one(entries: d
         names = [c.username for c in (pair.odd, pair.even) if c]
         assert len(set(names)) == len(names) >= 1
         assert all(c.username and c.password for c in pair.credentials())
+
+
+@pytest.mark.parametrize("value", ["60", math.nan, timedelta(seconds=60)])
+def test_refresh_in_must_be_a_number_of_seconds(value: Any) -> None:
+    with pytest.raises(InvalidSecret, match="refresh_in must be a number of seconds, or None"):
+        CredentialPair(Credential("a", "x"), None, refresh_in=value)
+
+
+@pytest.mark.parametrize("value", ["2026-01-02T03:04:05+00:00", 5.0, datetime.now(UTC).replace(tzinfo=None)])
+def test_pending_since_must_be_an_aware_datetime(value: Any) -> None:
+    with pytest.raises(InvalidSecret, match="pending_since must be an aware datetime, or None"):
+        CredentialPair(Credential("a", "x"), None, pending_since=value)
 
 
 def test_a_secret_tells_when_its_pending_password_was_staged() -> None:

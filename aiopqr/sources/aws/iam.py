@@ -1,4 +1,4 @@
-"""RDS IAM authentication: the password is a locally signed URL, valid for fifteen minutes."""
+"""RDS IAM authentication: the password is a locally signed URL, valid for at most fifteen minutes."""
 
 from __future__ import annotations
 
@@ -92,4 +92,6 @@ class RdsIamSource(TokenSource):
             expires_in=_GOOD_FOR,
             signing_name="rds-db",
         )
-        return signed.removeprefix("https://"), signed_at + timedelta(seconds=_GOOD_FOR)
+        ends_at = signed_at + timedelta(seconds=_GOOD_FOR)
+        # A token is good for no longer than the credentials that signed it. Only botocore's attribute says how long.
+        return signed.removeprefix("https://"), min(ends_at, getattr(credentials, "_expiry_time", None) or ends_at)
