@@ -81,10 +81,7 @@ class Output:
         plan = self._plan
         if plan is None or (self._done is None and plan.action is Action.ROTATE):
             text = "nothing was changed"
-        elif isinstance(plan, RolePlan) and self._done in (
-            Step.CHECKED,
-            Step.ALTERED,
-        ):
+        elif isinstance(plan, RolePlan) and self._done in (Step.CHECKED, Step.ALTERED):
             # Another run would not finish this rotation.
             may_have = "has" if self._done is Step.ALTERED else "may have"
             text = (
