@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import ssl
 import sys
@@ -103,3 +104,14 @@ def check_connect_arguments(
     query = {key for key, _ in parse_qsl(parts.query)}
     if "@" in unquote(parts.netloc) or query & {"user", "password"}:
         raise ConfigurationError("dsn must name no user and no password: credentials= supply them")
+
+
+def service_section(query: Mapping[str, str], kwargs: Mapping[str, Any]) -> Mapping[str, str]:
+    """The section of the service file for the service that is named, or an empty mapping. Reads the file."""
+    name = kwargs.get("service") or query.get("service")
+    if not name:
+        return {}
+    path = kwargs.get("servicefile") or os.environ.get("PGSERVICEFILE") or os.path.expanduser("~/.pg_service.conf")
+    sections = configparser.ConfigParser()
+    sections.read(path)
+    return dict(sections[name]) if sections.has_section(name) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import inspect
 import os
 import ssl
@@ -16,6 +15,7 @@ from asyncpg import connect_utils
 
 from ..credentials import Secret
 from ..errors import ConfigurationError
+from ..options import service_section
 from .names import is_ip
 
 # If no database is named, asyncpg uses the user's name. Passing a name that no database has reveals whether it did so.
@@ -98,20 +98,11 @@ def read_account(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str,
     )
 
 
-def service_section(query: Mapping[str, str], kwargs: Mapping[str, Any]) -> Mapping[str, str]:
-    """The section of the service file for the service that is named, or an empty mapping. Reads the file."""
-    name = kwargs.get("service") or query.get("service")
-    path = kwargs.get("servicefile") or os.environ.get("PGSERVICEFILE") or os.path.expanduser("~/.pg_service.conf")
-    sections = configparser.ConfigParser()
-    sections.read(path)
-    return dict(sections[name]) if name and sections.has_section(name) else {}
-
-
 def missing_file(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """A message about a missing TLS file that the DSN, the service file or the environment names, or None."""
     dsn = args[0] if args else kwargs.get("dsn")
     query = dict(parse_qsl(urlsplit(dsn).query)) if isinstance(dsn, str) else {}
-    service = service_section(query, kwargs) if query.get("service") or kwargs.get("service") else {}
+    service = service_section(query, kwargs)
     for key, variable in TLS_FILES.items():
         named = ((key, query.get(key)), (f"{key} in the service file", service.get(key)))
         for name, path in (*named, (variable, os.environ.get(variable))):

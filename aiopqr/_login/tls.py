@@ -20,7 +20,8 @@ from urllib.parse import parse_qsl, urlsplit
 from asyncpg import connect_utils
 
 from .. import _threads
-from .parsing import TLS_FILES, service_section
+from ..options import service_section
+from .parsing import TLS_FILES
 
 # The arguments on which a context depends.
 _DECISIVE = ("dsn", "host", "port", "ssl", "direct_tls", "service", "servicefile")

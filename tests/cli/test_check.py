@@ -351,18 +351,29 @@ def test_a_rate_has_a_period_and_a_cron_rule_has_none(rule: str, period: timedel
 
 
 @pytest.mark.parametrize(
-    ("dsn", "mode"),
+    ("dsn", "by_socket", "mode"),
     [
-        ("postgresql://db/x", "prefer"),
-        ("postgresql://db/x?sslmode=verify-full", "verify-full"),
-        ("postgresql:///x?host=/var/run/postgresql", None),
-        ("postgresql://%2Ftmp/x", None),
+        ("postgresql://db/x", False, "prefer"),
+        ("postgresql://db/x?sslmode=verify-full", False, "verify-full"),
+        ("postgresql:///x?host=/var/run/postgresql", True, None),
+        ("postgresql://%2Ftmp/x", True, None),
+        ("postgresql:///x", True, None),  # asyncpg looks for sockets, and then tries localhost
+        ("postgresql:///x", False, "prefer"),
+        ("postgresql://db/x?service=there", False, "require"),
+        ("postgresql:///x?service=there", True, None),
+        ("postgresql:///x?service=there&sslmode=disable", True, None),
+        ("postgresql://db/x?service=there&sslmode=disable", False, "disable"),
     ],
 )
-def test_the_tls_mode_is_the_dsns(dsn: str, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tls_mode_is_the_one_that_asyncpg_uses(
+    dsn: str, by_socket: bool, mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("PGHOST", "PGSSLMODE"):
         monkeypatch.delenv(name, raising=False)
-    assert sslmode_of(dsn) == mode
+    file = tmp_path / "services"
+    file.write_text("[there]\nhost=/var/run/postgresql\nsslmode=require\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    assert sslmode_of(dsn, by_socket=by_socket) == mode
 
 
 def test_the_worst_finding_decides_the_exit_code() -> None:

@@ -10,6 +10,7 @@ import types
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -203,15 +204,33 @@ async def test_without_credentials_or_a_region_an_rds_source_says_so(monkeypatch
         ("postgresql://db/app?sslmode=verify-full", {}, None),
         ("postgresql:///app", {"ssl": ssl.create_default_context()}, None),
         ("postgresql:///app", {"ssl": "require", "host": ["db"]}, None),
+        ("postgresql:///app?service=two", {"ssl": "require"}, "good for one host"),
+        ("postgresql:///app?service=plain", {}, "needs TLS"),
+        ("postgresql:///app", {"service": "tls"}, None),
+        ("postgresql:///app?service=plain&sslmode=verify-full", {}, None),
     ],
 )
 def test_an_rds_source_refuses_several_hosts_and_connections_without_tls(
-    dsn: str, arguments: dict[str, Any], problem: str | None, monkeypatch: pytest.MonkeyPatch
+    dsn: str, arguments: dict[str, Any], problem: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("PGSSLMODE", raising=False)
+    for name in ("PGSSLMODE", "PGHOST"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "services"
+    file.write_text("[two]\nhost=one,two\n[plain]\nsslmode=disable\n[tls]\nsslmode=verify-full\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
     source = RdsIamSource("app", "db.example")
     with pytest.raises(aiopqr.ConfigurationError, match=problem) if problem else nullcontext():
         source.check_connect((dsn,), arguments)
+
+
+def test_an_rds_source_refuses_several_hosts_in_the_environment_unless_one_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PGHOST", "one,two")
+    source = RdsIamSource("app", "db.example")
+    source.check_connect(("postgresql://db/app?sslmode=require",), {})
+    with pytest.raises(aiopqr.ConfigurationError, match="good for one host"):
+        source.check_connect(("postgresql:///app?sslmode=require",), {})
 
 
 async def test_a_pool_of_an_rds_source_without_tls_does_not_open(session: Any) -> None:

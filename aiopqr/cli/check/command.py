@@ -10,7 +10,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import typer
 from rich.console import Console
@@ -18,8 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..._login import place_of
+from ..._trust import Channel
 from ...credentials import CredentialPair, Parity
 from ...errors import AiopqrError, SourceError, describe
+from ...options import service_section
 from ...rotation.errors import StoreError
 from ...rotation.gates import Rules
 from ...rotation.stores.file import FileStore
@@ -105,7 +107,8 @@ def check(
             down = all(account.unreachable for account in accounts.values())
             why = "the applications' path is down: nothing answered at" if down else "no account could log in at"
             raise AiopqrError(f"the check could not run: {why} {place_of(dsn) or 'the given address'}: {problems[0]}")
-        facts = Facts(pair, accounts, sslmode_of(dsn), rules, max_size, times, schedule)
+        by_socket = any(account.asked.endswith(Channel.UNIX) for account in accounts.values())
+        facts = Facts(pair, accounts, sslmode_of(dsn, by_socket=by_socket), rules, max_size, times, schedule)
         found = [*findings(facts), *more]
         _print_json(found) if as_json else _print_table(found)
         return EXIT_CODES[max(finding.level for finding in found)]
@@ -175,14 +178,19 @@ def schedule_of(description: Mapping[str, Any]) -> Schedule:
     return Schedule(bool(description.get("RotationEnabled")), last, following, rule, period)
 
 
-def sslmode_of(dsn: str) -> str | None:
-    """The sslmode that asyncpg takes from a DSN or the environment; None for a Unix socket."""
+def sslmode_of(dsn: str, *, by_socket: bool) -> str | None:
+    """The sslmode that asyncpg takes from a DSN, the service file or the environment; None for a Unix socket.
+
+    If no host is named, asyncpg looks for sockets and then tries localhost. ``by_socket`` says that it found one.
+    """
     parts = urlsplit(dsn)
-    query = parse_qs(parts.query)
-    host = unquote(parts.netloc) or query.get("host", [""])[-1] or os.environ.get("PGHOST", "")
-    if host.startswith("/"):
+    query = dict(parse_qsl(parts.query))
+    service = service_section(query, {})
+    host = unquote(parts.netloc) or query.get("host") or service.get("host") or os.environ.get("PGHOST", "")
+    if host.startswith("/") or (by_socket and not host):
         return None
-    return (query.get("sslmode") or query.get("ssl") or [os.environ.get("PGSSLMODE") or "prefer"])[-1]
+    named = query.get("sslmode") or query.get("ssl") or service.get("sslmode")
+    return named or os.environ.get("PGSSLMODE") or "prefer"
 
 
 def _print_table(found: list[Finding]) -> None:

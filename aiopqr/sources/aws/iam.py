@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from ...credentials import CredentialPair, Endpoint
 from ...errors import ConfigurationError, MissingExtra, SourceError
+from ...options import service_section
 from ..tokens import TokenSource
 
 _GOOD_FOR = 900
@@ -51,13 +52,17 @@ class RdsIamSource(TokenSource):
         dsn = args[0] if args else kwargs.get("dsn")
         parts = urlsplit(dsn) if isinstance(dsn, str) else urlsplit("")
         query = dict(parse_qsl(parts.query))
-        host = kwargs.get("host") or parts.netloc or query.get("host") or ""
+        service, environment = service_section(query, kwargs), os.environ
+        host = kwargs.get("host") or parts.netloc or query.get("host") or service.get("host")
+        host = host or environment.get("PGHOST", "")
         if "," in host if isinstance(host, str) else len(host) > 1:
             raise ConfigurationError(
                 "an RDS IAM token is good for one host only: use one source and one pool for each host"
             )
         ssl = kwargs.get("ssl")
-        mode = query.get("sslmode") or os.environ.get("PGSSLMODE") if ssl is None else ssl
+        mode = ssl
+        if ssl is None:
+            mode = query.get("sslmode") or service.get("sslmode") or environment.get("PGSSLMODE")
         if mode is None or mode is False or (isinstance(mode, str) and mode not in _ENCRYPTED):
             raise ConfigurationError(
                 "RDS IAM needs TLS, since the token is sent as plain text: pass sslmode=verify-full and sslrootcert=, "
