@@ -67,12 +67,12 @@ async def test_an_interrupted_announcement_is_resumed_for_what_is_left(rig: Any)
     assert await rig.accepts(rig.postgres.pair.even)
 
     document = json.loads(rig.path.read_text())
-    staged_at = datetime.now(UTC) - timedelta(seconds=599.5)
+    staged_at = datetime.now(UTC) - timedelta(seconds=597.0)
     rig.path.write_text(json.dumps({**document, "pending_staged_at": staged_at.isoformat()}))
     waits: list[Announcing] = []
     done = await rotate(rig.rotator(announce=600.0, on_announcing=waits.append))
     assert done.action is Action.RESUME
-    assert [wait.seconds < 1 for wait in waits] == [True]
+    assert [wait.seconds <= 3.0 for wait in waits] == [True]
     assert await rig.is_whole()
 
 
