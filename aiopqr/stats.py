@@ -172,7 +172,8 @@ class ReplacementStats:
 class PoolStats(ConnectorStats):
     """A snapshot of a pool's counters.
 
-    ``size`` is the number of open connections, not counting the ``spare``. ``waiting`` tasks are in ``acquire()``.
+    ``size`` is the number of open connections, not counting the ``spare``. ``waiting`` tasks are in ``acquire()``,
+    including those whose connection is being opened, which ``max_waiting`` does not limit.
     ``resetting`` connections have been released, but count as in use until they can be handed out again.
     ``not_writable`` connections were closed because their server no longer accepted writes.
     """

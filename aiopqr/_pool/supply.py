@@ -26,7 +26,8 @@ from .connections import Connections
 from .policy import Policy
 from .replacement import Replacement
 
-OWN_FIRST = 0.25  # for so many seconds, an acquirer that has caused a connect waits for that connection only
+# For so many seconds, an acquirer that has caused a connect leaves other connections idle, unless somebody else waits.
+OWN_FIRST = 0.25
 SHORT_LIFE = 5.0  # a connection that is lost earlier was not a success
 BACKOFF_FIRST = 0.5
 BACKOFF_MAX = 30.0
@@ -61,6 +62,7 @@ class Supply:
         self._is_started = False
         self._short_lives = 0
         self._floor_not_before = -math.inf
+        self._is_short = asyncio.Event()  # set if an acquirer needs the place for which `_restore` waits
 
     # For acquirers.
 
@@ -112,6 +114,8 @@ class Supply:
         while len(self._jobs) + coming < len(self.waiting) and (place := next_place(self.pool)):
             served = set(self._jobs.values())
             self._begin(place, next(waiter for waiter in self.waiting if waiter not in served))
+        if len(self._jobs) + coming < len(self.waiting):
+            self._is_short.set()
         # Meanwhile, check idle connections. That costs acquirers nothing, and saves the next ones the check.
         while len(self._jobs) < len(self.waiting) and (place := next_place(self.pool)):
             if connection_of(place) not in self._open:
@@ -139,11 +143,20 @@ class Supply:
         restore_floor(self.pool)
 
     def ended(self, pooled: PooledConnection, was_lost: bool) -> None:
-        """Called when a connection has ended. If it ``was_lost`` early in its life, do not replace it in a hurry."""
+        """Called when a connection has ended. If it ``was_lost`` early in its life, do not replace it in a hurry.
+
+        That is only necessary if nobody used it. If it was in use, its user or its release may have closed it, and
+        there cannot be more such ends than acquires. Of the idle ones, the pool itself closes only a surplus.
+        """
         now = self._now()
         if now - pooled.born >= SHORT_LIFE:
             self._short_lives = 0
-        elif was_lost and pooled.born >= self._floor_not_before:  # so connections that end together count once
+        elif (
+            was_lost
+            and pooled.is_idle
+            and pooled.born >= self._floor_not_before  # so connections that end together count once
+            and self.pool.get_size() < self.pool.get_min_size()
+        ):
             self._back_off(now)
         if self._is_started:
             restore_floor(self.pool)
@@ -172,10 +185,14 @@ class Supply:
         return await self._connect(args, kwargs)
 
     async def _restore(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Connect to restore ``min_size``, but not in a hurry if connections do not last."""
+        """Connect to restore ``min_size``, but not in a hurry if connections do not last, unless somebody waits.
+
+        asyncpg has taken a place out of its queue for this, so acquirers could not use that meanwhile.
+        """
         try:
-            if self._now() < self._floor_not_before:
-                await wait_until(self._floor_not_before, asyncio.Event())
+            self._is_short.clear()
+            if self._now() < self._floor_not_before and len(self._jobs) >= len(self.waiting):
+                await wait_until(self._floor_not_before, self._is_short)
             return await self._connect(args, kwargs)
         finally:
             self.dispatch_soon()  # asyncpg is about to put the place back, and would not notify waiting acquirers
@@ -242,13 +259,20 @@ class Supply:
         else:
             put_back(place)
         error = asyncio.CancelledError() if job.cancelled() else job.exception()
-        if error is not None and owner is not None and owner in self.waiting:
+        if error is not None and owner is not None and owner in self.waiting and not self._has_idle():
             del self.waiting[owner]
             if not owner.done():
                 owner.set_exception(error)
         self.dispatch()
         if self._is_started:
             restore_floor(self.pool)
+
+    def _has_idle(self) -> bool:
+        """Whether a connection is idle, so that :meth:`dispatch` will hand it out or begin a check of it."""
+        if (place := next_place(self.pool)) is None:
+            return False
+        put_back(place)
+        return connection_of(place) in self._open
 
     def _ready(self, place: Any) -> None:
         """Hand a place with a usable connection to the acquirer that has waited longest."""
@@ -270,12 +294,19 @@ class Supply:
         self.dispatch()
 
     def _next_waiter(self) -> asyncio.Future[Any] | None:
-        """The next acquirer in line, skipping those whose own connection should be ready in a moment."""
+        """The first acquirer in line, or None if the own connections of all that wait should be ready in a moment.
+
+        If any of them would take another connection, the first gets it, since nobody may overtake it. In exchange, the
+        others get the connection that it has caused.
+        """
+        first = None
         for waiter in tuple(self.waiting):
             if waiter.done():
                 del self.waiting[waiter]
-            elif waiter not in self._waiting_for_own:
-                return waiter
+                continue
+            first = first or waiter
+            if waiter not in self._waiting_for_own:
+                return first
         return None
 
     def _hand_over(self, place: Any, waiter: asyncio.Future[Any]) -> None:

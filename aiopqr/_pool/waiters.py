@@ -15,6 +15,7 @@ from ..errors import TooManyWaiting
 
 class Waiters:
     """Grants up to ``permits`` permits at a time. ``max_waiting`` limits the queue; None means no limit.
+    Tasks that have a permit, but still wait for their connection to be opened, do not count.
 
     Until :meth:`open`, attempts to enter raise the error that ``closed`` makes.
     """

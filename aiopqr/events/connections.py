@@ -76,7 +76,7 @@ class LeaseEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLost(Event):
-    """A connection was found dead. ``when`` is "idle" or "being released"."""
+    """A connection was found dead. ``when`` is "idle", "being released" or "being opened", during ``init=``."""
 
     level: ClassVar = logging.INFO
     when: str

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 import aiopqr
+from aiopqr.events import ConnectionLost
 from aiopqr.testing import RotatingPostgres
 
 from .conftest import MakePool, eventually
@@ -60,7 +61,7 @@ async def test_a_connection_that_was_closed_before_its_first_use_is_forgotten(
     raised = {"init": asyncpg.ConnectionDoesNotExistError, "connect": aiopqr.AcquireTimeout}  # a login is tried again
     async with make_pool(max_size=1, **{hook: init if hook == "init" else connect}) as pool:
         with pytest.raises(raised[hook]):
-            await pool.acquire(timeout=0.5)
+            await pool.acquire(timeout={"init": 10, "connect": 0.5}[hook])
         assert "0 of 1 open" in repr(pool)
         await postgres.rotate_both()
         await pool.refresh()
@@ -413,9 +414,70 @@ async def test_a_connection_told_to_go_during_init_is_not_handed_out(make_pool: 
             con._protocol.data_received(goodbyes.pop())
 
     async with make_pool(max_size=1, init=init) as pool:
+        assert await pool.fetchval("select 1") == 1
+    assert not goodbyes
+
+
+async def test_a_connection_lost_during_init_is_opened_again(make_pool: MakePool) -> None:
+    events: list[object] = []
+    cuts = 2
+
+    async def init(con: asyncpg.Connection) -> None:
+        nonlocal cuts
+        if cuts:
+            cuts -= 1
+            con._transport.abort()
+        await con.execute("select 1")
+
+    async with make_pool(max_size=1, init=init, listeners=[events.append]) as pool:
+        assert await pool.fetchval("select 1") == 1
+        assert pool.stats().lost == 2
+    assert [event.when for event in events if isinstance(event, ConnectionLost)] == ["being opened"] * 2
+
+
+async def test_a_server_that_hangs_up_during_each_init_is_tried_a_few_times_only(make_pool: MakePool) -> None:
+    begun = 0
+
+    async def init(con: asyncpg.Connection) -> None:
+        nonlocal begun
+        begun += 1
+        con._transport.abort()
+        await con.execute("select 1")
+
+    async with make_pool(max_size=1, init=init) as pool:
         with pytest.raises(asyncpg.ConnectionDoesNotExistError):
             await pool.acquire()
-        assert await pool.fetchval("select 1") == 1
+    assert begun == 4
+
+
+async def test_a_connection_is_not_opened_again_after_the_timeout_of_its_connect(make_pool: MakePool) -> None:
+    begun = 0
+
+    async def init(con: asyncpg.Connection) -> None:
+        nonlocal begun
+        begun += 1
+        await asyncio.sleep(1.5)
+        con._transport.abort()
+        await con.execute("select 1")
+
+    async with make_pool(max_size=1, init=init, timeout=1.5) as pool:
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+            await pool.acquire()
+    assert begun == 1
+
+
+async def test_an_error_of_init_that_is_no_loss_of_its_connection_is_raised_at_once(make_pool: MakePool) -> None:
+    begun = 0
+
+    async def init(_con: asyncpg.Connection) -> None:
+        nonlocal begun
+        begun += 1
+        raise ConnectionResetError("of something else")
+
+    async with make_pool(max_size=1, init=init) as pool:
+        with pytest.raises(ConnectionResetError):
+            await pool.acquire()
+    assert begun == 1
 
 
 async def test_an_acquire_whose_connection_comes_just_too_late_is_told_that_the_pool_is_closed(

@@ -115,6 +115,124 @@ async def test_connections_that_end_right_after_login_are_not_reopened_in_a_hurr
     assert 4 <= born <= 16
 
 
+@pytest.fixture
+def long_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiopqr._pool.supply.BACKOFF_FIRST", 60.0)
+    monkeypatch.setattr("aiopqr._pool.supply.BACKOFF_MAX", 60.0)
+
+
+@pytest.mark.usefixtures("long_back_off")
+async def test_nobody_waits_while_min_size_is_restored_slowly(make_pool: MakePool) -> None:
+    async with make_pool(min_size=3, max_size=3) as pool:
+        for _ in range(2):
+            for pooled in tuple(pool._connections):
+                pooled.con._transport.abort()  # as the server's end does
+            await eventually(lambda: pool._queue.qsize() == 2)  # min_size is being restored, and holds a place
+            async with asyncio.timeout(10):
+                taken = await asyncio.gather(*(pool.acquire() for _ in range(3)))
+            for con in taken:
+                await pool.release(con)
+
+
+async def _uses_it_up(pool: aiopqr.AlternatingPool) -> None:
+    await pool.execute("select 1")
+
+
+async def _expires_it(pool: aiopqr.AlternatingPool) -> None:
+    async with pool.acquire():
+        await pool.expire_connections()
+
+
+async def _closes_it(pool: aiopqr.AlternatingPool) -> None:
+    async with pool.acquire() as con:
+        await con.close()
+
+
+async def _breaks_its_hook(pool: aiopqr.AlternatingPool) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with pool.acquire() as con:
+            await con.execute("select 1")
+
+
+async def _lets_surplus_go(pool: aiopqr.AlternatingPool) -> None:
+    held = [await pool.acquire() for _ in range(2)]
+    for con in held:
+        await pool.release(con)
+    await eventually(lambda: pool.stats().size == 1)
+    await _closes_it(pool)
+
+
+async def fail(_con: object) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.usefixtures("long_back_off")
+@pytest.mark.parametrize(
+    ("ends", "options"),
+    [
+        (_uses_it_up, {"max_queries": 1}),
+        (_expires_it, {}),
+        (_closes_it, {}),
+        (_breaks_its_hook, {"setup": fail}),
+        (_breaks_its_hook, {"reset": fail}),
+        (_lets_surplus_go, {"max_inactive_connection_lifetime": 0.05}),
+    ],
+)
+async def test_min_size_is_restored_at_once_after_an_end_that_the_server_did_not_cause(
+    make_pool: MakePool, ends: Any, options: dict[str, Any]
+) -> None:
+    async with make_pool(min_size=1, max_size=2, **options) as pool:
+        await ends(pool)
+        await eventually(lambda: pool.stats().size == 1)
+
+
+async def test_a_newcomer_does_not_overtake_whoever_waits_for_its_own_connect(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiopqr._pool.supply.OWN_FIRST", 60.0)
+    slow, served = Slow(), list[str]()
+    slow.may.set()
+    async with make_pool(max_size=3, connect=slow) as pool:
+        held = await pool.acquire()
+        slow.may.clear()
+
+        async def take(who: str) -> None:
+            async with pool.acquire():
+                served.append(who)
+
+        first = asyncio.create_task(take("first"))
+        await eventually(lambda: slow.begun == 2)
+        await pool.release(held)
+        newcomer = asyncio.create_task(take("newcomer"))
+        await eventually(lambda: served)
+        slow.may.set()
+        await asyncio.gather(first, newcomer)
+    assert served == ["first", "newcomer"]
+
+
+@pytest.mark.parametrize("check_after", [1.0, 1e-9])
+async def test_an_acquirer_whose_own_connect_fails_takes_what_was_released_meanwhile(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, check_after: float
+) -> None:
+    monkeypatch.setattr("aiopqr._pool.supply.OWN_FIRST", 60.0)
+    begun, may_fail = 0, asyncio.Event()
+
+    async def init(_con: asyncpg.Connection) -> None:
+        nonlocal begun
+        begun += 1
+        if begun > 1:
+            await may_fail.wait()
+            raise ZeroDivisionError
+
+    async with make_pool(max_size=2, init=init, check_after=check_after) as pool:
+        held = await pool.acquire()
+        waiting = asyncio.create_task(pool.fetchval("select 1"))
+        await eventually(lambda: begun == 2)
+        await pool.release(held)
+        may_fail.set()
+        assert await waiting == 1
+
+
 async def test_a_pool_keeps_to_its_own_event_loop(make_pool: MakePool) -> None:
     async with make_pool(min_size=1) as pool:
         con = await pool.acquire()
