@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ._failures import report
 from .credentials import Parity
 
 __all__ = [
@@ -51,7 +52,10 @@ class HistogramSnapshot:
 
 
 class Histogram:
-    """Counts durations in fixed buckets. The ``observers`` are called with each measurement, in seconds."""
+    """Counts durations in fixed buckets. The ``observers`` are called with each measurement, in seconds.
+
+    If an observer raises, that is logged and affects nobody else.
+    """
 
     __slots__ = ("_counts", "_total", "observers")
 
@@ -65,7 +69,12 @@ class Histogram:
         self._counts[bisect_left(BUCKETS, seconds)] += 1
         self._total += seconds
         for observe in self.observers:
-            observe(seconds)
+            try:
+                observe(seconds)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:  # even CancelledError: the caller, which holds a connection, was not cancelled
+                report("observer %r of a histogram failed", observe)
 
     def snapshot(self) -> HistogramSnapshot:
         """Return the current counts."""

@@ -536,3 +536,19 @@ async def test_a_connection_that_ends_without_a_place_leaves_its_room_where_the_
         assert pool._connections.room == 1
         spare.con.terminate()
         await eventually(lambda: pool._connections.room == 2)
+
+
+@pytest.mark.parametrize("measured", ["wait_time", "use_time", "connect_time"])
+async def test_an_observer_that_raises_costs_no_connection(
+    make_pool: MakePool, postgres: RotatingPostgres, measured: str
+) -> None:
+    def broken(seconds: float) -> None:
+        raise RuntimeError("metrics backend is down")
+
+    async with make_pool(max_size=1) as pool:
+        histogram = getattr(pool.connector if measured == "connect_time" else pool, measured)
+        histogram.observers += (broken,)
+        for _ in range(2):
+            async with pool.acquire(timeout=5) as con:
+                assert await con.fetchval("select 1") == 1
+        assert len(await postgres.sessions()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
 
@@ -42,6 +43,24 @@ def test_observers_get_each_measurement() -> None:
     histogram.observers += (seen.append,)
     histogram.record(0.25)
     assert seen == [0.25]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
+def test_an_observer_that_raises_is_logged_with_its_stack_and_harms_nobody(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(seconds: float) -> None:
+        raise error("metrics backend is down")
+
+    histogram = Histogram()
+    seen: list[float] = []
+    histogram.observers += (broken, seen.append)
+    histogram.record(0.25)
+    assert seen == [0.25]
+    assert histogram.snapshot().count == 1
+    (record,) = caplog.records
+    assert "broken" in record.getMessage()
+    assert record.exc_info and record.exc_info[0] is error
 
 
 def test_the_counts_of_two_connectors_are_their_own() -> None:
