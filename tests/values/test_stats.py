@@ -60,7 +60,8 @@ def test_an_observer_that_raises_is_logged_with_its_stack_and_harms_nobody(
     assert histogram.snapshot().count == 1
     (record,) = caplog.records
     assert "broken" in record.getMessage()
-    assert record.exc_info and record.exc_info[0] is error
+    assert record.exc_info is not None
+    assert record.exc_info[0] is error
 
 
 def test_the_counts_of_two_connectors_are_their_own() -> None:
