@@ -73,7 +73,7 @@ def _is_reliable() -> bool:
 class StandIn(asyncio.Protocol):
     """Listens to the server instead of asyncpg's ``protocol`` while nobody uses the connection.
 
-    ``on_goodbye`` is called after the server has closed an idle connection.
+    ``on_goodbye`` is called after the server, or something in between, has closed an idle connection.
     """
 
     __slots__ = (
@@ -154,9 +154,13 @@ class StandIn(asyncio.Protocol):
         return self._protocol.eof_received()  # type: ignore[no-any-return]
 
     def connection_lost(self, exc: Exception | None) -> None:
+        con = self._con()
+        is_surprise = con is not None and not con.is_closed()  # asyncpg marks it as closed before it closes it
         self._protocol.connection_lost(exc)
         if self._done is not None:
             self._finish(_lost("", exc))
+        elif is_surprise and not self._is_lent:
+            self._on_goodbye(_lost("", exc))
 
     def pause_writing(self) -> None:
         self._protocol.pause_writing()

@@ -107,7 +107,6 @@ async def test_a_probe_given_up_passes_to_another_who_waits(
         await eventually(lambda: connector.stats().all_refused)
         await postgres.server.set_passwords(*before.credentials())
         seen = proxy.accepted
-        proxy.blackhole()
         await proxy.wait_accepted(seen + 2)  # each probes another account
         third = asyncio.create_task(connector.connect())
         for _ in range(5):
@@ -118,3 +117,21 @@ async def test_a_probe_given_up_passes_to_another_who_waits(
         proxy.heal()
         async with asyncio.timeout(1.5):  # the next probe would be due in three
             (await third).terminate()
+
+
+async def test_idle_connections_that_a_proxy_cuts_are_counted_as_lost_and_reported(
+    make_pool: MakePool, proxy: Proxy
+) -> None:
+    events: list[aiopqr.Event] = []
+    async with make_pool(proxy, min_size=3, max_size=3, listeners=[events.append]) as pool:
+        assert await proxy.cut() == 3
+        await eventually(lambda: pool.stats().lost == 3)
+        assert [event.when for event in events if isinstance(event, aiopqr.events.ConnectionLost)] == ["idle"] * 3
+
+
+async def test_an_idle_connection_that_a_proxy_cuts_has_the_others_checked(make_pool: MakePool, proxy: Proxy) -> None:
+    async with make_pool(proxy, min_size=3, max_size=3, check_after=60.0) as pool:
+        next(iter(proxy._links)).cancel()
+        await eventually(lambda: pool.stats().lost == 1)
+        trusted = [pooled for pooled in pool._connections if pooled.trusted_until > 0 and not pooled.con.is_closed()]
+        assert len(trusted) <= 1  # the one that was opened since, if any

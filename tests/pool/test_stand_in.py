@@ -207,6 +207,34 @@ async def test_a_connection_that_ends_without_a_word_is_closed(subject: MakeSubj
         assert it.con.is_closed()
 
 
+async def test_an_idle_connection_that_ends_without_a_word_is_reported_once(subject: MakeSubject) -> None:
+    async with subject() as it:
+        it.stand_in.watch()
+        it.transport.abort()
+        await eventually(lambda: it.con.is_closed())
+        assert [type(error) for error in it.goodbyes] == [asyncpg.ConnectionDoesNotExistError]
+
+
+async def test_a_connection_in_use_that_ends_without_a_word_is_left_to_its_user(subject: MakeSubject) -> None:
+    async with subject() as it:
+        it.stand_in.watch()
+        it.stand_in.lend()
+        it.transport.abort()
+        await eventually(lambda: it.con.is_closed())
+        assert it.goodbyes == []
+
+
+async def test_terminating_a_watched_connection_is_no_goodbye(subject: MakeSubject) -> None:
+    async with subject() as it:
+        ended = asyncio.Event()
+        it.stand_in.watch()
+        it.con.add_termination_listener(lambda _: ended.set())
+        it.con.terminate()
+        await ended.wait()
+        await asyncio.sleep(0.05)
+        assert it.goodbyes == []
+
+
 async def test_terminating_the_connection_ends_the_reset(subject: MakeSubject) -> None:
     async with subject() as it:
         outcome = it.begin("SELECT pg_sleep(1)")
