@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,8 +14,27 @@ TICK = 0.001  # uvloop counts in milliseconds, so a timer may fire up to so many
 def cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
     """Cancel tasks, except those of a closed loop, which cannot be cancelled."""
     for task in tuple(tasks):
-        if task is not None and not task.get_loop().is_closed():
-            task.cancel()
+        if task is not None:
+            call_in(task.get_loop(), task.cancel)
+
+
+def call_in(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> None:
+    """Call what belongs to a loop: now, or in the loop's own thread if it runs in another one. Never once it is closed.
+
+    Objects that nobody closed need this, since the garbage collector may run in any thread.
+    """
+    if loop.is_running() and _running_loop() is not loop:
+        with contextlib.suppress(RuntimeError):  # it has just been closed
+            loop.call_soon_threadsafe(callback, *args)
+    elif not loop.is_closed():
+        callback(*args)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def current_task() -> asyncio.Task[Any] | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from .._login import Address
 from .._refresh import Attempt
+from ..clock import call_in
 from ..credentials import Credential
 from ..refusals import Verdict
 from .outage import EXTRA_SPACING
@@ -135,8 +136,7 @@ class Logins:
     def cancel(self) -> None:
         """Cancel all logins, except those of a closed loop, which cannot be cancelled."""
         for login in tuple(self._in_flight.values()):
-            if not login.task.get_loop().is_closed():
-                self.give_up(login)
+            call_in(login.task.get_loop(), self.give_up, login)
 
     async def wait_ended(self) -> None:
         """Wait until the logins that were cancelled have ended."""

@@ -20,6 +20,7 @@ import asyncpg
 
 from .._connect import CONNECT_TIMEOUT, Connector, maker_of
 from .._refresh import Refresher
+from ..clock import call_in
 from ..credentials import CredentialPair
 from ..events import CredentialsRenewed, Emitter, Event, Listener, Refreshed
 from ..options import (
@@ -281,8 +282,8 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         if getattr(self, "_state", "") == "open":
             left = f"unclosed pool {self!r}, with {len(self._connections)} unclosed connections"
             warnings.warn(left, ResourceWarning, source=self, stacklevel=2)
-            if not self._event_loop.is_closed():
-                self.terminate()
+            self._connector.terminate()  # first, so that it does not warn as well
+            call_in(self._event_loop, self.terminate)
 
     def _turn_away(self) -> None:
         self._leases.close()

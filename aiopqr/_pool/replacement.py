@@ -18,7 +18,7 @@ from typing import Any
 
 import asyncpg
 
-from ..clock import cancel, wait_until
+from ..clock import call_in, cancel, wait_until
 from ..errors import describe
 from ..events import ConnectionOverdue, Event, Replaced, ReplacementDelayed
 from ..refusals import Verdict, classify
@@ -41,7 +41,7 @@ class Replacement:
     def __init__(
         self, connections: Connections, floor: int, *, uniform: Callable[[float, float], float] = random.uniform
     ):
-        self._connections = weakref.ref(connections, lambda _: self._wake.set())
+        self._connections = weakref.ref(connections, lambda _: self._end_soon())
         self._name = connections.maker.name
         self._lifetime = connections.lifetime.max_lifetime
         self._recent = min(self._lifetime / 2 or math.inf, SPARE_PATIENCE)
@@ -138,6 +138,11 @@ class Replacement:
         """Like :meth:`close`, without waiting. The spare is terminated together with the other connections."""
         cancel((self._task,))
         self.spare = None
+
+    def _end_soon(self) -> None:
+        """Let the task end, because its pool is gone. Called in any thread."""
+        if self._task is not None:
+            call_in(self._task.get_loop(), self._wake.set)
 
     # Called by the task.
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .._failures import report, reporting
-from ..clock import wait_until
+from ..clock import call_in, wait_until
 from ..credentials import CredentialPair
 from ..errors import (
     AiopqrError,
@@ -223,7 +223,7 @@ class Feed:
             self._state = state = LoopState()
         if self._pair and not self._closed and not state.is_running:
             wake, loop = state.wake, asyncio.get_running_loop()
-            ref: weakref.ref[Feed] = weakref.ref(self, lambda _: None if loop.is_closed() else wake.set())
+            ref: weakref.ref[Feed] = weakref.ref(self, lambda _: call_in(loop, wake.set))
             state.task = asyncio.create_task(_keep_fresh(ref, state), name=f"aiopqr-{self.name}-refresh")
         return state
 

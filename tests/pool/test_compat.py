@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import io
+import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable
@@ -169,6 +171,41 @@ async def test_a_pool_dropped_unclosed_is_collected_with_a_warning(make_pool: Ma
     gc.collect()
     assert gone() is None
     await eventually(lambda: len(asyncio.all_tasks()) == 1)
+
+
+async def test_a_pool_that_is_collected_in_another_thread_is_closed_in_its_own(
+    make_pool: MakePool, postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    dropped = [await make_pool(min_size=1, max_lifetime=0.2)]  # type: ignore[misc]
+    terminated_in: list[int] = []
+    terminate = aiopqr.AlternatingPool.terminate
+
+    def noted(pool: aiopqr.AlternatingPool) -> None:
+        terminated_in.append(threading.get_ident())
+        terminate(pool)
+
+    def drop() -> None:
+        dropped.clear()
+        gc.collect()
+
+    monkeypatch.setattr(aiopqr.AlternatingPool, "terminate", noted)
+    gc.disable()  # otherwise this thread might collect it first
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            thread = threading.Thread(target=drop)
+            thread.start()
+            thread.join()
+        assert [str(warning.message)[:13] for warning in caught] == ["unclosed pool"]
+        caught.clear()
+        await eventually(lambda: len(asyncio.all_tasks()) == 1)
+    finally:
+        gc.enable()
+    assert terminated_in == [threading.get_ident()]
+    assert ignored == []
+    # The fixture fails if its session stays open.
 
 
 async def test_queries_cancelled_by_their_timeout_leave_no_task(make_pool: MakePool) -> None:
