@@ -106,6 +106,7 @@ async def test_a_probe_given_up_passes_to_another_who_waits(
         first, second = (asyncio.create_task(connector.connect()) for _ in range(2))
         await eventually(lambda: connector.stats().all_refused)
         await postgres.server.set_passwords(*before.credentials())
+        proxy.blackhole()  # otherwise the first probe may succeed before the second begins
         seen = proxy.accepted
         await proxy.wait_accepted(seen + 2)  # each probes another account
         third = asyncio.create_task(connector.connect())
