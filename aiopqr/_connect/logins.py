@@ -66,6 +66,13 @@ class Login:
     is_cancelled: bool = False
     task: asyncio.Task[Outcome] = field(init=False)
 
+    @property
+    def has_connected(self) -> bool:
+        """Whether it has ended with a connection."""
+        task = self.task
+        is_over = task.done() and not task.cancelled() and task.exception() is None
+        return is_over and isinstance(task.result(), Connected)
+
 
 class Logins:
     """All logins in flight of one connector.

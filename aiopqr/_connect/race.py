@@ -85,7 +85,11 @@ class Race:
     # Logins that have ended.
 
     async def _take_done(self) -> Connected | None:
-        for login in [login for login in self._racing if login.task.done()]:
+        done = [login for login in self._racing if login.task.done()]
+        # Successes first: if another login fails at the same moment, that must not drop a good connection.
+        for login in sorted(done, key=lambda login: not login.has_connected):
+            if login.is_cancelled:
+                continue  # given up just now, because its account was refused
             self._racing.remove(login)
             outcome = _unless_lost(self._state.logins.take(login))
             self._add_further(login)
@@ -254,7 +258,7 @@ class Race:
 
     def _mark_silent_hosts(self, winner: Login) -> None:
         for login in self._racing:
-            if login.address != winner.address and login.begun < winner.begun:
+            if not login.task.done() and login.address != winner.address and login.begun < winner.begun:
                 self._state.hosts.was_silent(login.address, self._loop.time())
 
     def _end(self, winner: Connected | None) -> None:

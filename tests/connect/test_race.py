@@ -264,3 +264,59 @@ async def test_a_connection_that_is_lost_right_after_its_login_is_replaced_by_an
     async with aiopqr.create_pool(postgres.dsn, credentials=postgres.source, connect=connect, min_size=0) as pool:
         assert await pool.fetchval("select 1") == 1
     assert len(lost) == 1
+
+
+class Together:
+    """A ``connect=`` whose first two logins end at the same moment: each with its error, or a connection if None."""
+
+    def __init__(self, postgres: RotatingPostgres, *errors: Exception | None) -> None:
+        self._postgres = postgres
+        self._errors = list(errors)
+        self._both = asyncio.Event()
+        self.users: list[str] = []
+
+    async def __call__(self, *args: Any, user: str, **kwargs: Any) -> Any:
+        self.users.append(user)
+        con = await self._postgres.connect()
+        if not self._errors:
+            return con
+        error = self._errors.pop(0)
+        if not self._errors:
+            self._both.set()
+        if error is not None:
+            await con.close()
+        await self._both.wait()
+        await asyncio.sleep(0.1)
+        if error is not None:
+            raise error
+        return con
+
+
+async def test_a_login_that_succeeds_wins_though_another_fails_at_the_same_moment(
+    postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiopqr._connect.outage.SILENCE", 0.1)
+    connect = Together(postgres, asyncpg.InvalidCatalogNameError("no such database"), None)
+    async with aiopqr.Connector(postgres.dsn, credentials=postgres.source, connect=connect) as maker:
+        await (await maker.connect(timeout=10)).close()
+    assert len(connect.users) == 2
+
+
+async def test_two_logins_of_an_account_that_are_refused_at_the_same_moment_lead_to_the_other_account(
+    postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiopqr._connect.outage.SILENCE", 0.1)
+    monkeypatch.setattr("aiopqr._connect.account_choice.Alternator.fallback", _same_account_twice())
+    refused = asyncpg.InvalidPasswordError("password authentication failed")
+    connect = Together(postgres, refused, refused)
+    async with aiopqr.Connector(postgres.dsn, credentials=postgres.source, connect=connect) as maker:
+        await (await maker.connect(timeout=10)).close()
+    first, second, last = connect.users
+    assert first == second != last
+
+
+def _same_account_twice() -> Any:
+    """``Alternator.fallback``, but the first call, for the extra login, finds no other account."""
+    calls = iter(range(100))
+    real = aiopqr._connect.account_choice.Alternator.fallback
+    return lambda self, attempt, now: None if next(calls) == 0 else real(self, attempt, now)
