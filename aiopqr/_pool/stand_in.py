@@ -142,6 +142,7 @@ class StandIn(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_lent:
             self._forward(data)
+            self._goodbye = None  # a goodbye is the last thing that comes, so the one before was part of a value
             if data[-6:-1] == READY:
                 self.answered = self._protocol.queries_count
             elif data[:1] == b"E" or FATAL in data:

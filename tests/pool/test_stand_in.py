@@ -186,6 +186,24 @@ async def test_the_goodbye_to_an_idle_connection_is_heard_at_once(
         await eventually(lambda: ended)
 
 
+async def test_a_value_that_contains_a_goodbye_closes_nothing(subject: MakeSubject) -> None:
+    class Halving(StandIn):
+        __slots__ = ()
+        whole = StandIn.data_received
+
+        def data_received(self, data: bytes) -> None:
+            self.whole(data[:-1])
+            self.whole(data[-1:])
+
+    fields = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0"
+    goodbye = b"E" + (len(fields) + 4).to_bytes(4, "big") + fields
+    async with subject(Halving) as it:
+        assert await it.con.fetchval("SELECT $1::bytea", goodbye) == goodbye
+        it.stand_in.watch()
+        assert it.goodbyes == []
+        await it.works()
+
+
 async def test_a_connection_that_was_lent_and_ran_nothing_is_watched_again(
     subject: MakeSubject, postgres: RotatingPostgres
 ) -> None:
