@@ -101,4 +101,6 @@ class IdleTimer(_Timer):
                     return pooled.idle_since + self._limit
                 pooled.con.terminate()
                 surplus -= 1
-        return math.inf
+        # A connection that is only being checked may become idle again without a release.
+        is_any_checked = any(not pooled.is_idle and pooled.checkout is None for pooled in alive)
+        return now + self._limit if surplus > 0 and is_any_checked else math.inf

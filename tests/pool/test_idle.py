@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -53,6 +54,31 @@ async def test_without_a_limit_connections_stay(make_pool: MakePool) -> None:
         await use(other, 2)
         await eventually(lambda: other.get_size() == 0)
         assert pool.get_size() == 2
+
+
+async def test_a_connection_that_is_being_checked_when_the_timer_fires_is_closed_later(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with make_pool(max_inactive_connection_lifetime=0.5) as pool:
+        await use(pool, 1)
+        pool._connections.distrust()
+        checking, may_end, timer = asyncio.Event(), asyncio.Event(), pool._releases._idle_timer
+
+        async def is_alive(_: object) -> bool:
+            checking.set()
+            await may_end.wait()
+            return True
+
+        monkeypatch.setattr(pool._supply._checks, "is_alive", is_alive)
+        fired = asyncio.Event()
+        look = timer._end_what_is_due
+        monkeypatch.setattr(timer, "_end_what_is_due", lambda *args: (fired.set(), look(*args))[1])
+        waiting = asyncio.create_task(pool.acquire().__aenter__())
+        await checking.wait()
+        await fired.wait()
+        waiting.cancel()
+        may_end.set()
+        await eventually(lambda: pool.get_size() == 0)
 
 
 @pytest.fixture
