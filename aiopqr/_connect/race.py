@@ -15,7 +15,7 @@ from typing import Any
 
 import asyncpg
 
-from .._login import Address, has_ended
+from .._login import Address
 from .._refresh import Attempt
 from ..clock import TICK, wait_until
 from ..errors import ConfigurationError
@@ -271,7 +271,7 @@ class Race:
 
 def _unless_lost(outcome: Outcome | None) -> Outcome | None:
     """The outcome, or a failure if the connection was lost between its login and now, a few loop iterations later."""
-    if isinstance(outcome, Connected) and isinstance(outcome.con, asyncpg.Connection) and has_ended(outcome.con):
+    if isinstance(outcome, Connected) and isinstance(outcome.con, asyncpg.Connection) and outcome.con.is_closed():
         error = asyncpg.ConnectionDoesNotExistError("the connection was lost right after its login")
         return Failed(Verdict.OUTAGE, error)
     return outcome

@@ -1,6 +1,6 @@
 """One login with one account, by asyncpg's connect. We prove the password, and never send more than is allowed."""
 
-from .asyncpg_login import OWN_CONNECT, disown, has_ended, login
+from .asyncpg_login import OWN_CONNECT, disown, login
 from .keys import KeyCache
 from .names import addresses_of
 from .parsing import Address, Target, missing_file, read_target
@@ -17,7 +17,6 @@ __all__ = [
     "answered",
     "connect_once",
     "disown",
-    "has_ended",
     "login",
     "missing_file",
     "no_frames",

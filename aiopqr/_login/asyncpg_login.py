@@ -20,7 +20,6 @@ from typing import Any
 
 import asyncpg
 from asyncpg.protocol.protocol import BaseProtocol as AsyncpgProtocol  # agents replace the name one package above
-from asyncpg.protocol.protocol import PreparedStatementState
 
 from .._reading import read_in_pieces
 from .._trust import Trust
@@ -343,33 +342,6 @@ class _LoginLoop:
             self._upgraded = None
             read_in_pieces(transport)
             transport.set_protocol(Handshake(self._claim, protocol, transport))
-
-
-def has_ended(con: asyncpg.Connection[Any]) -> bool:
-    """Whether a new connection is useless: closed, or told by the server that it will be, which asyncpg conceals.
-
-    asyncpg checks its state only when an operation starts, so start one that sends nothing: a statement that is to be
-    executed with each of no arguments.
-    """
-    if con.is_closed():
-        return True
-    protocol: Any = con._protocol  # type: ignore[attr-defined]
-    protocol = getattr(protocol, "__wrapped__", protocol)  # an agent's proxy
-    try:
-        statement = PreparedStatementState("", "", protocol, protocol.get_record_class(), False)
-        nothing = protocol.bind_execute_many(statement, (), "", None, False)
-    except (AttributeError, TypeError):  # another asyncpg
-        return False
-    try:
-        nothing.send(None)
-    except StopIteration:
-        return False
-    except asyncpg.InternalClientError:
-        return True
-    except asyncpg.InterfaceError:  # somebody's query is running
-        return False
-    nothing.close()
-    return False
 
 
 def disown(con: asyncpg.Connection[Any]) -> None:

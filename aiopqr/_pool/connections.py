@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -17,12 +16,10 @@ from typing import Any
 
 import asyncpg
 
-from .._connect import CONNECT_TIMEOUT, Made, Maker
-from .._login import has_ended
+from .._connect import CONNECT_TIMEOUT, Maker
 from ..clock import cancel
 from ..errors import PoolClosing, WrongLoop, describe
 from ..events import ConnectionLost, NotWritable
-from ..refusals import is_connection_lost
 from ._asyncpg import address_of, busy_check
 from .connection import Lifetime, PooledConnection
 from .stand_in import stand_in_for
@@ -32,7 +29,6 @@ logger = logging.getLogger("aiopqr")
 
 INIT_TIMEOUT = 60.0  # an init= hook that hangs would keep its place forever
 CLOSE_TIMEOUT = 1.0  # for a graceful close, which waits for the server
-INIT_PAUSES = 0.1, 0.2, 0.4  # before connecting again if the connection was lost during init=
 QUIET = 1.0  # connections that notice the same change of role within this time report it once
 _LEASE_MARGIN = 30.0
 
@@ -156,12 +152,14 @@ class Connections:
         self._make_room()
         self._logins += 1
         try:
-            made, watch = await self._make(args, kwargs, begun)
+            made = await self.maker.connect(args, kwargs)
+            con: Any = made.con
+            if not isinstance(con, asyncpg.Connection):
+                return con
+            watch = watch_writer(con, made.session_attribute, begun) if self._guards_writers else None
+            await self._complete(con)
         finally:
             self._logins -= 1
-        con: Any = made.con
-        if not isinstance(con, asyncpg.Connection):
-            return con
         self.last_opened = now = self._loop.time()
         if self._next_opened is not None:
             self._next_opened.set_result(None)
@@ -207,37 +205,16 @@ class Connections:
             self.on_begin(pooled)
         return con
 
-    async def _make(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], begun: float
-    ) -> tuple[Made, WriterWatch | None]:
-        """Connect and call ``init=``. If the connection is lost meanwhile, connect again, within the same timeout."""
-        timeout, pauses = kwargs.get("timeout", CONNECT_TIMEOUT), iter(INIT_PAUSES)
-        while True:
-            made = await self.maker.connect(args, kwargs)
-            con: Any = made.con
-            if not isinstance(con, asyncpg.Connection):
-                return made, None
-            watch = watch_writer(con, made.session_attribute, begun) if self._guards_writers else None
-            try:
-                await self._complete(con)
-                return made, watch
-            except BaseException as exc:
-                was_lost = is_connection_lost(exc) and has_ended(con)
-                con.terminate()
-                pause = next(pauses, math.inf) * random.uniform(0.5, 1.0)
-                left = math.inf if timeout is None else begun + timeout - self._loop.time() - pause
-                if not was_lost or pause == math.inf or left <= 0:
-                    raise
-                self.report_lost("being opened", exc)
-            await asyncio.sleep(pause)
-            kwargs = {**kwargs, "timeout": None if timeout is None else left}
-
     async def _complete(self, con: Any) -> None:
-        if self._init is not None:
-            async with asyncio.timeout(INIT_TIMEOUT):
-                await self._init(con)
-        if has_ended(con):  # nothing would notice that later
-            raise asyncpg.ConnectionDoesNotExistError("the connection was closed before it could be used")
+        try:
+            if self._init is not None:
+                async with asyncio.timeout(INIT_TIMEOUT):
+                    await self._init(con)
+            if con.is_closed():  # nothing would notice that later
+                raise asyncpg.ConnectionDoesNotExistError("the connection was closed before it could be used")
+        except BaseException:
+            con.terminate()
+            raise
 
     def _make_room(self) -> None:
         """If there is no room for a socket, terminate connections that are being closed gracefully."""

@@ -26,8 +26,7 @@ from .connections import Connections
 from .policy import Policy
 from .replacement import Replacement
 
-# For so many seconds, an acquirer that has caused a connect leaves other connections idle, unless somebody else waits.
-OWN_FIRST = 0.25
+OWN_FIRST = 0.25  # for so many seconds, an acquirer that has caused a connect waits for that connection only
 SHORT_LIFE = 5.0  # a connection that is lost earlier was not a success
 BACKOFF_FIRST = 0.5
 BACKOFF_MAX = 30.0
@@ -294,19 +293,12 @@ class Supply:
         self.dispatch()
 
     def _next_waiter(self) -> asyncio.Future[Any] | None:
-        """The first acquirer in line, or None if the own connections of all that wait should be ready in a moment.
-
-        If any of them would take another connection, the first gets it, since nobody may overtake it. In exchange, the
-        others get the connection that it has caused.
-        """
-        first = None
+        """The next acquirer in line, skipping those whose own connection should be ready in a moment."""
         for waiter in tuple(self.waiting):
             if waiter.done():
                 del self.waiting[waiter]
-                continue
-            first = first or waiter
-            if waiter not in self._waiting_for_own:
-                return first
+            elif waiter not in self._waiting_for_own:
+                return waiter
         return None
 
     def _hand_over(self, place: Any, waiter: asyncio.Future[Any]) -> None:

@@ -44,20 +44,6 @@ async def test_every_method_logs_in(server: Any, user: str) -> None:
     assert len(cache) == (user == "by_scram")
 
 
-async def test_to_ask_whether_a_connection_has_ended_sends_nothing(
-    server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    con = await enter(server, "by_scram", None)
-    sent: list[bytes] = []
-    transport = con._transport
-    monkeypatch.setattr(type(transport), "write", lambda _, data: sent.append(data))
-    assert not module.has_ended(con)
-    monkeypatch.undo()
-    assert sent == []
-    assert await user_of(con) == "by_scram"
-    assert module.has_ended(con)
-
-
 async def test_keys_are_derived_once(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     derived: list[object] = []
     derive = scram.derive

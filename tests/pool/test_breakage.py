@@ -11,7 +11,6 @@ import asyncpg
 import pytest
 
 import aiopqr
-from aiopqr.events import ConnectionLost
 from aiopqr.testing import RotatingPostgres
 
 from .conftest import MakePool, eventually
@@ -386,84 +385,6 @@ async def test_an_init_that_hangs_delays_the_replacement_and_is_told(
         await eventually(lambda: pool.stats().replacements.delayed)
         hangs = False
         await eventually(lambda: pool.stats().replacements.done)
-
-
-_GOODBYE_FIELDS = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
-_GOODBYE = b"E" + (4 + len(_GOODBYE_FIELDS)).to_bytes(4, "big") + _GOODBYE_FIELDS
-
-
-async def test_a_connection_told_to_go_before_its_connect_knows_of_it_is_not_handed_out(make_pool: MakePool) -> None:
-    goodbyes = [_GOODBYE]
-
-    class ToldToGo(asyncpg.Connection):
-        def __init__(self, protocol: Any, *args: Any, **kwargs: Any) -> None:
-            super().__init__(protocol, *args, **kwargs)
-            if goodbyes:  # in the loop iteration after the login
-                asyncio.get_running_loop().call_soon(protocol.data_received, goodbyes.pop())
-
-    async with make_pool(max_size=1, connection_class=ToldToGo) as pool:
-        assert await pool.fetchval("select 1") == 1
-    assert not goodbyes
-
-
-async def test_a_connection_told_to_go_during_init_is_not_handed_out(make_pool: MakePool) -> None:
-    goodbyes = [_GOODBYE]
-
-    async def init(con: asyncpg.Connection) -> None:
-        if goodbyes:
-            con._protocol.data_received(goodbyes.pop())
-
-    async with make_pool(max_size=1, init=init) as pool:
-        assert await pool.fetchval("select 1") == 1
-    assert not goodbyes
-
-
-async def test_a_connection_lost_during_init_is_opened_again(make_pool: MakePool) -> None:
-    events: list[object] = []
-    cuts = 2
-
-    async def init(con: asyncpg.Connection) -> None:
-        nonlocal cuts
-        if cuts:
-            cuts -= 1
-            con._transport.abort()
-        await con.execute("select 1")
-
-    async with make_pool(max_size=1, init=init, listeners=[events.append]) as pool:
-        assert await pool.fetchval("select 1") == 1
-        assert pool.stats().lost == 2
-    assert [event.when for event in events if isinstance(event, ConnectionLost)] == ["being opened"] * 2
-
-
-async def test_a_server_that_hangs_up_during_each_init_is_tried_a_few_times_only(make_pool: MakePool) -> None:
-    begun = 0
-
-    async def init(con: asyncpg.Connection) -> None:
-        nonlocal begun
-        begun += 1
-        con._transport.abort()
-        await con.execute("select 1")
-
-    async with make_pool(max_size=1, init=init) as pool:
-        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
-            await pool.acquire()
-    assert begun == 4
-
-
-async def test_a_connection_is_not_opened_again_after_the_timeout_of_its_connect(make_pool: MakePool) -> None:
-    begun = 0
-
-    async def init(con: asyncpg.Connection) -> None:
-        nonlocal begun
-        begun += 1
-        await asyncio.sleep(1.5)
-        con._transport.abort()
-        await con.execute("select 1")
-
-    async with make_pool(max_size=1, init=init, timeout=1.5) as pool:
-        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
-            await pool.acquire()
-    assert begun == 1
 
 
 async def test_an_error_of_init_that_is_no_loss_of_its_connection_is_raised_at_once(make_pool: MakePool) -> None:

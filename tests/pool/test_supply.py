@@ -186,30 +186,6 @@ async def test_min_size_is_restored_at_once_after_an_end_that_the_server_did_not
         await eventually(lambda: pool.stats().size == 1)
 
 
-async def test_a_newcomer_does_not_overtake_whoever_waits_for_its_own_connect(
-    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("aiopqr._pool.supply.OWN_FIRST", 60.0)
-    slow, served = Slow(), list[str]()
-    slow.may.set()
-    async with make_pool(max_size=3, connect=slow) as pool:
-        held = await pool.acquire()
-        slow.may.clear()
-
-        async def take(who: str) -> None:
-            async with pool.acquire():
-                served.append(who)
-
-        first = asyncio.create_task(take("first"))
-        await eventually(lambda: slow.begun == 2)
-        await pool.release(held)
-        newcomer = asyncio.create_task(take("newcomer"))
-        await eventually(lambda: served)
-        slow.may.set()
-        await asyncio.gather(first, newcomer)
-    assert served == ["first", "newcomer"]
-
-
 @pytest.mark.parametrize("check_after", [1.0, 1e-9])
 async def test_an_acquirer_whose_own_connect_fails_takes_what_was_released_meanwhile(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, check_after: float
