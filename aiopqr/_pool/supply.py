@@ -5,6 +5,10 @@ connection. A job belongs to the pool, not to the acquirer that caused it: if th
 and serves the next one. Acquirers are served in order, with whatever becomes ready first, from a job or a release. So
 acquirers get connections even if they never wait long enough for a connect.
 
+There is one exception to the order, as in asyncpg's pool: for a moment, an acquirer that has caused a connect waits for
+that connection only, and the others take what is released. So a burst of acquires opens as many connections as it can
+use.
+
 asyncpg itself restores ``min_size`` in the background, also by :meth:`Supply.connect`.
 """
 
