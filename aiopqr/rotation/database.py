@@ -247,10 +247,11 @@ class Database:
     async def commit_and_go_on(self, con: Any, pair: CredentialPair) -> None:
         """Make the changes on ``con`` take effect, without giving up the lock of :meth:`altering` for a moment."""
         key = _lock_key("alteration", pair)
-        await con.execute(f"SELECT pg_advisory_lock({key})")  # the session has it now, not only the transaction
-        # One message, so that a pooler stays on one server connection.
-        await con.execute(f"COMMIT; BEGIN; SELECT pg_advisory_xact_lock({key}); SELECT pg_advisory_unlock({key})")
-        await con.execute(_KEEP_LOCK)
+        with no_frames():
+            await con.execute(f"SELECT pg_advisory_lock({key})")  # the session has it now, not only the transaction
+            # One message, so that a pooler stays on one server connection.
+            await con.execute(f"COMMIT; BEGIN; SELECT pg_advisory_xact_lock({key}); SELECT pg_advisory_unlock({key})")
+            await con.execute(_KEEP_LOCK)
 
     async def terminate(
         self, con: Any, username: str, before: datetime, exempt: Sequence[str] = ()
