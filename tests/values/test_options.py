@@ -94,7 +94,7 @@ def test_a_dsn_with_an_account_or_that_is_none_is_refused_and_not_shown(dsn: Any
         "postgres://db1:5432,db2:5433/orders?target_session_attrs=primary",
         "postgresql:///orders?host=/run/postgresql",
         "postgresql://[::1]:5432/orders",
-        "postgresql://[::1],db:5433/orders?application_name=me@here",
+        "postgresql://db,db2:5433/orders?application_name=me@here",
         "postgresql://%2Ftmp/a%40b",
         "postgresql://",
     ],
