@@ -21,11 +21,11 @@ class AiopqrError(Exception):
 
 
 class ConfigurationError(AiopqrError, ValueError):
-    """An option that cannot work. The text names the option and never shows a DSN or a secret."""
+    """An option that cannot work. The text identifies the option, and never shows a DSN or a secret."""
 
 
 class InvalidSecret(AiopqrError, ValueError):
-    """Credentials that cannot be used. The text names the key at fault and never shows its value."""
+    """Credentials that cannot be used. The text identifies the key at fault, and never shows its value."""
 
 
 class MissingExtra(AiopqrError, ImportError):

@@ -103,7 +103,7 @@ def check_connect_arguments(
     parts = urlsplit(dsn)
     query = {key for key, _ in parse_qsl(parts.query)}
     if "@" in unquote(parts.netloc) or query & {"user", "password"}:
-        raise ConfigurationError("dsn must name no user and no password: credentials= supply them")
+        raise ConfigurationError("dsn must not contain a user or a password: credentials= supplies them")
 
 
 def service_section(query: Mapping[str, str], kwargs: Mapping[str, Any]) -> Mapping[str, str]:

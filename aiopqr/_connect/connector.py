@@ -109,8 +109,8 @@ class Connector:
         login gets no answer for a second, it continues, and another one is tried with the next host or account.
 
         Raises :class:`CredentialsRefused` if all accounts stay refused, or :class:`ConnectTimeout` if the server stays
-        down, but only after ``timeout``. Raises at once: :class:`ConfigurationError` if no database is named, or if no
-        host is named and no server runs on this machine, and all other errors of the driver. Cancelling the call
+        down, but only after ``timeout``. Raises immediately: :class:`ConfigurationError` if no database is named, or if
+        no host is named and no server runs on this machine, and all other errors of the driver. Cancelling the call
         abandons its logins.
         """
         if args or connect_arguments:

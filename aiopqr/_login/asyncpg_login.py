@@ -33,7 +33,7 @@ from .self_test import run_self_test
 logger = logging.getLogger("aiopqr")
 
 _PLACEHOLDER = "aiopqr answers for asyncpg"
-OWN_CONNECT = "require_auth= and channel_binding= cannot be enforced with a connect= of your own"
+OWN_CONNECT = "require_auth= and channel_binding= cannot be enforced with your own connect="
 _works: bool | None = None  # whether asyncpg is as expected; None before the first login of the process
 
 

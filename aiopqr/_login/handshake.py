@@ -176,7 +176,8 @@ class Handshake(asyncio.Protocol):
         if method is Method.PASSWORD:
             if proved.is_known(password):
                 raise _Distrust(
-                    "it asked for the password as plain text, although a server has proved by SCRAM that it knows it"
+                    "it asked for the password as plain text, although a server has proved by SCRAM that it knows the "
+                    "password"
                 )
             self._claim.unverified = channel is Channel.TLS and not self._verified()
             self._send(password.reveal().encode() + b"\0")

@@ -107,5 +107,5 @@ def missing_file(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None
         named = ((key, query.get(key)), (f"{key} in the service file", service.get(key)))
         for name, path in (*named, (variable, os.environ.get(variable))):
             if path and not os.path.exists(path):
-                return f"{name} names a file that does not exist: {path}"
+                return f"{name} points to a file that does not exist: {path}"
     return None

@@ -26,7 +26,7 @@ class Refresher:
 
     If a source with a single account starts to return a different account, ``keep_renamed`` keeps the previous account
     as a last resort. If the source later returns to an earlier account, the two are treated as a pair. Without
-    ``keep_renamed``, connections of the previous account are replaced at once.
+    ``keep_renamed``, connections of the previous account are replaced immediately.
 
     Use it as an async context manager, or call :meth:`start` and :meth:`close`. It belongs to the event loop in which
     it is used. If that loop is gone (after a second ``asyncio.run()``, or a fork), it continues in the new one. Raises

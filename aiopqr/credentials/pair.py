@@ -25,7 +25,7 @@ class CredentialPair:
     - ``is_single``: The store is meant to hold a single account, so the pair is not degraded.
     - ``refresh_in``: The number of seconds after which the source expects a change and should be fetched again, or
       None.
-    - ``last_resort``: An account that the store no longer names. It is used only while all others are refused. The
+    - ``last_resort``: An account that the store no longer returns. It is used only while all others are refused. The
       refresher sets it; a source does not pass it.
 
     Raises :class:`InvalidSecret` for values that cannot work.
@@ -126,7 +126,7 @@ class CredentialPair:
         Optional keys are ``pending_username``, ``pending_password``, ``pending_staged_at``, ``host``, ``port`` and
         ``dbname``.
 
-        Raises :class:`InvalidSecret`, which names the key at fault and never shows a value.
+        Raises :class:`InvalidSecret`, which identifies the key at fault and never shows a value.
         """
         try:
             return cls(**accounts_of(parse_secret(secret)))

@@ -135,7 +135,7 @@ class SteppedBack(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairDegraded(Event):
-    """The store names only one account, so there is nothing to fall back to."""
+    """The store returns only one account, so there is nothing to fall back to."""
 
     level: ClassVar = logging.WARNING
     missing: Parity

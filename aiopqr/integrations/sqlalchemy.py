@@ -230,7 +230,7 @@ def _checked(url: str | URL) -> URL:
     if target is None or target.drivername not in ("postgresql", "postgresql+asyncpg"):
         raise ConfigurationError("url cannot be used: it must look like postgresql+asyncpg://host:port/database")
     if target.username is not None or target.password is not None or {"user", "password"} & set(target.query):
-        raise ConfigurationError("url must name no user and no password: credentials= supply them")
+        raise ConfigurationError("url must not contain a user or a password: credentials= supplies them")
     return target.set(drivername="postgresql+asyncpg")
 
 

@@ -132,13 +132,13 @@ transaction = _usual.transaction
 def health_endpoint(
     pool: Callable[[HTTPConnection], AlternatingPool] = pool_of, *, max_pair_age: float | None = None
 ) -> Callable[[Request], Awaitable[JSONResponse]]:
-    """Make an endpoint that answers 200 while the pool is healthy, and otherwise 503 with the ``reasons``.
+    """Make an endpoint that returns 200 while the pool is healthy, and otherwise 503 with the ``reasons``.
 
     The pool is unhealthy if all accounts are refused, if no fetch has confirmed the credentials for ``max_pair_age``
     seconds (default: five refresh intervals, but at least 60 s; ``math.inf`` turns this off), or if it is closing. The
-    endpoint runs no query, and its answer names neither users nor servers.
+    endpoint runs no query, and its response mentions neither users nor servers.
 
-    It answers 503 before users notice anything, because open connections keep working. So use it for an alert, never
+    It returns 503 before users notice anything, because open connections keep working. So use it for an alert, never
     as a liveness probe: a restarted process would have no open connections.
     """
     if max_pair_age is not None and max_pair_age != math.inf:
@@ -156,7 +156,7 @@ def health_endpoint(
 
 
 def report(pool: AlternatingPool, max_pair_age: float | None = None) -> dict[str, Any]:
-    """The answer of :func:`health_endpoint`, as a dictionary. Call this on the pool's event loop."""
+    """The response of :func:`health_endpoint`, as a dictionary. Call this on the pool's event loop."""
     stats = pool.stats()
     if max_pair_age is None:
         interval = pool.connector.refresher.interval

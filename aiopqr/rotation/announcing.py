@@ -39,7 +39,7 @@ class Announcing:
 
     def __str__(self) -> str:
         if not self.unaware:
-            return f"waiting {self.seconds:.0f} s for pools to see it and to step aside from {self.username!r}"
+            return f"waiting {self.seconds:.0f} s for pools to see it and stop using {self.username!r}"
         who = "; ".join(f"{counted(number, 'session')} of {origin}" for origin, number in self.unaware)
         return (
             f"some pools have not seen that {self.username!r} is about to change, and have opened sessions as that "

@@ -6,7 +6,7 @@ For each rotation, Secrets Manager calls it once per step, and repeats a step un
 |--------------|-----------------------------------------------------------------------------------------------------|
 | createSecret | checks every gate, then stages a new password of one account as the version in AWSPENDING           |
 | setSecret    | waits for pools to step aside, then gives the account that password, as a SCRAM verifier            |
-| testSecret   | logs in with it on the applications' path                                                           |
+| testSecret   | logs in with it over the applications' path                                                         |
 | finishSecret | logs in with it, then moves AWSCURRENT to its version                                               |
 
 Only createSecret can refuse. Once the password is staged, later steps finish the rotation, even if a gate would object
@@ -175,7 +175,7 @@ class _Rotation:
         database = await self._database(snapshot)
         wait = min(announcement_left(secret, self.settings.announce), self.remaining - _RESERVE)
         if wait > 0:
-            logger.info("%s: waiting %.0f s for pools to step aside from %r", self.store, wait, pending.username)
+            logger.info("%s: waiting %.0f s for pools to stop using %r", self.store, wait, pending.username)
             await asyncio.sleep(wait)
         async with database.altering(secret.pair) as admin:
             # If this run was suspended and the next rotation has begun meanwhile, it must not alter anything.

@@ -1,4 +1,4 @@
-"""The database as a rotator sees it: queries on the admin's connection, and logins on the applications' path.
+"""The database as a rotator sees it: queries on the admin's connection, and logins over the applications' path.
 
 All the SQL of a rotation is here. No password is ever sent: the server gets SCRAM verifiers, and SCRAM proofs at login.
 """
@@ -188,7 +188,7 @@ class Database:
         )
 
     async def login(self, credential: Credential) -> Login:
-        """Log in on the applications' path, and ask the server for the session's user."""
+        """Log in over the applications' path, and ask the server for the session's user."""
         try:
             with no_frames():
                 con = await self._verify(credential)
@@ -283,7 +283,7 @@ class Database:
         name, login = untried[0]
         if all(login.unreachable for _, login in tried):
             raise PathDown(f"the applications' path is down: nothing answered: {login.text}. Nothing was changed.")
-        raise PathDown(f"{name!r} could not be tried on the applications' path: {login.text}. Nothing was changed.")
+        raise PathDown(f"{name!r} could not be tried over the applications' path: {login.text}. Nothing was changed.")
 
 
 async def _time(con: Any) -> datetime:

@@ -24,7 +24,7 @@ class StoreNotWritable(StoreError):
 
 
 class PathDown(RotationError):
-    """A login on the applications' path failed without a refusal, so it is unknown whether the password works.
+    """A login over the applications' path failed without a refusal, so it is unknown whether the password works.
 
     Nothing was changed. No flag overrides this, because a change could not be verified either.
     """

@@ -51,7 +51,7 @@ class Objection:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """The outcome of one login on the applications' path.
+    """The outcome of one login over the applications' path.
 
     ``refused`` means that the server refused the account, and ``unreachable`` that nothing answered at all.
     """
@@ -180,7 +180,7 @@ def _too_soon(facts: Facts, other: Parity, rules: Rules) -> Iterator[Objection]:
     if known is None:
         found = (
             f"the store does not know when {name!r} was last changed, so it counts as changed just now; if you know "
-            "when, say so with --assume-changed-before"
+            "when, supply the time with --assume-changed-before"
         )
     elif elapsed < 0:
         found = f"{name!r} was changed {duration(-elapsed)} in the future, so a clock is wrong"

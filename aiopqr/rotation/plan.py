@@ -68,7 +68,7 @@ class Plan:
         renewed = f", and VALID UNTIL {moment(self.valid_until)}" if self.valid_until else ""
         alter = (f"ALTER ROLE {name!r} with a SCRAM-SHA-256 verifier of the staged password{renewed}",)
         finish = (
-            f"log in as {name!r} with it on the applications' path",
+            f"log in as {name!r} with it over the applications' path",
             f"make it the stored password of {name!r}, and {self.parity} the active account",
         )
         match self.action:

@@ -71,7 +71,7 @@ class Remedies:
             if login.accepted:
                 raise RotationUndone(f"changing {self._name!r} was undone: {problem}")
             raise RotationFailed(
-                f"{self._name!r} has its stored password back, but cannot log in with it on the applications' path: "
+                f"{self._name!r} has its stored password back, but cannot log in with it over the applications' path: "
                 f"{login.text}. The change was undone because {problem}"
             )
         raise RotationFailed(

@@ -58,7 +58,7 @@ class Rotator:
     """Changes the password of one account of a pair at a time, so that no pool is ever without a working one.
 
     ``admin`` and ``verify`` are DSNs, or async callables that return a connection: ``admin()`` as a role that may alter
-    the accounts, and ``verify(credential)`` with that account, on the same path as applications. ``store`` holds the
+    the accounts, and ``verify(credential)`` with that account, over the same path as applications. ``store`` holds the
     pair. ``rules`` describes the pools in use, which determines the gates. All times are in seconds:
 
     - ``announce``: The time between staging a password and changing it, in which pools step aside; 0 means none.
@@ -118,7 +118,7 @@ class Rotator:
         """Return what would be done now, with all objections. This logs in with both accounts, and changes nothing.
 
         ``account`` chooses the account; by default it is the one that was not changed last. ``force`` names the gates
-        to override. Raises :class:`PathDown` if an account could not be tried on the applications' path, and
+        to override. Raises :class:`PathDown` if an account could not be tried over the applications' path, and
         :class:`RotationError` if other facts cannot be gathered, or if the store reports that it is not writable.
         """
         with _clean_errors():
@@ -133,7 +133,7 @@ class Rotator:
         """Carry out the plan. First, the facts are gathered and judged again, with other rotators locked out.
 
         Raises :class:`RotationRefused` if a gate objects, the situation has changed since the plan was made, or
-        somebody else has changed the store; :class:`PathDown` if an account could not be tried on the applications'
+        somebody else has changed the store; :class:`PathDown` if an account could not be tried over the applications'
         path; and :class:`StoreNotWritable` if the store does not accept a new password. In all three cases, nothing was
         changed.
 

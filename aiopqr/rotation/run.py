@@ -41,7 +41,7 @@ class Step(enum.StrEnum):
     STAGED = "staged"  # the new password is in the store, next to the old one
     ANNOUNCED = "announced"  # pools have had time to see that and to switch to the other account
     ALTERED = "altered"  # the database has the new password
-    VERIFIED = "verified"  # a login with it succeeded on the applications' path
+    VERIFIED = "verified"  # a login with it succeeded over the applications' path
     PROMOTED = "promoted"  # the store has it as the account's current password
     ENDED = "ended"  # the account's old sessions have been ended
 
@@ -190,7 +190,7 @@ class Run:
         return _Alteration(tried)
 
     async def _verify(self, staged: StoredSecret, remedies: Remedies) -> None:
-        """Log in with the new password on the applications' path. Undoes the change if it is refused."""
+        """Log in with the new password over the applications' path. Undoes the change if it is refused."""
         login = await self._database.login_patiently(pending_of(staged), self._settings.verify_timeout)
         if login.refused:
             await remedies.undo(staged, f"the applications' path refuses its new password: {login.text}")

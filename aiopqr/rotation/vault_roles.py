@@ -98,7 +98,7 @@ class RolePlan(Plan):
         """What would be done, in words."""
         return (
             f"let Vault change the password of {self.username!r}",
-            f"log in as {self.username!r} with the new one on the applications' path",
+            f"log in as {self.username!r} with the new one over the applications' path",
         )
 
 
@@ -130,7 +130,7 @@ class VaultRolesRotator(Rotator):
             login = await self._database.login_patiently(credential, settings.verify_timeout)
             if not login.accepted:
                 raise RotationFailed(
-                    f"Vault has changed the password of {plan.username!r}, but it does not work on the applications' "
+                    f"Vault has changed the password of {plan.username!r}, but it does not work over the applications' "
                     f"path: {login.text}. Do not change the other account until it does."
                 )
             settings.listener(Step.VERIFIED)

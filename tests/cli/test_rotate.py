@@ -78,7 +78,7 @@ async def test_done_is_0_and_tells_each_step(cli: Cli) -> None:
         "all gates passed, and no other rotation is running",
         "the new password is staged in the store",
         "the database has the new password",
-        "a login with it succeeded on the applications' path",
+        "a login with it succeeded over the applications' path",
         "the store now has it as the account's current password",
     ]
     assert (await cli.store.read()).pair.even != before.even
@@ -352,7 +352,7 @@ async def test_a_path_that_is_down_is_2_whatever_is_forced_and_no_override_is_of
         assert (code, out) == (2, ""), err
         is_unreachable = dsn.endswith(":1/x")
         assert ("the applications' path is down: nothing answered" in err) is is_unreachable
-        assert is_unreachable or "could not be tried on the applications' path" in err
+        assert is_unreachable or "could not be tried over the applications' path" in err
         assert "--force" not in err
         assert cli.path.read_bytes() == before
 

@@ -125,7 +125,7 @@ async def test_a_dry_run_prints_sql_that_does_it_without_a_password_and_changes_
     ("damage", "text"),
     [
         ("ALTER ROLE {odd} NOLOGIN", "let '{name}' log in"),
-        ("ALTER ROLE {odd} NOINHERIT", "let '{name}' inherit the rights of its owner role"),
+        ("ALTER ROLE {odd} NOINHERIT", "let '{name}' inherit the privileges of its owner role"),
         ("REVOKE {owner} FROM {odd}", "make '{name}' a member of '{ownername}'"),
         ("ALTER ROLE {odd} RESET role", "make '{ownername}' the owner of what '{name}' creates"),
         ("ALTER ROLE {odd} SET search_path = public", "copy the setting search_path from '{ownername}' to '{name}'"),

@@ -56,7 +56,7 @@ async def test_a_missing_file_in_the_environment_is_named_at_once(
     values = {"PGHOST": "127.0.0.1", "PGPORT": str(unused_tcp_port), "PGDATABASE": "orders"}
     for name, value in (values | {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "/nowhere/ca.pem"}).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(aiopqr.ConfigurationError, match="PGSSLROOTCERT names a file that does not exist: /nowhere"):
+    with pytest.raises(aiopqr.ConfigurationError, match="PGSSLROOTCERT points to a file that does not exist: /nowhere"):
         await connect(dsn)
 
 

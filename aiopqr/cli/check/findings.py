@@ -50,8 +50,8 @@ def _pair(facts: Facts) -> Iterator[Finding]:
         text = f"a new password for {pending.username!r} is staged: a rotation is running, or was interrupted"
         if facts.pair.pending_since:
             text += (
-                f"; it was staged at {moment(facts.pair.pending_since)}, and pools step aside from the account for 15 "
-                "minutes at most"
+                f"; it was staged at {moment(facts.pair.pending_since)}, and pools avoid the account for at most 15 "
+                "minutes"
             )
         yield Finding(Level.WARNING, "pair", text, "if no rotation is running, finish this one with `aiopqr rotate`")
     else:

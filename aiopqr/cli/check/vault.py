@@ -58,7 +58,7 @@ async def looking(
             if exc.trouble is not Trouble.DENIED:
                 raise
             raise SourceError("; ".join([str(exc), *(finding.advice for finding in lacking)])) from None
-        found, times = lacking or [Finding(Level.OK, "Vault policy", "the token has all the rights it needs")], {}
+        found, times = lacking or [Finding(Level.OK, "Vault policy", "the token has all the permissions it needs")], {}
         if roles and pair.missing is None:
             role_times = [_times(client, f"{mount}/static-creds/{name}") for name in roles]
             times = {parity: one.changed_at for parity, one in zip(Parity, role_times, strict=True)}
@@ -108,7 +108,7 @@ def _rights(client: VaultClient, paths: Mapping[str, str]) -> Iterator[Finding]:
     """The rights that the token lacks."""
     missing = lacking(client, paths)
     if missing is None:
-        text = "unknown: the token is not allowed to look up its own rights (Vault's policy `default` allows this)"
+        text = "unknown: the token is not allowed to look up its own permissions (Vault's policy `default` allows this)"
         advice = "make sure that its policies contain: " + ", ".join(starmap(in_policy, paths.items()))
         yield Finding(Level.NOTE, "Vault policy", text, advice)
     for path, capability in (missing or {}).items():

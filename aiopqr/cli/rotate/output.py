@@ -23,7 +23,7 @@ _STEP_TEXTS = {
     Step.STAGED: "the new password is staged in the store",
     Step.ANNOUNCED: "pools have had time to step aside",
     Step.ALTERED: "the database has the new password",
-    Step.VERIFIED: "a login with it succeeded on the applications' path",
+    Step.VERIFIED: "a login with it succeeded over the applications' path",
     Step.PROMOTED: "the store now has it as the account's current password",
     Step.ENDED: "the account's old sessions have been ended",
 }

@@ -111,7 +111,7 @@ def _attributes(role: Role) -> Iterator[Change]:
     if not role.can_login:
         yield Change(f"let {role.name!r} log in", f"ALTER ROLE {name} LOGIN")
     if not role.inherits:
-        yield Change(f"let {role.name!r} inherit the rights of its owner role", f"ALTER ROLE {name} INHERIT")
+        yield Change(f"let {role.name!r} inherit the privileges of its owner role", f"ALTER ROLE {name} INHERIT")
 
 
 def _membership(role: Role, owner: str, version: int) -> Iterator[Change]:
@@ -120,7 +120,7 @@ def _membership(role: Role, owner: str, version: int) -> Iterator[Change]:
     if found is None:
         text = f"make {role.name!r} a member of {owner!r}"
     elif version >= 16 and not (found.inherits and found.may_set):
-        text = f"let {role.name!r} inherit the rights of {owner!r}, and act as it"
+        text = f"let {role.name!r} inherit the privileges of {owner!r}, and act as it"
     else:
         return
     yield Change(text, f"GRANT {identifier(owner)} TO {identifier(role.name)}{options}")

@@ -37,10 +37,10 @@ class VaultSource:
       request; default 5).
     * ``token`` (default: ``VAULT_TOKEN``, or ``~/.vault-token``); or ``auth``, one of :mod:`aiopqr.sources.vault.auth`:
       ``AppRole``, ``Kubernetes``, ``JWT``, ``TokenFile``, or any function that logs an ``hvac.Client`` in and returns
-      Vault's answer. The token is renewed. When that is no longer possible, ``auth`` logs in again.
+      Vault's response. The token is renewed. When that is no longer possible, ``auth`` logs in again.
     * ``verify`` (a CA bundle's path, or False; default: ``VAULT_CACERT``, ``VAULT_CAPATH``), ``cert`` (the paths of a
       client certificate and its key; default: ``VAULT_CLIENT_CERT`` and ``VAULT_CLIENT_KEY``).
-    * ``client``: an ``hvac.Client`` of your own, used as it is instead of the above, and never closed. Nothing else
+    * ``client``: your own ``hvac.Client``, used as is instead of the above, and never closed. Nothing else
       should use it at the same time.
     * ``interval``: seconds between routine fetches (default 60, but 0 for :meth:`dynamic`: none). The next fetch comes
       sooner if a password is about to change, or if a lease or the token is about to expire.
