@@ -77,7 +77,12 @@ class Alternator:
         return None
 
     def probe(self, now: float) -> Attempt | None:
-        """Choose a login for the background that tests whether a refused account works again, if one is due."""
+        """Choose a login for the background that tests whether a refused account works again.
+
+        Returns None if none is due, or if no other account works.
+        """
+        if (self.refused.is_empty and self._local.is_empty) or self.is_refused(now):
+            return None
         for parity in Parity:
             credential = self.pair[parity]
             if not credential or not self._is_refused(credential):

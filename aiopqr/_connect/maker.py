@@ -200,10 +200,9 @@ class Maker:
         return self._state
 
     def _probe(self, arguments: Arguments) -> None:
-        """If an account works and a probe of a refused one is due, start it in the background."""
+        """If a probe of a refused account is due, start it in the background."""
         state = self._started
-        now = asyncio.get_running_loop().time()
-        if not state.alternator.is_refused(now) and (attempt := state.alternator.probe(now)):
+        if attempt := state.alternator.probe(asyncio.get_running_loop().time()):
             state.probe(attempt, arguments)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -82,8 +81,11 @@ class ConnectorState:
         """
         now = asyncio.get_running_loop().time()
         # The attempt may have waited for the end of an outage. What counts is when its login begins.
-        started = Login(replace(attempt, begun=now), address, kind, now, on_end)
-        limit = None if timeout == math.inf else timeout
+        attempt = Attempt(attempt.parity, attempt.credential, attempt.version, now, attempt.probe)
+        started = Login(attempt, address, kind, now, on_end)
+        # A race cancels its logins at its deadline, so only a user's own connect= needs to know how long it may take.
+        is_raced = kind is not Kind.PROBE and self._connect is None
+        limit = None if is_raced or timeout == math.inf else timeout
         return self.logins.begin(started, self._perform(started, arguments, limit))
 
     async def _perform(self, made: Login, arguments: Arguments, timeout: float | None) -> Outcome:

@@ -31,6 +31,8 @@ from .scram import Challenge, Exchange, Keys, ScramError, TooManyIterations, Wro
 logger = logging.getLogger("aiopqr")
 
 _HEADER = struct.Struct("!cI")  # a message's kind, and its length without the kind
+_HEADERS = struct.Struct("!BI").unpack_from  # the same, with the kind as a number
+_READY, _ERROR, _REQUEST = b"ZER"
 _LONGEST = 65536  # maximum bytes of a message during login; libpq allows 2,000 for a request and 30,000 for an error
 _OK, _CLEARTEXT, _MD5, _GSS, _SSPI, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 7, 9, 10, 11, 12
 _METHODS = {
@@ -102,31 +104,46 @@ class Handshake(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Handle complete messages, until one ends the login or has to be answered by asyncpg."""
-        buffer, at = self._buffer, 0  # everything before ``at`` goes to asyncpg's protocol, in one piece
-        while not self._over and len(buffer) >= at + 5:
-            kind, length = _HEADER.unpack_from(buffer, at)
+        buffer = self._buffer
+        while not self._over and not self._accepted and len(buffer) >= 5:
+            kind, length = _HEADER.unpack_from(buffer)
             if self._deriving is not None and kind != b"E":
                 break
-            end = at + 1 + length
             if not 4 <= length < _LONGEST:
                 return self._impossible(kind == b"E")
-            if len(buffer) < end:
+            if len(buffer) <= length:
                 break
-            if kind == b"E" or (kind == b"Z" and self._accepted):
+            if kind == b"E":
                 return self._give_way()
-            if kind in b"Nv" or (self._accepted and kind != b"R"):
-                at = end
-            elif kind == b"R" and length >= 8 and not self._accepted:
-                self._pass_on(at)
-                at = 0
+            if kind in b"Nv":
+                self._pass_on(1 + length)
+            elif kind == b"R" and length >= 8:
                 self._requested(bytes(buffer[: 1 + length]))
             else:
                 return self._malformed("a message that does not belong to a login")
-        if not self._over:
-            self._pass_on(at)
-            if len(buffer) > _LONGEST:
-                self._malformed("too much data")
+        if self._accepted and not self._over:
+            self._finish_login()
+        elif len(buffer) > _LONGEST:
+            self._malformed("too much data")
         return None
+
+    def _finish_login(self) -> None:
+        """The server has accepted the login. Pass on what it reports, until it is ready for queries."""
+        buffer, at = self._buffer, 0
+        size = len(buffer)
+        while size >= at + 5:
+            kind, length = _HEADERS(buffer, at)
+            if not 4 <= length < _LONGEST:
+                return self._impossible(kind == _ERROR)
+            end = at + 1 + length
+            if size < end:
+                break
+            if kind == _READY or kind == _ERROR:
+                return self._give_way()
+            if kind == _REQUEST:
+                return self._malformed("a message that does not belong to a login")
+            at = end
+        return self._pass_on(at)
 
     def _requested(self, message: bytes) -> None:
         """Answer an authentication request, or leave it to asyncpg."""

@@ -53,6 +53,11 @@ class Quarantine:
         self._refused: dict[bytes, _Refusal] = {}
         self._accepted: dict[bytes, float] = {}  # when the latest successful login began
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is refused."""
+        return not self._refused
+
     def __contains__(self, credential: Credential) -> bool:
         return bool(self._refused) and digest(credential) in self._refused
 

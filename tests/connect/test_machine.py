@@ -115,7 +115,7 @@ class World:
                 yield Sleep(first.until, self.news)
                 continue
             self.count_turn(number, first, healthy)
-            if not alternator.is_refused(self.now) and (probe := alternator.probe(self.now)):
+            if probe := alternator.probe(self.now):
                 self.run(self.log_in(number, probe))
             if (yield from self.log_in(number, first)):
                 return True
