@@ -89,6 +89,7 @@ PEERS = {
     "aiopqr": Entry("ours", "aiopqr", "aiopqr", {"session_reset": "full"}),
     "aiopqr, deferred reset": Entry("ours", "aiopqr", "aiopqr", {"session_reset": "deferred"}),
     "aiopqr, transaction reset": Entry("ours", "aiopqr", "aiopqr", {"session_reset": "transaction"}),
+    "aiopqr, least reset": Entry("ours", "aiopqr", "aiopqr", {"session_reset": "transaction"}, kind="LeastReset"),
     "asyncpg": Entry("plain_asyncpg", "asyncpg", "asyncpg"),
     "psycopg_pool": Entry("psycopg3", "psycopg_pool", "psycopg[binary,pool]"),
     "SQLAlchemy": Entry("alchemy", "sqlalchemy.ext.asyncio", "sqlalchemy[asyncio]"),

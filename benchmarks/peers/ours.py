@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from typing import Any
+
+import asyncpg
 
 import aiopqr
 
@@ -54,6 +58,39 @@ class Pool(Pooled):
 
     async def rows_on(self, con: Any) -> object:
         return await con.fetch(ROWS)
+
+
+class LeastReset(Pool):
+    """The least that resetting a session costs: its query is written to other sockets, and the answers are dropped.
+
+    So this is a lower bound, and not a way to reset sessions.
+    """
+
+    async def open(self) -> None:
+        await super().open()
+        account = self.where.odd
+        self._others: list[Any] = [
+            await asyncpg.connect(self.where.dsn, user=account.username, password=account.password)
+            for _ in range(self.options.size)
+        ]
+        query = self._others[0].get_reset_query().encode() + b"\0"
+        self._message = b"Q" + (len(query) + 4).to_bytes(4, "big") + query
+        for con in self._others:
+            con._transport.set_protocol(_Deaf())
+        self._transports = itertools.cycle([con._transport for con in self._others])
+
+    async def select(self) -> None:
+        await super().select()
+        next(self._transports).write(self._message)
+
+    async def close(self) -> None:
+        for con in self._others:
+            con.terminate()
+        await super().close()
+
+
+class _Deaf(asyncio.Protocol):
+    """Drops what it receives."""
 
 
 class Churn:

@@ -20,6 +20,7 @@ FULL, DEFERRED, TRANSACTION = "aiopqr", "aiopqr, deferred reset", "aiopqr, trans
 PSYCOPG, ALCHEMY = "psycopg_pool", "SQLAlchemy"
 AUTOCOMMIT = (f"{PSYCOPG}, autocommit", f"{ALCHEMY}, autocommit")  # which send the server the same as TRANSACTION
 BARE = "bare connections"
+LEAST = "aiopqr, least reset"  # transaction reset, and the reset's query on other sockets: the least that a reset costs
 PEERS = {
     REFERENCE: REFERENCE,
     CONTROL: REFERENCE,
@@ -52,6 +53,7 @@ SPARE = Point("select", 10, "asyncio", size=40)
 NEAR = Point("select", 1, "asyncio", delay=0.0005)
 FAR = Point("select", 1, "asyncio", delay=0.005)
 JUDGED = (MAIN, UVLOOP, CROWD, ALONE, SPARE, NEAR, FAR)
+WITH_LEAST = (ALONE, SPARE)
 WITH_TAILS = (MAIN, CROWD)
 
 
@@ -82,15 +84,16 @@ async def _point(place: Stage, point: Point, plan: Plan, progress: Progress) -> 
     samples = math.ceil(plan.tail / generations) if point in WITH_TAILS or plan.every_tail else 0
     what = f"steady: {point.operation}, {point.tasks} tasks on {point.size}, {point.loop}"
     what += f", {point.delay * 1000:g} ms away" if point.delay else ""
-    steps = Steps(progress, what, generations * plan.pairs * len(PEERS))
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in PEERS}
-    shares: dict[str, list[float]] = {name: [] for name in PEERS}
+    peers = PEERS | ({LEAST: LEAST} if point in WITH_LEAST else {})
+    steps = Steps(progress, what, generations * plan.pairs * len(peers))
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
+    shares: dict[str, list[float]] = {name: [] for name in peers}
     for generation in range(generations):
         async with AsyncExitStack() as stack:
             where = await stack.enter_async_context(at_distance(place.where, point.delay))
-            workers = {name: await stack.enter_async_context(RemoteWorker(point.loop, name)) for name in PEERS}
+            workers = {name: await stack.enter_async_context(RemoteWorker(point.loop, name)) for name in peers}
             opening = {"where": where.as_message(), "size": point.size}
-            await asyncio.gather(*(workers[name].ask("open", peer=peer, **opening) for name, peer in PEERS.items()))
+            await asyncio.gather(*(workers[name].ask("open", peer=peer, **opening) for name, peer in peers.items()))
             slots = {name: await _slot(worker, point, plan, samples) for name, worker in workers.items()}
             more = await interleave(slots, plan.pairs, steps.advance, seed=generation)
             while any(sum(run["operations"] for run in own) < samples for own in more.values()):

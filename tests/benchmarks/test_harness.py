@@ -44,7 +44,7 @@ def test_with_a_missing_peer_nothing_is_measured(capsys: pytest.CaptureFixture[s
 
 
 def test_every_peer_that_a_scenario_names_is_registered() -> None:
-    named = {*churn.PEERS.values(), *steady.PEERS.values(), *rotation.PEERS} - {rotation.CONTROL}
+    named = {*churn.PEERS.values(), *steady.PEERS.values(), steady.LEAST, *rotation.PEERS} - {rotation.CONTROL}
     assert named == set(peers.PEERS)
     peers.check(peers.PEERS)
 
