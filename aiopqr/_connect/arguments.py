@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from .._login import OWN_CONNECT, Address, Target, addresses_of, missing_file, read_target
+from .._login import OWN_CONNECT, Address, Target, addresses_of, missing_file, read_target, without_dsn
 from .._trust import Trust, take_trust
 from ..credentials import Endpoint
 from ..errors import ConfigurationError
@@ -16,7 +16,7 @@ from ..errors import ConfigurationError
 # The arguments and variables that decide a connect's target and trust, apart from the service file. If a service file
 # may be involved, nothing is cached.
 _DECISIVE = frozenset(
-    {"dsn", "host", "port", "database", "target_session_attrs", "service", "servicefile", "require_auth",
+    {"dsn", "host", "port", "database", "ssl", "target_session_attrs", "service", "servicefile", "require_auth",
      "channel_binding"}
 )  # fmt: skip
 _VARIABLES = (
@@ -79,6 +79,8 @@ class Arguments:
                 f"no database{also} is named: asyncpg would use a database with the account's name, and each of the "
                 f"two accounts would use a different one. Name it in {where}"
             )
+        if not _names_service(args, kwargs):
+            args, kwargs = without_dsn(args, kwargs, target)
         return cls(args, kwargs, target, trust)
 
     @classmethod

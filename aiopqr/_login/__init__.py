@@ -3,7 +3,7 @@
 from .asyncpg_login import OWN_CONNECT, disown, login
 from .keys import KeyCache
 from .names import addresses_of
-from .parsing import Address, Target, missing_file, read_target
+from .parsing import Address, Target, missing_file, read_target, without_dsn
 from .plain import DRIVER_ERRORS, answered, connect_once, no_frames, place_of
 from .scram import verifier
 
@@ -23,4 +23,5 @@ __all__ = [
     "place_of",
     "read_target",
     "verifier",
+    "without_dsn",
 ]

@@ -31,8 +31,6 @@ from .scram import Challenge, Exchange, Keys, ScramError, TooManyIterations, Wro
 logger = logging.getLogger("aiopqr")
 
 _HEADER = struct.Struct("!cI")  # a message's kind, and its length without the kind
-_HEADERS = struct.Struct("!BI").unpack_from  # the same, with the kind as a number
-_READY, _ERROR, _REQUEST = b"ZER"
 _LONGEST = 65536  # maximum bytes of a message during login; libpq allows 2,000 for a request and 30,000 for an error
 _OK, _CLEARTEXT, _MD5, _GSS, _SSPI, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 7, 9, 10, 11, 12
 _METHODS = {
@@ -129,18 +127,18 @@ class Handshake(asyncio.Protocol):
 
     def _finish_login(self) -> None:
         """The server has accepted the login. Pass on what it reports, until it is ready for queries."""
-        buffer, at = self._buffer, 0
-        size = len(buffer)
+        buffer, at = self._buffer, 0  # everything before ``at`` goes to asyncpg's protocol, in one piece
+        size, header = len(buffer), _HEADER.unpack_from
         while size >= at + 5:
-            kind, length = _HEADERS(buffer, at)
+            kind, length = header(buffer, at)
             if not 4 <= length < _LONGEST:
-                return self._impossible(kind == _ERROR)
+                return self._impossible(kind == b"E")
             end = at + 1 + length
             if size < end:
                 break
-            if kind == _READY or kind == _ERROR:
+            if kind in b"ZE":
                 return self._give_way()
-            if kind == _REQUEST:
+            if kind == b"R":
                 return self._malformed("a message that does not belong to a login")
             at = end
         return self._pass_on(at)

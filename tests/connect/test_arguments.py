@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import ssl
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from asyncpg import connect_utils
 
 import aiopqr
 from aiopqr._connect import arguments, maker_of
@@ -135,7 +138,47 @@ def test_arguments_that_stay_the_same_are_read_once(monkeypatch: pytest.MonkeyPa
     first, second = (reader.read((DSN,), {"command_timeout": seconds}, None) for seconds in (1, 2))
     assert len(readings) == 1
     assert first.target is second.target
-    assert (first.kwargs, second.kwargs) == ({"command_timeout": 1}, {"command_timeout": 2})
+    assert [found.kwargs["command_timeout"] for found in (first, second)] == [1, 2]
+
+
+def as_asyncpg_reads(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The servers and parameters that asyncpg finds in the arguments of a connect."""
+    parse = connect_utils._parse_connect_dsn_and_args  # type: ignore[attr-defined]
+    known = dict(zip(("dsn",), args, strict=False)) | kwargs | {"user": "a", "password": "x"}
+    addresses, params = parse(**{name: known.get(name) for name in inspect.signature(parse).parameters})
+    if isinstance(params.ssl, ssl.SSLContext):  # made anew for each connect
+        params = params._replace(ssl=(params.ssl.check_hostname, params.ssl.verify_mode))
+    return addresses, params
+
+
+@pytest.mark.parametrize("variables", [{}, {"PGSSLMODE": "disable", "PGPORT": "7432"}], ids=["", "variables"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"ssl": "require"}, {"ssl": False}, {"ssl": None, "database": "other"}, {"host": "::1", "port": 6000}],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("dsn", "is_needed"),
+    [
+        (DSN, False),
+        ("postgresql://u:p@db.example:6432/a%20b?sslmode=require", False),
+        ("postgres://[fe80::1%25eth0]:6432/orders?sslmode=disable", False),
+        ("postgresql://127.0.0.1/orders?sslmode=allow&sslmode=prefer#x", False),
+        ("postgresql://127.0.0.1/orders?application_name=x&sslmode=disable", True),
+        ("postgresql://127.0.0.1/?dbname=orders", True),
+        ("postgresql://127.0.0.1,127.0.0.2:6432/orders", True),
+        ("postgresql:///orders?host=/tmp", True),
+    ],
+)
+def test_asyncpg_finds_the_same_in_the_arguments_that_a_connect_passes_on(
+    dsn: str, is_needed: bool, kwargs: dict[str, Any], variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = Reader().read((dsn,), kwargs, None)
+    assert as_asyncpg_reads(found.args, found.kwargs) == as_asyncpg_reads((dsn,), kwargs)
+    if "host" not in kwargs:
+        assert bool(found.args) is is_needed, "asyncpg parses a DSN anew for each connect"
 
 
 @pytest.mark.parametrize("dsn", [DSN, None])
