@@ -74,6 +74,7 @@ class PooledConnection:
     idle_since: float = 0.0
     trusted_until: float = -math.inf  # until then, it is handed out without a check
     is_idle: bool = True
+    is_surplus: bool = False  # the pool has closed it, because it has been idle for too long
     checkout: Checkout | None = None
     why: str = "lifetime"  # the reason for its deadline
     lease_end: float = math.inf  # the end of the lease that its deadline takes into account

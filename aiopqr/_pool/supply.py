@@ -157,6 +157,7 @@ class Supply:
         elif (
             was_lost
             and pooled.is_idle
+            and not pooled.is_surplus
             and pooled.born >= self._floor_not_before  # so connections that end together count once
             and self.pool.get_size() < self.pool.get_min_size()
         ):

@@ -99,6 +99,7 @@ class IdleTimer(_Timer):
             if pooled.is_idle:
                 if pooled.idle_since + self._limit > now:
                     return pooled.idle_since + self._limit
+                pooled.is_surplus = True
                 pooled.con.terminate()
                 surplus -= 1
         # A connection that is only being checked may become idle again without a release.

@@ -186,6 +186,20 @@ async def test_min_size_is_restored_at_once_after_an_end_that_the_server_did_not
         await eventually(lambda: pool.stats().size == 1)
 
 
+@pytest.mark.usefixtures("long_back_off")
+async def test_min_size_is_restored_at_once_if_the_last_connection_is_closed_right_after_a_surplus(
+    make_pool: MakePool,
+) -> None:
+    async with make_pool(min_size=1, max_size=2, max_inactive_connection_lifetime=0.05) as pool:
+        for con in [await pool.acquire() for _ in range(2)]:
+            await pool.release(con)
+        time.sleep(0.06)  # the event loop is late, and has this task run before it reports the end of the surplus
+        pool._releases._idle_timer._look()
+        assert pool.stats().size == 1
+        await _closes_it(pool)
+        await eventually(lambda: pool.stats().size == 1)
+
+
 @pytest.mark.parametrize("check_after", [1.0, 1e-9])
 async def test_an_acquirer_whose_own_connect_fails_takes_what_was_released_meanwhile(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, check_after: float
