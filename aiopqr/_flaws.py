@@ -68,8 +68,10 @@ def flaw_of_dsn(dsn: str) -> str | None:
         return _NO_DSN
     user, at, hosts = parts.netloc.partition("@")
     hosts = hosts if at else user
-    keys = [part.partition("=")[0] for part in parts.query.split("&")]
-    if any("@" in text for text in (hosts, parts.path, parts.fragment, *keys)):
+    # Without a user and a database, `name:1234?x=y@host` looks like a port and a parameter.
+    may_be_password = not at and not parts.path and ":" in hosts
+    query = parts.query if may_be_password else "&".join(part.partition("=")[0] for part in parts.query.split("&"))
+    if any("@" in text for text in (hosts, parts.path, parts.fragment, query)):
         return f"contains an @ that is not escaped. {_ESCAPE}"
     ports = [unquote(host.rpartition("]")[2].partition(":")[2]) for host in hosts.split(",")]
     if not all(port.isdecimal() for port in ports if port):
