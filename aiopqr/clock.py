@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-TICK = 0.001  # uvloop counts in milliseconds, so a timer may fire up to so many seconds early
+TICK = 0.001  # uvloop counts in milliseconds, so a timer may fire up to this many seconds early
 
 
 def cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
@@ -19,7 +19,7 @@ def cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
 
 
 def call_in(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> None:
-    """Call what belongs to a loop: now, or in the loop's own thread if it runs in another one. Never once it is closed.
+    """Call what that belongs to a loop: now, or in the loop's thread if that is another. Not if the loop is closed.
 
     Objects that nobody closed need this, since the garbage collector may run in any thread.
     """

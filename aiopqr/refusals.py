@@ -30,7 +30,7 @@ class Verdict(enum.StrEnum):
     ACCOUNT_FULL = "account full"  # this account's connection limit is reached: use the other one for a while
     SERVER_FULL = "server full"  # no connection slots: wait; the account is not the reason
     OUTAGE = "outage"  # the server or the network is down: wait; the account is not the reason
-    FATAL = "fatal"  # an error that waiting does not cure: raise at once
+    FATAL = "fatal"  # an error that waiting does not cure: raise it immediately
 
     @property
     def blames_account(self) -> bool:
@@ -61,7 +61,7 @@ _BY_ROUTINE: dict[str, dict[str, Verdict]] = {
     "57P03": {"": Verdict.OUTAGE},  # starting up, shutting down, in recovery
     "57P01": {"": Verdict.OUTAGE},  # terminated by an administrator
     "57P02": {"": Verdict.OUTAGE},  # another backend crashed
-    # From a server, which sends a routine, 08P01 is a real protocol error. A proxy's is matched by its text before.
+    # From a server, which sends a routine, 08P01 is a real protocol error. A proxy's is matched by its text first.
     "08P01": {"": Verdict.FATAL},
 }
 # Whole classes: connection exceptions, and insufficient resources other than 53300.

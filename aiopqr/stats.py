@@ -118,7 +118,7 @@ class SteppingAside:
 class RefreshStats:
     """A refresher's fetches. ``pair_age`` is the number of seconds since a fetch last confirmed the pair.
 
-    ``stepping_aside`` is the account that new connections avoid right now, as long as the other one works, or None.
+    ``stepping_aside`` is the account that new connections avoid right now, while the other one works, or None.
     """
 
     ok: int

@@ -3,13 +3,13 @@
 The rules, and why:
 
 * :meth:`Alternator.begin` decides from what is known now, without awaiting. It uses the account that the previous
-  connection did not, unless only that one is refused. While both accounts work, new connections split evenly, even when
-  opened concurrently.
+  connection did not use, unless that is the only one refused. While both accounts work, new connections split evenly,
+  even when opened concurrently.
 * A refusal counts against a password, never against an account. A late refusal of an old password says nothing about
   the new one, and if the store returns to a refused password, that alone is no reason to try it again. So a rotation
   costs one failed login, or as many as were in flight. That matters, because servers and proxies react to failed logins
   with lockouts, alarms and rate limits.
-* A fallback uses the account that *this attempt* did not, which may differ from the next one in turn.
+* A fallback uses the account that *this attempt* did not use, which may not be the one whose turn is next.
 * A password that is known to be refused is only used for probes: one at a time, 30 s after the refusal, then at
   doubling intervals of up to 10 min. While any account works, probes run in the background.
 * A pending password (in the store, but perhaps not yet in the database) is a last resort. It announces that its account
@@ -32,7 +32,7 @@ from ..credentials import Credential, CredentialPair, Parity
 from ..refusals import Verdict
 
 FULL_PAUSE = 5.0
-ENDING = 30.0  # use the other account if this one's sessions end within so many seconds
+ENDING = 30.0  # use the other account if this one's sessions end within this many seconds
 EXPIRED_PAUSE = 30.0  # long, because only newer credentials help, and their arrival ends the wait
 
 
@@ -69,7 +69,7 @@ class Alternator:
         return Wait(self._next_chance(now))
 
     def fallback(self, attempt: Attempt, now: float) -> Attempt | None:
-        """Choose the other account than this attempt's, or return None if that one is not usable either."""
+        """Choose the account that this attempt did not use, or return None if that is not usable either."""
         parity = attempt.parity.other
         credential = self.pair[parity]
         if credential and credential != attempt.credential and self._is_usable(credential, now):
@@ -127,7 +127,7 @@ class Alternator:
         If the account's credentials expire, a new password is only a renewal and supersedes nothing.
         """
         if attempt.credential == self.pair.last_resort:
-            return not self.is_refused(now)  # needed as long as the others are refused or have expired
+            return not self.is_refused(now)  # needed while the others are refused or have expired
         if self._is_current(attempt):
             return False
         account = self.account(attempt.credential.username)
@@ -147,7 +147,7 @@ class Alternator:
         return self._end(account)
 
     def lasts_until(self, now: float) -> float:
-        """The latest time until which sessions of a usable account last."""
+        """The latest end of a usable account's sessions, in loop time."""
         usable = [account for account in (self.pair.odd, self.pair.even) if account and self._is_usable(account, now)]
         return max((self._end(account) for account in usable), default=-math.inf)
 

@@ -120,7 +120,7 @@ class Arguments:
         return {**self.kwargs, "host": address.host, "port": address.port or 5432}
 
     def explained(self, exc: Exception) -> Exception:
-        """For a ``FileNotFoundError`` of the driver, which does not name the file: an error that does."""
+        """An error that names the missing file, which the driver's ``FileNotFoundError`` does not; or else ``exc``."""
         missing = missing_file(self.args, self.kwargs) if self.target else None
         if missing is None:
             return exc

@@ -1,8 +1,8 @@
 """One connect in progress.
 
 A connect works in rounds. Each round tries the account whose turn it is, and then the other one if the first is
-refused. While the server is down, concurrent connects take turns. For each account, logins race: one host after the
-other, and an extra login while one gets no answer.
+refused. While the server is down, concurrent connects take turns. For each account, logins race: one host after
+another, and an extra login while one of them gets no answer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .logins import Connected
 from .race import Down, Race, Refused
 from .state import ConnectorState
 
-# For so many seconds, wait if no server has the wanted role, since a switchover takes a while. After that, it is an
+# How many seconds to wait if no server has the wanted role, since a switchover takes a while. After that, it is an
 # error.
 SWITCHOVER = 10.0
 

@@ -96,7 +96,7 @@ class Logins:
         return login
 
     def take(self, login: Login) -> Outcome | None:
-        """Hand the outcome of a login that has ended over to the caller. None if the login was cancelled."""
+        """Hand over the outcome of a login that has ended. None if the login was cancelled."""
         self._in_flight.pop(login.task, None)
         return None if login.is_cancelled or login.task.cancelled() else login.task.result()
 

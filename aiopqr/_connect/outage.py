@@ -59,7 +59,7 @@ class Outage:
     def __init__(self, *, uniform: Callable[[float, float], float] = random.uniform) -> None:
         self._uniform = uniform
         self.since: float | None = None
-        self.failures = 0  # in a row; simultaneous ones count once
+        self.failures = 0  # in a row; simultaneous failures count once
         self._pause_until = -math.inf
         self._turns = 0  # in progress
         self._turn_began = -math.inf
@@ -86,7 +86,7 @@ class Outage:
         return lasted
 
     def next_turn(self, silence: float) -> float:
-        """When the next turn may begin. It may be earlier if a turn in progress ends."""
+        """When the next turn may begin. It may begin earlier if a turn in progress ends."""
         return max(self._pause_until, self._turn_began + silence if self._turns else -math.inf)
 
     def begin_turn(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""The logins of one attempt: one host after the other, and an extra login while one gets no answer.
+"""The logins of one attempt: one host after another, and an extra login while one of them gets no answer.
 
 The first login goes to the first host. If that is down, the next host is tried. A login without an answer is left
 running, since slow is not down, and an extra one starts alongside it: at the next host, and later with the other
@@ -89,7 +89,7 @@ class Race:
         # Successes first: if another login fails at the same moment, that must not drop a good connection.
         for login in sorted(done, key=lambda login: not login.has_connected):
             if login.is_cancelled:
-                continue  # given up just now, because its account was refused
+                continue  # it was given up just now, because its account was refused
             self._racing.remove(login)
             outcome = _unless_lost(self._state.logins.take(login))
             self._add_further(login)
@@ -137,7 +137,7 @@ class Race:
             self._failures.append(failed)
             if self._untried:
                 self._begin(login.kind)
-            elif self._racing and failed.verdict.is_transient:  # do not wait for the others, which may take long
+            elif self._racing and failed.verdict.is_transient:  # do not wait for the others, which may take a while
                 self._state.unavailable(failed.error, self._loop.time())
         else:
             raise failed.error
@@ -184,7 +184,7 @@ class Race:
             if not self._racing:
                 self._is_refused = True  # end the race; the next round chooses a better login
                 return now
-            self._attempt = self._using = self._racing[0].attempt  # the other account's login goes on
+            self._attempt = self._using = self._racing[0].attempt  # the other account's login continues
             return now
         if self._moves_on(oldest, now):
             return self._begin(Kind.OWN).begun + silence
@@ -205,7 +205,7 @@ class Race:
         return self._begin(Kind.OWN).begun + silence
 
     def _moves_on(self, oldest: Login, now: float) -> bool:
-        """Abandon the login if its host did not answer others either while another host did. Returns whether it did."""
+        """Abandon the login if its host is known to be silent and the next one is not. Returns whether it did."""
         hosts = self._state.hosts
         if len(self._racing) > 1 or not self._untried:
             return False

@@ -6,7 +6,7 @@ repeats what the first server reported.
 
 from __future__ import annotations
 
-# The queries return one row or none, and the command tag says which. So no statement needs to be prepared, and one
+# The queries return one row or none, and the command tag shows which. So no statement needs to be prepared, and one
 # round trip is enough.
 _PRIMARY = "SELECT 1 WHERE NOT pg_catalog.pg_is_in_recovery()"
 # The session's initial value counts, not what a user has SET since.
@@ -16,4 +16,4 @@ _READ_WRITE = (
 )
 QUESTIONS = {"primary": _PRIMARY, "read-write": _READ_WRITE}
 NO_WRITER = "SELECT 0"
-CHECK_FOR = 60.0  # after a wrong report, the servers of new connections are asked for so many seconds
+CHECK_FOR = 60.0  # how many seconds after a wrong report to keep asking the servers of new connections

@@ -125,7 +125,7 @@ class ConnectorState:
 
     def _failed(self, made: Login, arguments: Arguments, exc: Exception, now: float) -> Failed:
         is_socket = made.address is not None and made.address.is_socket
-        # A user's own connect= decides itself which server it wants, so its error about that is raised at once.
+        # A user's own connect= decides for itself which server it wants, so its error about that is raised immediately.
         is_theirs = self._connect is not None and isinstance(exc, asyncpg.TargetServerAttributeNotMatched)
         verdict = classify(exc, unix_socket=is_socket, has_worked=self.has_worked and not is_theirs)
         if isinstance(exc, FileNotFoundError) and not is_socket:

@@ -1,4 +1,4 @@
-"""One login with one account, by asyncpg's connect. We prove the password, and never send more than is allowed."""
+"""One login with one account, by asyncpg's connect. We answer the server, and never send more than is allowed."""
 
 from .asyncpg_login import OWN_CONNECT, disown, login
 from .keys import KeyCache

@@ -1,4 +1,4 @@
-"""Logs in with asyncpg's connect, but we, not asyncpg, prove the password.
+"""Logs in with asyncpg's connect, but we, not asyncpg, prove that we know the password.
 
 asyncpg derives the SCRAM keys on the event loop for every connection, sends the password as plain text to any server
 that asks for it, and does not support channel binding. Here a protocol of our own (`handshake`) sits between the
@@ -87,7 +87,7 @@ async def _plain(connect: Callable[..., Awaitable[Any]], *args: Any, password: S
     try:
         return await connect(*args, password=lent, **kwargs)
     except BaseException as exc:
-        without_frames(exc)  # even a cancellation's: it becomes the cause of an acquire's timeout, and its frames show
+        without_frames(exc)  # even a cancellation's: it becomes the cause of an acquire's timeout, and those show
         raise
     finally:
         lent.take_back()
@@ -253,8 +253,8 @@ def _watched(connecting: Awaitable[Any], after_each_step: Callable[[], None]) ->
     This is how the handshake gets into a connection that was encrypted by STARTTLS. There asyncpg upgrades the
     transport, makes its protocol, sends the startup message and sets the protocol without suspending, and then waits
     for the login. At that moment there is a protocol to put the handshake in front of, and nothing can have been read
-    yet. The next loop iteration would be too late on uvloop, which polls first. Pausing reading until then is no way
-    out: uvloop drops what it has buffered, so the refusal of a server that closes at once would be lost.
+    yet. The next loop iteration would be too late on uvloop, which polls first. Pausing reading until then is no
+    solution: uvloop drops what it has buffered, so the refusal of a server that closes immediately would be lost.
 
     The code spells out what `yield from` does, since that offers no place for a call between two steps.
     """
@@ -302,7 +302,7 @@ class _LoginLoop:
                 failures.append(exc)
         if len({str(failure) for failure in failures}) == 1:
             raise failures[0]
-        raise OSError(f"Multiple exceptions: {', '.join(map(str, failures))}")  # as asyncio has it
+        raise OSError(f"Multiple exceptions: {', '.join(map(str, failures))}")  # as in asyncio
 
     async def create_unix_connection(self, factory: Callable[[], Any], path: str) -> Any:
         try:

@@ -277,7 +277,7 @@ class Handshake(asyncio.Protocol):
             self.inner.data_received(seen)
 
     def _give_way(self) -> None:
-        """Hand the transport over to asyncpg's protocol, with the bytes that it has not got yet."""
+        """Hand the transport over to asyncpg's protocol, with the bytes that it has not received yet."""
         assert self._transport is not None
         unseen = bytes(self._buffer)
         self._finish()

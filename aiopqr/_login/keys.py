@@ -22,7 +22,7 @@ class KeyCache:
 
     def __init__(self, *, limit: int = 32) -> None:
         self.contexts = TlsContexts()
-        self.has_warned = False  # that a password was sent as plain text to a server whose identity was not verified
+        self.has_warned = False  # about a password sent as plain text to a server whose identity was not verified
         self._limit = limit
         self._in_use: frozenset[Secret] | None = None
         self._entries: OrderedDict[tuple[Secret, Challenge], Keys | asyncio.Future[Keys]] = OrderedDict()

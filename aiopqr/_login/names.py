@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import _threads
 
-_SHARED_FOR = 1.0  # for so many seconds, others join a lookup; after that, it may be hanging, so start a new one
+_SHARED_FOR = 1.0  # for this many seconds, others join a lookup; after that, it may be hanging, so start a new one
 
 _lookups: dict[tuple[asyncio.AbstractEventLoop, str, int], tuple[float, asyncio.Future[Any]]] = {}
 

@@ -1,4 +1,4 @@
-"""Where asyncpg would connect to, as it reads the arguments, the DSN, the environment and the service file itself."""
+"""Finds out where asyncpg would connect to. asyncpg itself reads the arguments, DSN, environment and service file."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _tcp_address(host: str, port: int | str) -> Address:
 def without_dsn(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Target
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same arguments, without the DSN if that is possible: if it has nothing but a host, a database and an sslmode.
+    """The same arguments, without the DSN if possible, that is, if it has only a host, a database and an sslmode.
 
     asyncpg parses a DSN for each connect, which takes 20 µs, a fiftieth of the client's time. Do not call this if a
     service file is involved.

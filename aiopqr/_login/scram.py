@@ -1,6 +1,6 @@
 """SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL implements it.
 
-This has the derivation of keys, the verifier that a server stores, and the client's half of an exchange, with or
+It contains the derivation of keys, the verifier that a server stores, and the client's half of an exchange, with or
 without channel binding (SCRAM-SHA-256-PLUS). All of it is pure: bytes in, bytes out. Logins use it, and so do
 rotations: they compute the verifier here, so that no server, proxy or statement log ever sees a password.
 """

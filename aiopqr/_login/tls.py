@@ -118,5 +118,5 @@ def _make(arguments: Mapping[str, Any]) -> ssl.SSLContext | None:
         if params.sslmode >= connect_utils.SSLMode.require and isinstance(params.ssl, ssl.SSLContext):
             return params.ssl
     except Exception:
-        pass  # if the arguments are wrong, asyncpg's connect will raise it again
+        pass  # if the arguments are wrong, asyncpg's connect will raise the error again
     return None

@@ -22,7 +22,7 @@ logger = logging.getLogger("aiopqr")
 
 
 def raw_connection(connection: object) -> Any:
-    """The connection inside the proxy that ``acquire()`` returned; None if it was released, or is no such proxy."""
+    """The connection inside the proxy that ``acquire()`` returned; None if it was released, or is not such a proxy."""
     return connection._con if type(connection) is PoolConnectionProxy else None  # type: ignore[attr-defined]
 
 
@@ -43,7 +43,7 @@ def has_transaction(con: Any) -> bool:
 
 
 def busy_check(con: Any) -> Callable[..., bool | None]:
-    """Make a function that says whether ``con`` is busy: a query is running, or one is still being cancelled.
+    """Make a function that returns whether ``con`` is busy: a query is running, or one is still being cancelled.
 
     It returns None if only the server can tell. Call it with ``has_run=False`` if `queries_run` has not changed since
     the connection was idle. That skips the expensive half of the check.
@@ -163,7 +163,7 @@ def release_in_task(
     """Release as ``asyncpg.Pool.release()`` does, in a separate task, since the caller's may be cancelled.
 
     The place stays taken until the end, even if the connection ends before that: otherwise asyncpg, which only knows
-    the place, would go on with whatever the next task has put there. ``on_free`` is called when the place is free.
+    the place, would continue with whatever the next task has put there. ``on_free`` is called when the place is free.
     """
     con, place = connection._con, connection._holder
     con._on_release()
@@ -184,7 +184,7 @@ async def _release(con: Any, place: Any, timeout: float | None, on_free: Callabl
 
 
 def _no_place() -> None:
-    """What a connection in its release has instead of a reference to its place, so that its end does not free that."""
+    """Replaces a connection's reference to its place during its release, so that its end does not free the place."""
 
 
 def release_now(connection: Any) -> None:

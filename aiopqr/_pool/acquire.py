@@ -56,7 +56,7 @@ class Acquires:
         self._loop = loop
         self.acquired = 0
         self.timeouts = 0
-        self.failed = 0  # how many of the timeouts had a failed connect as their cause
+        self.failed = 0  # how many of the timeouts were caused by a failed connect
         self.wait_time = Histogram()
 
     async def acquire(self, timeout: float | None) -> Any:

@@ -16,7 +16,7 @@ from .replacement import Replacement
 from .writers import WriterWatch
 
 CHECK_TIMEOUT = 5.0
-SILENCE = 0.5  # if a check gets no answer for so long, another connection is opened in the meantime
+SILENCE = 0.5  # if a check gets no answer for this long, another connection is opened in the meantime
 
 
 class Checks:

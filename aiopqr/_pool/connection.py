@@ -53,7 +53,7 @@ class Checkout:
     release_timeout: float | None  # the timeout that was passed to acquire()
     leak_timer: Any = field(default=None, init=False)
     is_releasing: bool = field(default=False, init=False)
-    keeps_place: bool = field(default=False, init=False)  # asyncpg is releasing it, so its end frees no place
+    keeps_place: bool = field(default=False, init=False)  # asyncpg is releasing it, so its end does not free its place
     needs_reset: bool = field(default=True, init=False)
     release_by: float = field(default=math.inf, init=False)
     is_overdue: bool = field(default=False, init=False)  # the release took too long, so the connection was terminated
@@ -84,7 +84,7 @@ class PooledConnection:
         return now >= self.deadline
 
     def expire(self, why: str, now: float) -> None:
-        """Make it due at once."""
+        """Make it due now."""
         if self.deadline > now:
             self.deadline, self.why = now, why
 
@@ -101,7 +101,7 @@ class PooledConnection:
                 self.trusted_until = -math.inf
 
     def has_answered(self, runs: Any, runs_before: Any) -> bool:
-        """Whether everything that was run between two values of `queries_run` has ended. False if only asyncpg knows.
+        """Whether everything that was run between two values of `queries_run` is finished. False if only asyncpg knows.
 
         asyncpg counts a query when it is sent. So if the count has not changed since the last answer, nothing has been
         sent after that answer. Operations that asyncpg does not count may have several answers, so this returns False
@@ -117,11 +117,11 @@ class PooledConnection:
             self.stand_in.lend()
 
     def reserve(self) -> None:
-        """Reserve it for a task that has not taken it yet. Until then, it is still noticed if the server closes it."""
+        """Reserve it for a task that has not taken it yet. Until then, still notice if the server closes it."""
         self.is_idle = False
 
     def rest(self, is_busy: bool | None) -> None:
-        """Mark it as idle. If it is certainly not busy, it will be noticed if the server closes it."""
+        """Mark it as idle. If it is certainly not busy, notice if the server closes it from now on."""
         self.is_idle = True
         self.listen(is_busy)
 

@@ -102,7 +102,7 @@ class Connections:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """Make all spares stale that were begun before now."""
+        """From now on, treat spares that were begun earlier as stale."""
         self._epoch += 1
 
     def expire_all(self) -> None:
@@ -232,7 +232,7 @@ class Connections:
         self.on_end(pooled, False)
 
     def close_later(self, pooled: PooledConnection) -> None:
-        """Close a connection gracefully in the background, or terminate it at once if there are too many sockets."""
+        """Close a connection gracefully in the background, or terminate it now if there are too many sockets."""
         if self.room < 0:
             self._terminate(pooled)
             return
@@ -260,7 +260,7 @@ class Connections:
         self.maker.events.emit(event)
 
     def retire_read_only(self, pooled: PooledConnection, watch: WriterWatch, asked_at: float) -> None:
-        """Close a connection whose server no longer accepts writes, by a check that began at ``asked_at``.
+        """Close a connection whose server no longer accepts writes, according to a check that began at ``asked_at``.
 
         All other connections that were checked before that are in doubt now, including the spare.
         """

@@ -68,8 +68,8 @@ def create_pool(
     - ``max_lifetime_jitter``: How much earlier that may happen, at random. None: a tenth of ``max_lifetime``.
     - ``timeout``: For one connect, including the fallback, and the wait for newer credentials or a server that is down.
     - ``acquire_timeout``: For an ``acquire()`` without its own timeout. None: wait as long as it takes.
-    - ``max_waiting``: How many tasks may wait while others have all ``max_size`` connections, or wait for them to be
-      opened; the next gets :class:`TooManyWaiting`. None: no limit.
+    - ``max_waiting``: How many tasks may wait while all ``max_size`` connections are in use, or being opened for
+      others; the next gets :class:`TooManyWaiting`. None: no limit.
     - ``check_after``: If a connection was idle for longer, check it before it is handed out. 0: never.
     - ``session_reset``: What a release resets. ``"full"``: whatever asyncpg resets. ``"transaction"``: only an open
       transaction. ``"deferred"``: like ``"full"``, but ``release()`` only waits for the rollback of an open

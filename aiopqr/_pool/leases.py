@@ -1,8 +1,8 @@
 """Replaces connections whose account goes away: because the store no longer names it, or because its lease ends.
 
 A session outlives its password but not its role, and when a lease ends, the role is dropped or loses its rights. So
-connections of an account that has left the pair are made due at once. Connections of an account with a lease are made
-due some time before it ends, if another account lasts longer; otherwise they are used until the end, and then closed.
+connections of an account that has left the pair are made due now. Connections of an account with a lease are made
+due some time before it ends, if another account lasts longer; otherwise they are used until its end, and then closed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Leases:
             self.look()
 
     def look(self) -> None:
-        """Make due what has to be. Called when credentials have changed or been renewed, or for a new connection."""
+        """Make connections due if necessary. Called for changed or renewed credentials, and for a new connection."""
         connections = self._connections()
         if connections is None or connections.is_closing:
             return

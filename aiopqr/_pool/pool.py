@@ -206,7 +206,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         """Turn away tasks that wait for a connection, wait until all connections are released, and close everything.
 
         After ``timeout`` seconds, connections that are still open are terminated; None waits as long as it takes.
-        Cancelling the call terminates them at once.
+        Cancelling the call terminates them immediately.
         """
         self._check_loop()
         if self._state == "closing":
@@ -251,7 +251,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
     async def _close(self) -> None:
         try:
             await self._replacement.close()
-            # asyncpg would close each of them gracefully without a timeout, and one may be dead unnoticed.
+            # asyncpg would close each of them gracefully without a timeout, and one may have died unnoticed.
             for pooled in tuple(self._connections):
                 if pooled.is_idle:
                     self._connections.close_later(pooled)
@@ -379,7 +379,7 @@ class AlternatingPool(BasePool[RecordT, ConnectionT]):
         await self._connector.refresh()
 
     async def drain(self) -> None:
-        """Replace every connection of superseded credentials, one after the other, and return when the last is gone.
+        """Replace every connection of superseded credentials, one after another, and return when the last is gone.
 
         A connection in use is replaced when it is released. Cancelling the call does not stop the replacement.
         """

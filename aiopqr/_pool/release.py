@@ -77,7 +77,7 @@ class Releases:
         self._idle_timer.begin(pooled)
 
     def stop(self) -> None:
-        """Stop the timers, and the releases that are still going on. Call this when no connections are left."""
+        """Stop the timers, and the releases that are still in progress. Call this when no connections are left."""
         self._release_timer.stop()
         self._idle_timer.stop()
         cancel(self._tasks - {current_task()})
@@ -296,7 +296,7 @@ class Releases:
     def _take_back(self, pooled: PooledConnection, is_busy: bool | None = False) -> None:
         """Make a connection idle, and end its checkout. If it is due, the spare takes its place before anybody gets it.
 
-        Not earlier: until the server has confirmed the reset, the session may have locks that its user has given up.
+        The swap must wait until the server has confirmed a reset: before that, the session may hold its user's locks.
         """
         pooled.rest(is_busy)
         pooled.idle_since = now = self._now()

@@ -6,7 +6,7 @@ The rules, and why:
   take its place. There is at most one spare, and only if there is room for its socket.
 * An idle connection beyond ``min_size`` that nobody has used for a while is closed without a spare.
 * The spare is opened early enough to be ready at the deadline, judging by the duration of the last login. Connections
-  that fall due together are replaced one after the other, so the first of them is replaced earlier.
+  that fall due together are replaced one after another, so the first of them is replaced earlier.
 * A connection that stays checked out past its deadline does not delay others: the spare replaces whichever connection
   is idle or is released first. If no due connection comes back while the spare waits, the spare is closed. No other
   spare is opened for the connections that were held all that time until they have been released once.
@@ -82,7 +82,7 @@ class Situation:
     is_spoilt: bool = False  # the spare can no longer be used
     is_wanted: bool = False  # a task is waiting that may need a spare
     login_time: float = 0.0  # how long it took to open the last spare
-    recent: float = math.inf  # a connection used within so many seconds is still needed
+    recent: float = math.inf  # a connection used in the last ``recent`` seconds is still needed
     not_before: float = -math.inf  # after a failure, open no spare before then
     unused_since: float | None = None  # when a spare was closed unused
 
@@ -125,7 +125,7 @@ def _with_spare(s: Situation, spare: PooledConnection, idle: list[PooledConnecti
 
 
 def _start(connections: Collection[PooledConnection], login_time: float, first: int) -> float:
-    """When to begin so that each connection is replaced by its deadline, one after the other.
+    """When to begin so that each connection is replaced by its deadline, one after another.
 
     ``first`` is 1 if the first replacement has yet to be opened. No matter how slow logins are, no connection is
     replaced in the first half of its life.

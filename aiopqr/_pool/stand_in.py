@@ -11,7 +11,7 @@ While the connection is in use, the stand-in passes everything on unchanged. Why
   check that no query is running). Then asyncpg's protocol is idle, and stays so until it is used again.
 - `idle_messages` decides which messages asyncpg gets, which belong to the answer to the reset, and which close the
   connection.
-- All other events (the connection was lost, writing must pause) are passed on at once.
+- All other events (the connection was lost, writing must pause) are passed on immediately.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ from .connections import Connections
 from .policy import Policy
 from .replacement import Replacement
 
-OWN_FIRST = 0.25  # for so many seconds, an acquirer that has caused a connect waits for that connection only
-SHORT_LIFE = 5.0  # a connection that is lost earlier was not a success
+OWN_FIRST = 0.25  # for this many seconds, an acquirer that has caused a connect waits for that connection only
+SHORT_LIFE = 5.0  # a connection that is lost sooner does not count as a success
 BACKOFF_FIRST = 0.5
 BACKOFF_MAX = 30.0
 
@@ -107,7 +107,7 @@ class Supply:
                 patience.cancel()
 
     def dispatch(self, is_patient: bool = True) -> None:
-        """Serve waiting acquirers with what is ready, and begin jobs for the others as long as there are places.
+        """Serve waiting acquirers with what is ready, and begin jobs for the others while there are places.
 
         With ``is_patient``, connections in a deferred reset count as coming soon, so fewer jobs are begun.
         """
@@ -293,7 +293,7 @@ class Supply:
         put_back(place)
 
     def _accept_any(self, waiter: asyncio.Future[Any]) -> None:
-        """Let an acquirer take any connection from now on, because its own one takes longer than expected."""
+        """Let an acquirer take any connection from now on, because its own takes longer than expected."""
         del self._waiting_for_own[waiter]
         self.dispatch()
 

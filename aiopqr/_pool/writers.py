@@ -4,7 +4,7 @@ asyncpg checks that when it connects, and never again. But a session can outlive
 to another server, or an operator may make the server read-only. There are two signs: a write fails with SQLSTATE 25006,
 or the server reports a change of ``in_hot_standby`` or ``default_transaction_read_only``. Neither is proof, since a
 user's own READ ONLY transaction or SET looks the same. So a sign only puts the connection in *doubt*: after its
-release, and before anybody else gets it, its server is asked. If that does not accept writes, all other connections are
+release, and before anybody else gets it, its server is asked. If it does not accept writes, all other connections are
 in doubt as well, whatever their address, since that may be a proxy's.
 """
 

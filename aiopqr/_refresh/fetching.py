@@ -20,8 +20,8 @@ async def fetched(
 ) -> CredentialPair | BaseException:
     """Fetch once, and return the pair or the error. The source has ``timeout`` seconds to answer.
 
-    The task stays in ``flights`` until it ends. That may be after this function returns, since a source that answers
-    too late, or ignores its cancellation, is not waited for. Its result is dropped.
+    The task stays in ``flights`` until it ends. That may be after this function returns, since it does not wait for
+    a source that answers too late or ignores its cancellation. The late result is dropped.
     """
     flight = asyncio.create_task(_ask(source), name=f"aiopqr-{name}-fetch")
     flights.add(flight)

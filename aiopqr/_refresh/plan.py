@@ -144,6 +144,6 @@ class RefreshPlan:
         if need is Need.REFUSED:
             spread = self._uniform(0.0, min(SPREAD_MAX, self._interval / 10))
             return max(now + spread, self._backoff_until, self._started_at + SPACING)
-        # Connects are waiting, so cut short a long backoff. SPACING covers many connects that ask one after the other.
+        # Connects are waiting, so cut short a long backoff. SPACING covers many connects that ask one after another.
         patience = now + self._uniform(0.5, 1.0) * URGENT_MAX
         return max(now, min(self._backoff_until, patience), self._started_at + SPACING)

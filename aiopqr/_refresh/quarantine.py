@@ -105,7 +105,7 @@ class Quarantine:
         return True
 
     def release_probe(self, attempt: Attempt, now: float) -> None:
-        """The probe was inconclusive (an outage, a cancellation); allow another now unless a later one has reported."""
+        """After an inconclusive probe (outage, cancellation), allow another now unless a later one has reported."""
         refusal = self._refused.get(digest(attempt.credential))
         if refusal and refusal.begun < attempt.begun:
             refusal.retry_at = now

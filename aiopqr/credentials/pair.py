@@ -109,7 +109,7 @@ class CredentialPair:
 
     @property
     def empty(self) -> Parity | None:
-        """The account that is None, whether or not it should be there; None if there are both."""
+        """The account that is None, whether or not it should be there; None if both are there."""
         return next((parity for parity in Parity if self[parity] is None), None)
 
     def credentials(self) -> Iterator[Credential]:

@@ -67,11 +67,11 @@ def create_async_engine(
 
     With ``credentials``, the engine makes a connector when it first connects on an event loop, and closes it in ``await
     engine.dispose()``. The connector has the ``name`` and the ``listeners`` that you pass. If you use the engine on
-    several loops, one after the other or at once (``poolclass=NullPool``), or in a forked process, it makes a connector
-    for each. If you pass a ``connector`` instead, you start and close it yourself; if the URL names no host, the
-    connector's own arguments say where to connect.
+    several loops, one after another or at the same time (``poolclass=NullPool``), or in a forked process, it makes a
+    connector for each. If you pass a ``connector`` instead, you start and close it yourself; if the URL names no host,
+    the connector's own arguments say where to connect.
 
-    A connection is replaced after ``max_lifetime`` seconds (default: half an hour; 0: never), less up to
+    A connection is replaced after ``max_lifetime`` seconds (default: half an hour; 0: never), minus up to
     ``max_lifetime_jitter`` seconds (default: a tenth of it). All other arguments are SQLAlchemy's. Raises
     :class:`ConfigurationError` for arguments that cannot work.
     """

@@ -58,7 +58,7 @@ def announcement_left(staged: StoredSecret, announce: float) -> float:
 
 
 def announced_longer(staged: StoredSecret, announce: float) -> float:
-    """Seconds to wait for pools that have not seen the stage, as long as the other pools still step aside."""
+    """Seconds to wait for pools that have not seen the stage, while the other pools still step aside."""
     return min(announce, max(ANNOUNCE_MAX - _age(staged), 0.0))
 
 

@@ -29,8 +29,8 @@ Its environment:
 | AIOPQR_MARGIN              | 120              | additional seconds, for clocks that differ and slow fetches          |
 | AIOPQR_EXEMPT_APPLICATIONS | none             | application_names whose old sessions do not count, comma-separated   |
 | AIOPQR_ANNOUNCE            | refresh interval | seconds from staging a password to changing it, in which pools step  |
-|                            | + 10             | aside: as many of them as the function's timeout leaves room for, so |
-|                            |                  | give it that much more than half a minute                            |
+|                            | + 10             | aside: fewer if the function's timeout leaves no room for them, so   |
+|                            |                  | make the timeout at least half a minute longer than this             |
 
 ``examples/aws_lambda/README.md`` has the packaging and the IAM policies.
 """

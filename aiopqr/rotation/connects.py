@@ -27,7 +27,7 @@ def admin_by_dsn(dsn: str, *, password: Secret | None = None, timeout: float = 1
     """
 
     async def connect() -> Any:
-        # If this fails, pg_hba.conf or the password file may only have the database that the DSN names.
+        # If this fails, pg_hba.conf or the password file may only list the database that the DSN names.
         with contextlib.suppress(
             asyncpg.InvalidCatalogNameError,
             asyncpg.InsufficientPrivilegeError,

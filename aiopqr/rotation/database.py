@@ -49,7 +49,7 @@ SELECT usename, pid, application_name, backend_start, host(client_addr) AS addre
 WHERE usename = ANY ($1) AND coalesce(backend_type, 'client backend') = 'client backend' AND pid <> pg_backend_pid()
 """
 
-# Of a session that the admin role may not see, everything but the user and the pid is NULL.
+# For a session that the admin role may not see, everything but the user and the pid is NULL.
 _TERMINATE = """
 SELECT backend_start IS NULL AS unseen, CASE WHEN backend_start < $2 THEN pg_terminate_backend(pid) END AS ended
 FROM pg_stat_activity
@@ -104,7 +104,7 @@ class Database:
             yield con
 
     async def is_held(self, guard: Any) -> bool:
-        """Whether the lock of :meth:`exclusively` has been held all the time: its transaction has not ended."""
+        """Whether the lock of :meth:`exclusively` has been held throughout: its transaction has not ended."""
         try:
             await guard.fetchval("SELECT 1", timeout=10.0)
         except DRIVER_ERRORS:
@@ -121,7 +121,7 @@ class Database:
     async def altering(self, pair: CredentialPair) -> AsyncIterator[Any]:
         """A transaction in which no other rotator can alter this pair. Waits if one is doing so right now.
 
-        Changes take effect with :meth:`commit`, and only if the lock was held all the time. So a rotator that was
+        Changes take effect with :meth:`commit`, and only if the lock was held throughout. So a rotator that was
         suspended for so long that its session has ended alters nothing when it resumes.
         """
         async with self._transaction() as con:

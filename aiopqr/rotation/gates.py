@@ -17,7 +17,7 @@ from ..options import non_negative, positive
 from .stores.store import StoredSecret
 from .words import counted, duration, moment
 
-_LISTED = 8  # sessions that an objection names
+_LISTED = 8  # how many sessions an objection names
 
 
 class Gate(enum.StrEnum):

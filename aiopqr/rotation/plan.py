@@ -121,7 +121,7 @@ def decide(facts: Facts, rules: Rules, *, account: Parity | None = None, forced:
 
 
 def _expired(facts: Facts) -> Parity | None:
-    """The account whose VALID UNTIL has passed, if it is only one."""
+    """The account whose VALID UNTIL has passed, if there is only one."""
     expired = [parity for parity in Parity if facts.is_expired(parity)]
     return expired[0] if len(expired) == 1 else None
 

@@ -1,4 +1,4 @@
-"""The files of a Postgres server: its data directory, its configuration, and the file that says whether it is ready.
+"""The files of a Postgres server: its data directory, its configuration, and the file that shows whether it is ready.
 
 initdb takes half a second, so it runs once per process and version. Every server starts from a copy of the result.
 """

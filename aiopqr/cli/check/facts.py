@@ -52,7 +52,7 @@ SELECT rolcanlogin AS can_login, now() AS now,
 FROM pg_roles WHERE rolname = $1
 """
 
-# Without `role`, because whom the accounts act as is compared separately.
+# Without `role`, which is compared separately.
 _SETTINGS = """
 SELECT name, setting FROM pg_settings WHERE source IN ('user', 'database user') AND name <> 'role'
 """
@@ -178,7 +178,7 @@ async def _account(con: Any, username: str, other: str) -> Account:
         username,
         role=role,
         authentication=authentication,
-        # A pooling proxy has to send its clients process IDs of its own.
+        # A pooling proxy has to send its clients its own process IDs.
         proxied=con.get_server_pid() != role["pid"],
         memberships=await texts(_MEMBERSHIPS),
         powers=tuple(dict(row) for row in await con.fetch(_POWERS)),

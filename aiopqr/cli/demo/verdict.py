@@ -36,7 +36,7 @@ class Figures:
 class Verdict:
     """What was tried, and the results. ``odd``, ``even`` and ``both`` count password changes.
 
-    ``behind`` is by how many seconds the file was late, at most.
+    ``behind`` is how late the file was, in seconds, at most.
     """
 
     seconds: float

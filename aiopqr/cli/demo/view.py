@@ -43,7 +43,7 @@ class _Line:
 class LiveScreen:
     """A frame that is redrawn a few times a second, never taller than the terminal.
 
-    Drawing takes milliseconds, for which the load would have to wait. So it runs in a thread that is interrupted often.
+    Drawing takes milliseconds, and the load would have to wait. So it runs in a thread that is interrupted often.
     """
 
     def __init__(self, console: Console) -> None:

@@ -31,7 +31,7 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A role, as the catalog has it."""
+    """A role, as in the catalog."""
 
     name: str
     can_login: bool = True

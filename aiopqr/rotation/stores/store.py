@@ -94,7 +94,7 @@ class SecretStore(Protocol):
     async def stage(self, secret: StoredSecret, credential: Credential) -> StoredSecret:
         """Stage ``credential``, a new password of one of the pair's two accounts.
 
-        The username says which account it is. For readers, the pair, ``active`` and the change times stay the same.
+        The username shows which account it is. For readers, the pair, ``active`` and the change times stay the same.
         Also raises :class:`StoreConflict` if ``secret`` already has a staged password.
         """
         ...

@@ -77,7 +77,7 @@ _CODES = {
 
 
 class SecretsManagerClient:
-    """A client for one session, region and role. The first request opens it, also after :meth:`aclose`.
+    """A client for one session, region and role. The first request opens it, even after :meth:`aclose`.
 
     ``session`` is an ``aioboto3.Session`` or an aiobotocore session, of any version. ``region_name`` and
     ``endpoint_url`` are those of its ``client()``. ``config`` is an ``AioConfig``; by default, timeouts are short and a

@@ -1,6 +1,6 @@
 """Reads the two accounts from AWS Secrets Manager. :mod:`.layouts` describes how a secret can hold them.
 
-Each read is consistent: DescribeSecret says which version is in which stage, and values are then fetched by version,
+Each read is consistent: DescribeSecret shows which version is in which stage, and values are then fetched by version,
 never by stage. The value of a version never changes, so a poll needs one DescribeSecret, plus a GetSecretValue for each
 new version.
 

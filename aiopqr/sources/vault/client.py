@@ -50,7 +50,7 @@ class _Life:
 
 
 class VaultClient:
-    """A client of one Vault. The first request opens it, also after :meth:`close`."""
+    """A client of one Vault. The first request opens it, even after :meth:`close`."""
 
     def __init__(
         self,

@@ -55,7 +55,7 @@ _BY_STATUS = {
     503: Trouble.SEALED,
     504: Trouble.NETWORK,
 }
-# Kinds that can only be told from the status and the text together.
+# Kinds that can only be recognised by the status and the text together.
 _BY_TEXT = (
     (400, "check-and-set", Trouble.CONFLICT),
     (400, "unknown role", Trouble.NOT_FOUND),
