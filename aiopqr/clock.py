@@ -19,7 +19,7 @@ def cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
 
 
 def call_in(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> None:
-    """Call what that belongs to a loop: now, or in the loop's thread if that is another. Not if the loop is closed.
+    """Call what belongs to a loop: now, or in the loop's thread if that is another. Not if the loop is closed.
 
     Objects that nobody closed need this, since the garbage collector may run in any thread.
     """

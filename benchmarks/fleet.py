@@ -168,7 +168,7 @@ class Simulation:
         self.started = 0  # instances that have their connections
         self.all_started: float | None = None
         self.worst_stale = 0.0
-        self.waited = 0  # how often a replacement had to wait because no account worked
+        self.waited = 0  # how many times a replacement had to wait because no account worked
         self.instances = [self._instance() for _ in range(fleet.instances)]
 
     def run(self) -> Simulation:

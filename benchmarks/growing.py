@@ -122,7 +122,7 @@ async def rotate(where: dict[str, Any], parity: str) -> dict[str, Any]:
 
 
 async def idle(seconds: float) -> dict[str, Any]:
-    """Do nothing, and count how often the event loop wakes up, apart from this coroutine's own turns."""
+    """Do nothing, and count how many times the event loop wakes up, apart from this coroutine's own turns."""
     loop = asyncio.get_running_loop()
     selector = loop._selector  # type: ignore[attr-defined]
     select: Callable[..., Any] = selector.select

@@ -60,7 +60,7 @@ def targets(judged: Sequence[Judged]) -> str:
 
 
 def warning(control: Spread, what: str) -> str:
-    """A sentence that says that the machine was too busy to judge this point, or nothing if it was not."""
+    """A sentence if the machine was too busy to judge this point, or nothing if it was not."""
     if control.noise <= WIDE:
         return ""
     return f"\n**The control's spread is too wide to tell**: {what} differ by ± {control.noise:.0%}.\n"

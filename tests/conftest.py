@@ -48,8 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.loop != "asyncio":
         config.pluginmanager.register(_OtherLoop())
     if config.option.loop == "uvloop":
-        # pytest-timeout's signal does not reach Python while uvloop waits, so a test that hangs would hang for good.
-        # A thread ends the process instead; xdist names the test and goes on with another process.
+        # pytest-timeout's signal does not reach Python while uvloop waits, so a hanging test would never end.
+        # A thread ends the process instead; xdist names the test and continues with another process.
         config.option.timeout_method = "thread"
 
 
@@ -107,7 +107,7 @@ async def _no_session_is_left(rotating: RotatingPostgres) -> None:
 
 @pytest.fixture
 def heeds_sigint() -> Iterator[None]:
-    """Child processes can be interrupted. Those of a background job ignore SIGINT otherwise, as their parent does."""
+    """Let child processes be interrupted. In a background job they would ignore SIGINT, as their parent does."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -118,7 +118,7 @@ def heeds_sigint() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(request: pytest.FixtureRequest) -> None:
-    """Set up before all other fixtures, so that they are torn down when it looks."""
+    """Set up before all other fixtures, so that they have been torn down when it looks."""
     if inspect.iscoroutinefunction(getattr(request, "function", None)) and not request.node.get_closest_marker("anyio"):
         request.getfixturevalue("_no_task_is_left")
 
@@ -127,7 +127,7 @@ def _nothing_is_left(request: pytest.FixtureRequest) -> None:
 async def _no_task_is_left(request: pytest.FixtureRequest) -> AsyncIterator[None]:
     before = asyncio.all_tasks()
     yield
-    for _ in range(3):  # asyncpg cancels some of its own without awaiting them
+    for _ in range(3):  # asyncpg cancels some of its own tasks without awaiting them
         await asyncio.sleep(0)
     left = asyncio.all_tasks() - before - {asyncio.current_task()}
     if left and not _may_leave_things(request):

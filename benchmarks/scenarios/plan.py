@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 class Plan:
     """How long one run of one peer takes, in seconds: ``slot`` and ``brief_slot`` in the churn scenario, with and
     without a target; ``steady_slot``, at least, in the steady one; ``fair_slot`` where tasks' shares are compared.
-    ``tail`` is the number of samples for the tails that matter. ``generations`` is how often a point with a target is
-    measured with new processes."""
+    ``tail`` is the number of samples for the tails that matter. ``generations`` is how many times a point with a target
+    is measured with new processes."""
 
     pairs: int = 15
     generations: int = 3

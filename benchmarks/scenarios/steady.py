@@ -32,7 +32,7 @@ PEERS = {
     **{name: name for name in AUTOCOMMIT},
     BARE: BARE,
 }
-ROUND_TRIPS = 60  # in one run, at least: the first ones after a pause include a check of idle connections
+ROUND_TRIPS = 60  # in one run, at least: the first few after a pause include a check of idle connections
 
 
 class Point(NamedTuple):
@@ -78,7 +78,7 @@ async def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
 
 
 async def _point(place: Stage, point: Point, plan: Plan, progress: Progress) -> dict[str, Any]:
-    # Two processes of the same peer may differ by a few percent as long as they live, so a verdict needs several. At a
+    # Two processes of the same peer may differ by a few percent all their lives, so a verdict needs several. At a
     # distance, nearly all the time is spent waiting, which is the same for all of them.
     generations = plan.generations if point in JUDGED and not point.delay else 1
     samples = math.ceil(plan.tail / generations) if point in WITH_TAILS or plan.every_tail else 0
@@ -111,7 +111,7 @@ async def _point(place: Stage, point: Point, plan: Plan, progress: Progress) -> 
 async def _slot(
     worker: RemoteWorker, point: Point, plan: Plan, samples: int
 ) -> Callable[[], Awaitable[dict[str, Any]]]:
-    """Warm up a peer, and return a function that runs it, so long that all rounds come to ``samples`` samples."""
+    """Warm up a peer, and return a function that runs it, long enough for all rounds to yield ``samples``."""
 
     def run(seconds: float) -> Awaitable[dict[str, Any]]:
         return worker.ask("run", operation=point.operation, tasks=point.tasks, seconds=seconds)

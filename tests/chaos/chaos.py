@@ -1,7 +1,7 @@
-"""Faults in a random order, one after the other and at the same time, drawn from a seed.
+"""Faults in a random order, one after another and at the same time, drawn from a seed.
 
-Each fault ends by itself within two seconds, so that no acquire, which may take 30, has a reason to fail. What needs
-the server's superuser is done one at a time; the store and the network misbehave beside it.
+Each fault ends by itself within two seconds, so that no acquire, which may take 30, has a reason to fail. Faults that
+need the server's superuser come one at a time; the store and the network misbehave alongside them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Chaos:
         ]
 
     async def run(self, seconds: float) -> None:
-        """Do harm for so long, two or three faults at a time."""
+        """Do harm for this long, two or three faults at a time."""
         async with asyncio.TaskGroup() as group:
             for number in range(3):
                 group.create_task(self._keep_on(seconds), name=f"chaos-{number}")
@@ -129,7 +129,7 @@ class Chaos:
 
     async def reset_logins(self) -> None:
         self.proxy.reset_after = self.random.choice([0, 1, 50, 200, 450])
-        async with self.cuts.cutting():  # also of those that logged in on a budget, and used it up in a query
+        async with self.cuts.cutting():  # also those that logged in on a budget, and used it up in a query
             await self._a_while()
             self.proxy.heal()
             await asyncio.sleep(0.05)

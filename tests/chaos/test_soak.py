@@ -1,7 +1,7 @@
-"""All faults at once, under load, for as long as asked, in either way of resetting: 6 s, 60 s as a proof, or
+"""All faults at once, under load, for as long as requested, with either kind of reset: 6 s, 60 s as a proof, or
 AIOPQR_SOAK_MINUTES.
 
-AIOPQR_SOAK_SEED repeats a run's choices (what the machine makes of them still varies).
+AIOPQR_SOAK_SEED repeats a run's choices (but the timing still varies).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ async def all_permits_are_there(pool: aiopqr.AlternatingPool) -> None:
     for con in held:
         await pool.release(con)
     async with asyncio.timeout(10):
-        while pool.stats().in_use:  # one that was due is closed in the background
+        while pool.stats().in_use:  # a due connection is closed in the background
             await asyncio.sleep(0.01)
 
 
@@ -98,7 +98,7 @@ MEMORY: list[tuple[float, float]] = []
 
 
 async def watch(chaos: Chaos, loads: list[Load]) -> None:
-    """Tell how it goes, and take samples of the memory."""
+    """Report progress, and take samples of the memory."""
     MEMORY.clear()
     begun, printed_at = time.monotonic(), 0.0
     while True:
@@ -125,7 +125,7 @@ def report(chaos: Chaos, loads: list[Load]) -> None:
 
 
 def assert_flat(watching: asyncio.Task[None]) -> None:
-    """After a first quarter, in which caches fill, the memory does not grow by more than noise."""
+    """After the first quarter, in which caches fill, memory does not grow by more than noise."""
     assert watching.cancelled()
     if SECONDS >= 60:
         quarter, last = len(MEMORY) // 4, len(MEMORY) // 10

@@ -1,4 +1,4 @@
-"""``aiopqr check``: what it finds on a real server, and what it makes of everything it could find."""
+"""``aiopqr check``: what it finds on a real server, and how it judges everything it could find."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Cli:
         return process.returncode or 0, out.decode(), err.decode()
 
     async def found(self, *arguments: str, **options: Any) -> dict[str, list[dict[str, Any]]]:
-        """The findings by name, but for those that are as they should be."""
+        """The findings by name, except those that are as they should be."""
         _, out, err = await self("--json", *arguments, **options)
         assert out, err
         found: dict[str, list[dict[str, Any]]] = {}
@@ -203,7 +203,7 @@ def test_a_dsn_with_a_password_is_refused_and_not_repeated() -> None:
     assert "s3cr3t" not in result.output
 
 
-# What it makes of facts.
+# How it judges facts.
 
 ROLE = {
     "session_user": "app_odd",
@@ -277,7 +277,7 @@ def test_each_authentication_method_is_judged(method: str | None, level: Level) 
 def test_changes_closer_than_lifetime_and_interval_could_have_left_a_pool_with_nothing(
     apart: float, level: Level
 ) -> None:
-    """Equal times are those of the accounts' making, before any pool held a password."""
+    """Equal times mean that the accounts were just created, before any pool held a password."""
     finding = judge(changed_at={ODD: NOW, EVEN: NOW - timedelta(seconds=apart)})["rotation spacing"]
     assert finding.level is level
 

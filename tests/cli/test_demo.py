@@ -1,4 +1,4 @@
-"""``aiopqr demo``: it shows what it says, fails when an operation fails, and leaves neither a trace nor a password."""
+"""``aiopqr demo``: it does what it claims, fails when an operation fails, and leaves neither a trace nor a password."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MARK = "hunted"
 
 @dataclass
 class Shown:
-    """A run, and everything that it put out."""
+    """A run, and all its output."""
 
     verdict: Verdict
     output: str
@@ -48,7 +48,7 @@ class Shown:
 
 @pytest.fixture(scope="module", params=["lines", "live"])
 def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shown:
-    """A comparison in brief, as into a pipe and as on a small terminal, with passwords that can be hunted for."""
+    """A short comparison, into a pipe and on a small terminal, with passwords that can be searched for."""
     picture = tmp_path_factory.mktemp("demo") / "latency.svg"
     is_live = request.param == "live"
     console = Console(file=io.StringIO(), force_terminal=is_live, width=80, height=24)
@@ -209,7 +209,7 @@ def test_what_cannot_be_tried_is_refused_by_the_name_of_its_option(arguments: li
     assert "--picture" in complaint or MARK not in result.output
 
 
-# What is pure.
+# The pure parts.
 
 
 def test_the_default_schedule_changes_odd_and_even_in_turn_and_once_both() -> None:
@@ -217,7 +217,7 @@ def test_the_default_schedule_changes_odd_and_even_in_turn_and_once_both() -> No
     names = ["both" if rotation.is_both else str(rotation.parities[0]) for rotation in plan]
     assert names == ["odd", "even", "odd", "even", "both", "odd", "even", "odd"]
     assert [rotation.store_delay for rotation in plan if rotation.is_both] == [1.0]
-    assert plan[-1].at <= 28.5  # and is seen to be survived
+    assert plan[-1].at <= 28.5  # and the run shows that it was survived
 
 
 def test_a_single_account_is_changed_again_and_again_and_once_with_the_file_behind() -> None:

@@ -14,7 +14,7 @@ from aiopqr.errors import AiopqrError, MissingExtra
 
 
 def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, after the statements ``before``."""
+    """The command in its own process, after the statements ``before``."""
     code = (
         f"import sys; {before or 'pass'}\nsys.argv[1:] = {list(arguments)!r}\nfrom aiopqr.__main__ import main; main()"
     )

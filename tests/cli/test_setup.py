@@ -1,4 +1,4 @@
-"""``aiopqr setup``: two equal accounts of one owner, made once, repaired later, and nothing touched that is right."""
+"""``aiopqr setup``: two equal accounts of one owner, made once, repaired later, and what is right is left alone."""
 
 from __future__ import annotations
 

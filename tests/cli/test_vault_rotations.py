@@ -1,4 +1,4 @@
-"""``aiopqr rotate`` with Vault, as processes: two at once, gates before static roles, a Vault that fails midway."""
+"""``aiopqr rotate`` with Vault, as processes: two at a time, gates before static roles, a Vault that fails midway."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def command(postgres: RotatingPostgres, *place: str) -> tuple[str, ...]:
     return ("rotate", "--admin", admin, "--dsn", postgres.dsn, *place, *AT_ONCE)
 
 
-# The pair in a KV engine: two processes at once.
+# The pair in a KV engine: two processes at a time.
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ async def test_roles_are_rotated_one_after_the_other_and_a_dry_run_changes_nothi
 
 
 async def refused(roles: Roles, gate: str, *more: str) -> str:
-    """A gate refuses, nothing is changed, and its flag overrides it. What it said."""
+    """A gate refuses, nothing is changed, and its flag overrides it. Returns its message."""
     before = await roles.passwords()
     code, report, err = await roles.rotate(*more)
     assert (code, report.get("outcome"), [one["gate"] for one in report["objections"]]) == (3, "refused", [gate]), err
@@ -229,7 +229,7 @@ async def test_a_rotation_that_vault_did_not_do_leaves_all_as_it_was(roles: Role
 
 
 async def test_a_password_that_vault_changed_and_did_not_keep_is_reported(roles: Roles, between: Between) -> None:
-    """As when its storage fails after the database has the new one."""
+    """As if its storage failed after the database got the new one."""
     username, between.instead = roles.postgres.usernames[0], "/rotate-role/"
     change = roles.postgres.server.set_password(username, "what Vault has lost")
     between.then = lambda: asyncio.run(change)
@@ -244,7 +244,7 @@ async def test_a_password_that_vault_changed_and_did_not_keep_is_reported(roles:
 async def test_a_vault_that_is_sealed_midway_leaves_an_outcome_to_look_at(
     roles: Roles, between: Between, fails: bool
 ) -> None:
-    """Sealed as soon as it has changed the password; its answer is lost, or comes."""
+    """Sealed as soon as it has changed the password; its answer is lost, or arrives."""
     vault = roles.database.vault
     between.after, between.fails = "/rotate-role/", fails
     between.then = vault.seal
@@ -256,7 +256,7 @@ async def test_a_vault_that_is_sealed_midway_leaves_an_outcome_to_look_at(
     words = "it is unknown whether it did: POST" if fails else "says that it did, but now fails: GET"
     assert words in report["error"]
     assert "until `aiopqr check` says that this one can log in" in report["error"]
-    code, report, err = await roles.rotate("--margin", "600")  # it had done it
+    code, report, err = await roles.rotate("--margin", "600")  # it had been done
     assert (code, report["objections"][0]["gate"]) == (3, "too-soon"), err
 
 

@@ -22,7 +22,7 @@ from aiopqr.testing import NotAvailable  # noqa: E402
 from aiopqr.testing.binaries import Binaries, RunAs, copy_to, workspace  # noqa: E402
 
 CACHE = ROOT / ".conformance"
-HOW_MANY = {"0.32.0": 66}  # so that a test that silently vanished is noticed
+HOW_MANY = {"0.32.0": 66}  # so that we notice if a test silently vanishes
 
 
 def fetch(version: str) -> tarfile.TarFile:

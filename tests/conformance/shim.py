@@ -21,7 +21,7 @@ import aiopqr
 def _split(kwargs: dict[str, Any]) -> tuple[aiopqr.CredentialPair, dict[str, Any]]:
     """The account that the arguments name, as a degraded pair, and the arguments without it."""
     rest = {key: value for key, value in kwargs.items() if key not in ("user", "password")}
-    # The server trusts local connections, but for the one test that gives a password.
+    # The server trusts local connections, except in the one test that passes a password.
     account = aiopqr.Credential(kwargs.get("user") or "postgres", kwargs.get("password") or "unused")
     return aiopqr.CredentialPair(odd=account, even=None), rest
 
@@ -43,7 +43,7 @@ class Pool(aiopqr.AlternatingPool):
 
 def main() -> int:
     directory, kind, Pool.session_reset, *names = sys.argv[1:]
-    logging.getLogger("aiopqr").setLevel(logging.ERROR)  # every pair is degraded here, as is meant
+    logging.getLogger("aiopqr").setLevel(logging.ERROR)  # every pair is degraded here, on purpose
     if kind == "aiopqr":
         # Before asyncpg's test cases are imported, which take the class as a default. Its create_pool() looks it up.
         asyncpg.pool.Pool = asyncpg.Pool = Pool  # type: ignore[misc]

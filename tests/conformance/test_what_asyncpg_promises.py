@@ -1,4 +1,4 @@
-"""Promises of asyncpg's pool that its own tests (``make conformance``) found broken in ours once, one test for each."""
+"""Promises of asyncpg's pool that its own tests (``make conformance``) once found broken in ours, one test for each."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_a_late_refusal_does_not_overrule_a_login_that_began_later() -> None:
 
 def test_a_late_success_does_not_overrule_a_refusal_that_began_later() -> None:
     a = alternator()
-    early = begin(a, 0.0)  # let in, and then the password is changed
+    early = begin(a, 0.0)  # logged in, and then the password is changed
     begin(a, 0.0)
     later = begin(a, 1.0)
     a.rejected(later, REFUSED, 2.0)

@@ -1,4 +1,4 @@
-"""What the arguments, the environment and the secret say about where to connect to."""
+"""Where to connect to, by the arguments, the environment and the secret."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_a_users_own_connect_gets_arguments_that_are_not_ours_to_read(post
 async def test_connections_behind_an_agents_proxy_are_recognised(
     postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ddtrace's: it wraps ``asyncpg.connect``. What asyncpg's own pool calls is not wrapped."""
+    """Like ddtrace: it wraps ``asyncpg.connect``. What asyncpg's own pool calls is not wrapped."""
 
     class Traced:
         def __init__(self, con: asyncpg.Connection) -> None:

@@ -181,11 +181,11 @@ async def test_a_refused_account_is_probed_in_the_background_and_recovers(
 async def test_a_forked_child_leaves_its_parents_connection_alone(postgres: RotatingPostgres) -> None:
     async with aiopqr.Connector(postgres.dsn, credentials=postgres.source) as connector:
         con = await connector.connect()
-        with warnings.catch_warnings(action="ignore"):  # of forking a process that has threads
+        with warnings.catch_warnings(action="ignore"):  # about forking a process that has threads
             child = os.fork()
         if child == 0:
             try:
-                con.terminate()  # as SQLAlchemy's pool does with what is collected
+                con.terminate()  # as SQLAlchemy's pool does with collected connections
             finally:
                 os._exit(0)
         os.waitpid(child, 0)

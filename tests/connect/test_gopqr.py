@@ -1,6 +1,6 @@
 """The defects of gopqr, the Go driver that had the idea first, as far as they can be stated without a server.
 
-Each test bears the number that the defect has in our list; those that need a server stand with the layers that do.
+Each test has the number of the defect in our list; those that need a server are with the layers that do.
 """
 
 from __future__ import annotations

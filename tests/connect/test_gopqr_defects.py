@@ -37,7 +37,7 @@ def connector(postgres: RotatingPostgres, dsn: str | None = None, **options: Any
 
 
 async def users_of(maker: aiopqr.Connector, count: int) -> Counter[str]:
-    """Who logs in when ``count`` connects begin at once."""
+    """Who logs in when ``count`` connects begin together."""
     made = await asyncio.gather(*(maker.connect() for _ in range(count)))
     users = Counter([await con.fetchval("select session_user") for con in made])
     for con in made:
@@ -254,7 +254,7 @@ async def test_gopqr_20_refreshes_refusals_and_errors_print_no_password(
 
 
 async def test_gopqr_21_the_quickstart_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
-    """gopqr's example panics in its own error branch. Ours ends with the error that it met."""
+    """gopqr's example panics in its own error branch. Ours ends with the error itself."""
     secret = tmp_path / "pair.json"
     secret.write_text("{")
     code = (

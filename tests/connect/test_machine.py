@@ -1,7 +1,7 @@
 """The two state machines together, in virtual time: connects in flight, rotations, a store, outages, in any order.
 
-The world below does what ``connecting`` and ``refresher`` do with the machines, and nothing else: it decides nothing of
-its own. Hypothesis plays the network, the database's administrator and the store.
+The world below does what ``connecting`` and ``refresher`` do with the machines, and nothing else: it makes no
+decisions. Hypothesis plays the network, the database's administrator and the store.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Login:
 @dataclass(eq=False)
 class Sleep:
     until: float
-    news: int | None = None  # ends early when there are more of them
+    news: int | None = None  # ends early if there is more
 
 
 Step = Login | Sleep
@@ -53,7 +53,7 @@ class Flight:
 
 @dataclass
 class Known:
-    """What has been heard of one credential, so that a login can be judged."""
+    """What is known about one credential, so that a login can be judged."""
 
     refused: list[float] = field(default_factory=list)  # when each login began
     accepted: list[float] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Known:
 
 
 class World:
-    """A database, a store, connectors that share a refresher, and their connects. Time passes when told."""
+    """A database, a store, connectors that share a refresher, and their connects. Time passes only on request."""
 
     def __init__(self, connectors: int, interval: float, rnd: random.Random) -> None:
         self.now = 1000.0
@@ -148,7 +148,7 @@ class World:
                         self.paused[number, attempt.credential.username] = self.now + FULL_PAUSE
                         return False
                     known.refused.append(attempt.begun)
-                    if anew or attempt.probe:  # a further login that was in flight is no reason to wait longer
+                    if anew or attempt.probe:  # another login in flight is no reason to wait longer
                         known.last_refusal = self.now
                     self.request(Need.STARVED if alternator.is_refused(self.now) else Need.REFUSED)
                     return False
@@ -169,7 +169,7 @@ class World:
             self.news += 1
 
     def judge(self, number: int, attempt: Attempt, *, was_put_off: bool) -> None:
-        """No login with what is known to be refused but for a due probe, nor with an account that is paused."""
+        """No login with a password known to be refused, except for a due probe, nor with a paused account."""
         assert not self.is_expired(attempt.credential, since=0.001), "a login with what has expired"
         known = self.known.get(attempt.credential)
         paused = self.paused.get((number, attempt.credential.username), -math.inf)
@@ -244,7 +244,7 @@ class World:
     # Time, and who runs when.
 
     def run(self, process: Process, answer: Verdicts = None) -> None:
-        """Go on with a process until it waits again."""
+        """Continue a process until it waits again."""
         self.processes.pop(process, None)
         try:
             step = process.send(answer)
@@ -254,7 +254,7 @@ class World:
             self.processes[process] = step
 
     def wake(self) -> None:
-        """Whatever is due now happens."""
+        """Make everything happen that is due now."""
         for process, step in list(self.processes.items()):
             is_over = isinstance(step, Sleep) and (
                 step.until <= self.now or (step.news is not None and step.news < self.news)
@@ -281,7 +281,7 @@ class World:
         return [(process, step) for process, step in self.processes.items() if isinstance(step, Login)]
 
     def decide(self, login: Login) -> None:
-        """The server answers by what is true now."""
+        """The server answers according to its current state."""
         parity = next(p for p, c in self.database.items() if c.username == login.attempt.credential.username)
         login.decided = True
         if self.down:

@@ -1,4 +1,4 @@
-"""Logins that are silent hold up nobody, and what is slow is not cut."""
+"""Silent logins hold up nobody, and slow logins are not cut off."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def eventually(fact: Callable[[], object], *, within: float = 10.0) -> Non
 
 
 class Hole:
-    """A host that accepts connections and says nothing."""
+    """A host that accepts connections and then stays silent."""
 
     port = accepted = open = 0
 
@@ -104,7 +104,7 @@ async def test_each_address_of_a_name_has_its_turn(
 
 
 class ForgetfulProxy(Proxy):
-    """A load balancer that fails over: flows of before are swallowed for good, new ones work."""
+    """A load balancer that fails over: earlier flows are swallowed for good, new ones work."""
 
     generation = 0
 
@@ -188,7 +188,7 @@ async def test_a_connect_that_ends_leaves_no_login_behind(monkeypatch: pytest.Mo
 
 
 class Hanging:
-    """A ``connect=`` that hangs, and counts how many were begun, and how many ran at once."""
+    """A ``connect=`` that hangs, and counts how many were begun, and how many ran at the same time."""
 
     def __init__(self) -> None:
         self.begun = self.running = self.most = 0

@@ -20,7 +20,7 @@ CLASSES = {
 
 
 def undocumented(kind: type) -> Iterator[str]:
-    """The public methods and properties of its own that say nothing, neither here nor on a base."""
+    """Its own public methods and properties without a docstring, either here or on a base."""
     values = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
     for name, member in vars(kind).items():
         is_value = name in values or isinstance(member, enum.Enum) or not (callable(member) or hasattr(member, "fget"))

@@ -32,7 +32,7 @@ def advice(page: str, key: str) -> str:
 EVENTS = [name for name in events.__all__ if name not in ("Event", "Emitter", "Listener")]
 ALERTS = re.findall(r"alert: (\w+)", (ROOT / "examples" / "monitoring" / "alerts.yml").read_text())
 EXIT_CODES = (rotate.DONE, rotate.FAILED, rotate.NOT_TRIED, rotate.REFUSED, rotate.FINISHED, rotate.UNDONE)
-TROUBLES = set(ADVICE) - {Trouble.CONFLICT, Trouble.INVALID, Trouble.OTHER}  # whose own text says all that there is
+TROUBLES = set(ADVICE) - {Trouble.CONFLICT, Trouble.INVALID, Trouble.OTHER}  # whose own text is enough
 
 
 @pytest.mark.parametrize("name", [*EVENTS, *ALERTS])

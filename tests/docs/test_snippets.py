@@ -32,7 +32,7 @@ dsn: str = _given()
 source: CredentialSource = _given()
 pool: aiopqr.AlternatingPool = _given()
 """
-# Programs of the documentation that a test can run where the server and the secret are replaced by its own.
+# Programs in the documentation that a test can run with its own server and secret.
 RUNNABLE = re.compile(r"^asyncio\.run\(main\(\)\)$", flags=re.MULTILINE)
 DSN = re.compile(r"postgresql(\+asyncpg)?://(localhost|127\.0\.0\.1|db\.internal)[^\"'\s]*")
 SECRET = re.compile(r"(?<=\")[^\"\s]*(orders|pair)\.json(?=\")|/run/secrets/orders\b")
@@ -61,8 +61,8 @@ SNIPPETS = list(snippets())
 
 
 def as_module(snippet: Snippet) -> str:
-    """The snippet as a module: what awaits at the top level goes into a function, as in a notebook."""
-    tree = ast.parse(snippet.code)  # raises SyntaxError for what is no Python, but for a top-level await
+    """The snippet as a module: code that awaits at the top level goes into a function, as in a notebook."""
+    tree = ast.parse(snippet.code)  # raises SyntaxError for anything but Python, except for a top-level await
     imports = "\n".join(ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
     try:
         compile(snippet.code, snippet.page, "exec")
@@ -87,7 +87,7 @@ def test_a_snippet_is_python(snippet: Snippet) -> None:
 @pytest.mark.timeout(400)  # without a cache, and with the machine's other cores busy
 def test_every_snippet_and_example_passes_mypy_strict(modules: Path) -> None:
     mypy = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--ignore-missing-imports"]
-    # Examples define functions without using them, rebind what the preamble has, and use packages that are not here.
+    # Examples define functions without using them, rebind names of the preamble, and use packages that are not here.
     relaxed = ["--disable-error-code=no-redef", "--disable-error-code=empty-body"]
     relaxed += ["--allow-subclassing-any", "--allow-untyped-decorators"]
     cache = ["--cache-dir", str(ROOT / ".mypy_cache" / "snippets")]

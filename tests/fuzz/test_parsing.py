@@ -1,4 +1,4 @@
-"""Whatever is given to what parses: no error but the library's own, and nothing of it in any text that can be shown."""
+"""Whatever a parser gets: it raises only the library's own errors, and no text that can be shown contains the input."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ contents = st.one_of(
 
 @contextmanager
 def nothing_shown(*allowed: type[AiopqrError], but_arguments: bool = False) -> Iterator[None]:
-    """What is raised is one of the library's own errors, and shows the canary nowhere.
+    """Only the library's own errors are raised, and they do not show the canary anywhere.
 
     ``but_arguments``: the frames that were called hold what the caller gave them by mistake, as the caller's own does.
     """
@@ -122,7 +122,7 @@ def test_options(value: Any, other: Any) -> None:
 
 @contextmanager
 def nothing_shown_but_the_value() -> Iterator[None]:
-    """A number that cannot be is shown, since it is no secret, beside the name of the option."""
+    """An impossible number is shown, since it is not secret, with the name of the option."""
     problem = "max_lifetime"
     try:
         yield

@@ -1,4 +1,4 @@
-"""Each integration needs one extra, says so where it is missing, and loads nothing of the others."""
+"""Each integration needs one extra, reports it if it is missing, and loads nothing from the others."""
 
 from __future__ import annotations
 

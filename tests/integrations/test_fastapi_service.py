@@ -26,8 +26,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 ROTATIONS = 30 if os.environ.get("AIOPQR_PROOF") else 4
 WORKERS = 8
 
-# uvicorn raises the signal again once it has shut down. As in a container, where it is process 1, nobody minds here: so
-# the interpreter ends in order, and says what was left.
+# uvicorn raises the signal again once it has shut down. It is ignored here, as by process 1 in a container. So the
+# interpreter exits normally, and reports what was left.
 UVICORN = "import signal, uvicorn; signal.signal(signal.SIGTERM, lambda *_: None); uvicorn.main()"
 
 
@@ -47,7 +47,7 @@ class Service:
                 self.url = found[1]
 
     async def end(self) -> int:
-        """SIGTERM, and what it exits with."""
+        """Send SIGTERM, and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(20):
             return await self.process.wait()
@@ -142,7 +142,7 @@ async def test_sigterm_lets_a_request_finish_and_leaves_no_session(postgres: Rot
     assert "Application shutdown complete" in log
     assert "Finished server process" in log
     assert not re.search("Traceback|Error|Warning|WARNING|terminated", log), log
-    async with asyncio.timeout(1):  # the server hears of an orderly end at once
+    async with asyncio.timeout(1):  # the server notices an orderly end immediately
         await eventually_true(is_gone)
 
 

@@ -25,7 +25,7 @@ MONITORING = EXAMPLES / "monitoring"
 
 Series = dict[str, set[str]]  # the names of what is exported, and the labels of each
 
-# What Prometheus adds to all that it scrapes, and what a histogram's buckets have.
+# What Prometheus adds to everything that it scrapes, and the label of a histogram's buckets.
 OF_PROMETHEUS = {"job", "instance"}
 FUNCTIONS = {"histogram_quantile", "increase", "max", "min", "rate", "sum"}
 WORDS = {"and", "by", "on"}
@@ -44,7 +44,7 @@ async def scrape() -> tuple[str, int]:
             url = (await process.stdout.readline()).decode().removeprefix("serving ").strip()
             async with httpx.AsyncClient() as client:
                 text = ""
-                while "aiopqr_replacements_total{" not in text:  # all that is counted by reason has happened
+                while "aiopqr_replacements_total{" not in text:  # everything that is counted by reason has happened
                     text = (await client.get(url)).raise_for_status().text
             process.send_signal(signal.SIGTERM)
             return text, await process.wait()
@@ -67,7 +67,7 @@ def series(scraped: str) -> Series:
     for family in text_string_to_metric_families(scraped):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
-    # There only where passwords expire, which those of the example do not.
+    # Only present if passwords expire, and those of the example do not.
     found[f"{EXPIRES_IN}_seconds"] = found["aiopqr_account_refused_time_seconds"]
     return found
 
@@ -87,7 +87,7 @@ def queries() -> list[str]:
 
 
 def problems(query: str, series: Series) -> list[str]:
-    """What a query asks for that is not there: of PromQL only as much as these queries use."""
+    """What a query asks for that does not exist. This parses only as much PromQL as these queries use."""
     wrong: list[str] = []
     grouped = {label for inner in re.findall(r"\b(?:by|on) \(([^)]*)\)", query) for label in re.split(r",\s*", inner)}
     text = re.sub(r"\b(by|on) \([^)]*\)", " ", query)

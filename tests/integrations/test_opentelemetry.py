@@ -32,7 +32,7 @@ STATE = db_attributes.DB_CLIENT_CONNECTION_STATE
 
 
 class Metrics:
-    """What one collection brings: by metric and attributes other than the pool's name."""
+    """What one collection returns: by metric and attributes other than the pool's name."""
 
     def __init__(self) -> None:
         self.reader = InMemoryMetricReader()

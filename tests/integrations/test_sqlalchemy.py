@@ -140,7 +140,7 @@ async def test_a_connection_of_a_superseded_password_is_replaced_when_it_is_chec
         before = await backend(engine)
         await postgres.rotate("even")
         await connector.refresh()
-        assert await backend(engine) == before  # the other account's password is no concern of it
+        assert await backend(engine) == before  # the other account's password does not concern it
         await postgres.rotate("odd")
         await connector.refresh()
         assert await backend(engine) != before
@@ -172,7 +172,7 @@ async def test_connections_of_superseded_passwords_serve_on_while_both_accounts_
 async def test_refused_credentials_are_told_as_such_without_a_password(postgres: RotatingPostgres) -> None:
     await postgres.rotate_both(store_delay=None)
     async with async_engine(url(postgres), credentials=postgres.source, connect_args={"timeout": 0.5}) as engine:
-        with pytest.raises((aiopqr.CredentialsRefused, sa.exc.DBAPIError)) as caught:  # 2.1 wraps what 2.0 lets pass
+        with pytest.raises((aiopqr.CredentialsRefused, sa.exc.DBAPIError)) as caught:  # 2.1 wraps what 2.0 lets through
             await user(engine)
     chain: list[BaseException] = [caught.value]
     while cause := chain[-1].__cause__:
@@ -293,7 +293,7 @@ def on_new_loops(engine: AsyncEngine, count: int, ending: Callable[[Any], Any] =
 
 
 def without_cleaning_up(work: Any) -> Any:
-    """As asyncio.run(), but what still runs is left as it is."""
+    """Like asyncio.run(), but what is still running is left as it is."""
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(work)
@@ -304,7 +304,7 @@ def without_cleaning_up(work: Any) -> Any:
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run, without_cleaning_up])
 @pytest.mark.filterwarnings(
     "ignore:.*unclosed", "ignore:coroutine .* was never awaited"
-)  # what a loop that is just closed leaves
+)  # what a loop leaves behind if it is simply closed
 def test_one_loop_after_the_other_hears_of_rotations(
     runner: Any, postgres: RotatingPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -290,5 +290,5 @@ async def test_where_the_lifespan_never_ran_the_error_says_how_to_run_it(postgre
         with pytest.raises(aiopqr.ConfigurationError, match="lifespan never ran") as caught:
             await client.get("/")
         assert "with TestClient(app)" in str(caught.value)
-        async with app.router.lifespan_context(app):  # as the error says
+        async with app.router.lifespan_context(app):  # as the error suggests
             assert (await client.get("/")).json() in postgres.usernames

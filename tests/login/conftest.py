@@ -14,7 +14,7 @@ from aiopqr._login import proved
 from aiopqr.testing import EmbeddedPostgres, NotSupported, PostgresServer, server_of
 from aiopqr.testing.server import run_apart
 
-# "tls" is the server that `--postgres` chose if that one can speak TLS, and the system's otherwise.
+# "tls" is the server that `--postgres` chose if that speaks TLS, and the system's otherwise.
 KINDS = {"tls": "system", "16": "embedded", "18": "embedded18"}
 PASSWORD = "correct horse battery"
 HBA = """

@@ -40,7 +40,7 @@ def test_asyncpg_stores_the_loop_where_it_is_put_back() -> None:
 
 
 async def test_only_the_protocol_keeps_the_view_and_the_view_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever else a new asyncpg stores the loop that it is given would show here."""
+    """If a new asyncpg stored the loop anywhere else, that would show here."""
     views: list[Any] = []
     put_back = module._return_to
 
@@ -80,7 +80,7 @@ async def test_an_unexpected_asyncpg_turns_it_off_with_one_warning(
 
 
 class Spy:
-    """In the place of `asyncpg.connect`: keeps what it was called with."""
+    """Replaces `asyncpg.connect`, and records what it was called with."""
 
     def __init__(self) -> None:
         self.password: Any = None

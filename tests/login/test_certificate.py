@@ -1,4 +1,4 @@
-"""The hash that channel binding binds to, on certificates as others make them."""
+"""The hash that channel binding binds to, on certificates made by other software."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PSS = certificate(RSA, hashes.SHA256(), rsa_padding=pss(hashes.SHA256()))
 
 @pytest.mark.parametrize("old", ["04", "05"], ids=["MD5", "SHA-1"])
 def test_weak_hashes_are_replaced_as_rfc_5929_says(old: str) -> None:
-    # Nobody signs with these any more, so the names of the algorithm are exchanged: inside and outside.
+    # Nobody signs with these any more, so the names of the algorithm are replaced, inside and outside.
     der = SHA256.replace(bytes.fromhex("2a864886f70d01010b"), bytes.fromhex("2a864886f70d0101" + old))
     assert der != SHA256
     assert end_point(der) == hashlib.sha256(der).digest()

@@ -45,7 +45,7 @@ ERROR = message(b"E", b"SFATAL\0VFATAL\0C28P01\0Mno\0Rauth_failed\0\0")
 
 
 class Peer:
-    """The server's end of one connection, with the steps of an honest one to depart from."""
+    """The server's end of one connection, with the steps of an honest server, from which tests depart."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -103,7 +103,7 @@ Behaviour = Callable[[Peer], Awaitable[None]]
 async def serving(
     behaviour: Behaviour, *, hang_up: bool = False, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[dict[str, Any]]:
-    """A server that behaves so, and then waits for the client to hang up unless it does itself."""
+    """A server that behaves this way, and then waits for the client to hang up, unless it hangs up itself."""
     failures: list[BaseException] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -148,7 +148,7 @@ async def refusal(behaviour: Behaviour, *, hang_up: bool = False) -> Exception:
 
 
 async def settled() -> bool:
-    """The server's handlers have seen the end of their connections."""
+    """Wait until the server's handlers have seen the end of their connections."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if others:
         await asyncio.wait(others, timeout=5)
@@ -183,7 +183,7 @@ async def test_tls_without_asking_first_is_entered(authority: Any) -> None:
 
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_a_server_too_quick_after_starttls_never_speaks_to_asyncpg(runner: Any, authority: Any) -> None:
-    """It asks before it was spoken to: asyncpg, if it were to read that, would answer with the placeholder."""
+    """It asks before the client has sent anything. If asyncpg read that, it would answer with the placeholder."""
     theirs, ours = authority
 
     async def eager(peer: Peer) -> None:
@@ -250,7 +250,7 @@ async def test_notices_and_version_negotiation_are_no_part_of_the_exchange() -> 
 
 
 async def test_a_warning_that_the_password_will_expire_is_no_error() -> None:
-    """What Postgres 19 sends to whom it has let in, some days before VALID UNTIL."""
+    """What Postgres 19 sends to a client that has logged in, some days before VALID UNTIL."""
 
     async def warning(peer: Peer) -> None:
         await peer.client_first()
@@ -473,7 +473,7 @@ async def test_a_server_that_asks_again_after_letting_in_is_refused() -> None:
 
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_no_refusal_through_tls_is_lost(runner: Any, authority: Any) -> None:
-    """Also when the server hangs up at once. uvloop drops what it has buffered while reading is paused."""
+    """Even if the server hangs up immediately. uvloop drops what it has buffered while reading is paused."""
     theirs, ours = authority
 
     async def full(peer: Peer) -> None:
@@ -495,7 +495,7 @@ def test_no_refusal_through_tls_is_lost(runner: Any, authority: Any) -> None:
 
 
 class Gate:
-    """A derivation that a test lets finish when it wants."""
+    """A derivation that finishes when the test lets it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.loop = asyncio.get_running_loop()
@@ -516,7 +516,7 @@ async def test_a_derivation_never_blocks_the_loop_and_is_shared(monkeypatch: pyt
     gate, cache = Gate(monkeypatch), KeyCache()
     async with serving(Peer.honest) as address:
         logins = [asyncio.create_task(enter(address, cache)) for _ in range(3)]
-        await gate.started.wait()  # this task runs on while the thread derives
+        await gate.started.wait()  # this task continues while the thread derives
         assert not any(task.done() for task in logins)
         gate.release.set()
         for con in await asyncio.gather(*logins):
@@ -544,7 +544,7 @@ async def test_a_login_cancelled_while_deriving_leaves_nothing(monkeypatch: pyte
         gate.release.set()
     async with serving(Peer.honest) as address:
         (await enter(address, cache)).terminate()
-    assert gate.count == 1  # what the cancelled login began served the next one
+    assert gate.count == 1  # the next login used what the cancelled one began
 
 
 async def test_an_error_while_deriving_ends_the_login_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

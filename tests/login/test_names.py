@@ -1,4 +1,4 @@
-"""Host names are looked up where nobody else's work can be in the way."""
+"""Host names are looked up where other code's work cannot get in the way."""
 
 from __future__ import annotations
 

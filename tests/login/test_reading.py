@@ -1,4 +1,4 @@
-"""How much asyncio reads at a time from a connection that was logged in here."""
+"""How much asyncio reads at a time from a connection that aiopqr has logged in."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_asyncio_reads_no_more_than_a_piece_at_a_time(tls_server: Any, how
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc's malloc")
 def test_a_read_maps_no_memory(tls_server: Any) -> None:
-    # The limit, once given, stays: as in a process that has not freed a large block yet.
+    # Once set, the limit stays, as in a process that has not freed a large block yet.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
     call = [sys.executable, "-c", FAULTS, tls_server.postgres.host, str(tls_server.port)]
     faults = subprocess.run(call, env=environment, check=True, capture_output=True, text=True, timeout=60).stdout

@@ -1,4 +1,4 @@
-"""Logins to real servers, by every method that Postgres asks for, with nothing of asyncpg replaced."""
+"""Logins to real servers, by every method that Postgres asks for, with no part of asyncpg replaced."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ async def test_several_hosts_are_tried_in_order(server: Any) -> None:
 
 
 def reachable(con: Any, loop: asyncio.AbstractEventLoop) -> list[object]:
-    """All that can be reached from a connection, but by way of the loop and of code."""
+    """Everything that can be reached from a connection, except through the loop and through code."""
     stops = (type, types.ModuleType, types.FunctionType, types.FrameType, types.CodeType, types.BuiltinFunctionType)
     seen: dict[int, object] = {}
     queue: list[object] = [con]
@@ -244,7 +244,7 @@ def test_query_timeouts_by_the_thousand_leave_nothing(tls_server: Any, runner: A
         for _ in range(count):
             with pytest.raises(TimeoutError):
                 await statement.fetch(timeout=0.0005)
-            await con.execute("select 1")  # the cancellation is through
+            await con.execute("select 1")  # the cancellation is over
         assert not con._cancellations
         await con.close()
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -289,7 +289,7 @@ async def test_a_connect_of_the_users_own_gets_the_user_and_a_password_that_work
 async def test_an_asyncpg_that_cannot_be_answered_for_logs_in_plainly(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The protocol is no longer recognised: the placeholder is refused, and the login made again without it."""
+    """The protocol is no longer recognised: the placeholder is refused, and the login is repeated without it."""
     monkeypatch.setattr(module, "_works", True)
     monkeypatch.setattr(module, "AsyncpgProtocol", type("Other", (), {}))
     cache = KeyCache()

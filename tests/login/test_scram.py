@@ -84,7 +84,7 @@ def test_saslprep_is_libpqs(text: str, prepared: str) -> None:
 
 
 class Server:
-    """The other half, written from RFC 5802 and from nothing in scram.py but the verifier's text."""
+    """The other half, written from RFC 5802, using nothing from scram.py but the verifier's text."""
 
     def __init__(self, verifier: str) -> None:
         _, parameters, keys = verifier.split("$")
@@ -119,7 +119,7 @@ def exchange(server: Server, password: str) -> bytes | None:
     return final
 
 
-# Without NUL, which no password may have: HMAC pads its key with it, so that one more makes no difference.
+# Without NUL, which a password may not contain: HMAC pads its key with it, so one more makes no difference.
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 
 

@@ -184,7 +184,7 @@ async def test_a_late_context_for_other_arguments_serves_only_the_login_that_ask
         gates[str(root)].set()
         context = await early
         third = asyncio.create_task(made.shared(verify_full(tmp_path / "other.pem"), loop))
-        await asyncio.wait({third}, timeout=0.2)  # longer than anybody waits who has a context to fall back on
+        await asyncio.wait({third}, timeout=0.2)  # longer than a login with a context to fall back on waits
     finally:
         for gate in gates.values():
             gate.set()
@@ -271,7 +271,7 @@ async def test_replaced_files_cost_no_error(replaced: str, tmp_path: Path) -> No
         await enter()
         tls = contexts[1]
         with pytest.raises((ssl.SSLError, OSError, asyncpg.PostgresConnectionError)):
-            await enter()  # the files are still the old ones
+            await enter()  # the files have not changed yet
         tls = contexts[0]
         await enter()
         tls = contexts[1]

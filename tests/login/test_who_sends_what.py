@@ -1,4 +1,4 @@
-"""What a server gets that is not the client's: the promises of docs/security.md, and what stricter options do."""
+"""What an impostor's server gets: the promises of docs/security.md, and what stricter options do."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_nobody_in_the_middle_gets_a_session(tls_server: Any, trick: str, 
     try:
         where = tls_server.port, trick
         assert await meets_in_the_middle(by_aiopqr, *where, channel_binding=channel_binding) == NOTHING
-        # The server in the middle is one that works: without channel binding it gets what asyncpg gives it.
+        # The server in the middle works: without channel binding it gets what asyncpg gives it.
         if trick == RELAYS:
             got = await meets_in_the_middle(by_aiopqr, *where, channel_binding="disable")
             assert got == "a session on the real server, logged in as the client"
@@ -129,7 +129,7 @@ async def test_a_connect_of_the_users_own_cannot_be_made_to_obey() -> None:
 
 
 async def test_a_password_that_was_proved_is_never_sent_in_clear_again(tls_server: Any) -> None:
-    """Not even where somebody allowed it, for the same password on another server."""
+    """Not even if somebody allowed it, with the same password on another server."""
     from .test_real_servers import enter
 
     await (await enter(tls_server, "by_scram", KeyCache())).close()

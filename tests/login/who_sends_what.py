@@ -159,7 +159,7 @@ async def serving(handle: Callable[..., Awaitable[None]]) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def in_the_middle(true_port: int, tls: ssl.SSLContext, got: set[str], trick: str) -> AsyncIterator[int]:
-    """Ends the client's TLS with a certificate of its own, and passes everything on to the real server through TLS.
+    """Ends the client's TLS with its own certificate, and passes everything on to the real server through TLS.
 
     The trick is what it does with the real server's offer to use SCRAM-SHA-256-PLUS.
     """
@@ -202,7 +202,7 @@ async def in_the_middle(true_port: int, tls: ssl.SSLContext, got: set[str], tric
         yield port
 
 
-# The clients: connect, and close what came of it. Each returns whether the login succeeded.
+# The clients: connect, and close the result. Each returns whether the login succeeded.
 
 
 async def by_aiopqr(port: int, sslmode: str, **options: Any) -> bool:

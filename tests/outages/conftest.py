@@ -1,4 +1,4 @@
-"""What the tests of outages share: a pool whose way to the server leads through a proxy that misbehaves."""
+"""What the tests of outages share: a pool that reaches the server through a proxy that misbehaves."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def make_pool(postgres: RotatingPostgres) -> MakePool:
 
 
 async def eventually(fact: Callable[[], object], *, within: float = 10.0) -> None:
-    """Wait for a fact, looking often; fail when it does not come true."""
+    """Wait for a condition, checking often; fail if it does not become true."""
     async with asyncio.timeout(within):
         while not fact():
             await asyncio.sleep(0.005)
 
 
 def failures_in_a_row(pool: aiopqr.AlternatingPool) -> int:
-    """How often the server that is down has been tried. Tries that fail together count once."""
+    """How many times the server that is down has been tried. Attempts that fail together count once."""
     state = maker_of(pool.connector)._state
     assert state is not None
     return state.outage.failures

@@ -1,4 +1,4 @@
-"""Two hosts on networks of their own, of which one is cut off: what no server on the loopback interface can show."""
+"""Two hosts on separate networks, one of which is cut off: no server on the loopback interface can show this."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .conftest import eventually
 
 @dataclass
 class Hosts:
-    """Two servers with the same accounts, as a primary and the one that takes over have them."""
+    """Two servers with the same accounts, like a primary and the server that takes over from it."""
 
     first: ContainerPostgres
     second: ContainerPostgres
@@ -51,7 +51,7 @@ async def test_a_host_that_is_cut_off_under_load_costs_only_the_queries_in_fligh
         await eventually(lambda: pool.stats().size == 4, within=30.0)
         assert len(await hosts.second.sessions(database="orders")) == 4
 
-        # Back on the network, it is used again: a connection that is opened anew goes to the first host that answers.
+        # Back on the network, it is used again: a new connection goes to the first host that answers.
         await hosts.first.join()
         await hosts.first.terminate()
         async with load.cuts.cutting():

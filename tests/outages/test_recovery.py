@@ -69,7 +69,7 @@ async def test_a_fatal_error_after_an_outage_is_raised_without_waiting(
     async with make_pool(proxy, database="nowhere") as pool:
         await proxy.refuse()
         waiting = asyncio.create_task(pool.fetchval("select 1"))
-        await eventually(lambda: failures_in_a_row(pool) >= 6)  # the back-off is a second by now
+        await eventually(lambda: failures_in_a_row(pool) >= 6)  # by now, the back-off is a second
         await proxy.accept()
         with pytest.raises(Exception, match="nowhere"):
             await waiting
@@ -81,7 +81,7 @@ async def test_a_fatal_error_after_an_outage_is_raised_without_waiting(
 async def test_a_probe_that_succeeds_wakes_all_who_wait_for_credentials(
     make_pool: MakePool, postgres: RotatingPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both passwords are refused; then an operator puts the old ones back, and the store has nothing new to tell."""
+    """Both passwords are refused; then an operator puts the old ones back, and the store has nothing new."""
     monkeypatch.setattr("aiopqr._refresh.quarantine.PROBE_FIRST", 3.0)
     before = postgres.pair
     async with make_pool(max_size=10) as pool:
@@ -135,4 +135,4 @@ async def test_an_idle_connection_that_a_proxy_cuts_has_the_others_checked(make_
         next(iter(proxy._links)).cancel()
         await eventually(lambda: pool.stats().lost == 1)
         trusted = [pooled for pooled in pool._connections if pooled.trusted_until > 0 and not pooled.con.is_closed()]
-        assert len(trusted) <= 1  # the one that was opened since, if any
+        assert len(trusted) <= 1  # the connection that was opened since, if any

@@ -1,4 +1,4 @@
-"""The server goes away and comes back, or the way to it does: an acquire waits, and only queries in flight fail."""
+"""The server goes away and comes back, or the path to it does: an acquire waits, and only queries in flight fail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def logged(postgres: RotatingPostgres) -> AsyncIterator[RotatingPostgres]:
 
 
 def logins_at_once(log: str, admin: str) -> tuple[int, int]:
-    """How many logins but the admin's the log has, and how many at most were under way at the same time."""
+    """How many logins except the admin's are in the log, and how many were in progress together at most."""
     of_the_admin = set(re.findall(rf"\[(\d+)\].*?connection authorized: user={admin}\b", log))
     under_way: set[str] = set()
     count = most = 0
@@ -82,7 +82,7 @@ async def test_no_connection_is_handed_out_after_the_server_s_goodbye(
         while True:
             try:
                 async with pool.acquire() as con:
-                    await con.execute("select 1")  # one step: a second one might meet the goodbye of its own query
+                    await con.execute("select 1")  # one step: a second might find the goodbye of its own query
                 served += 1
             except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
                 errors.append(exc)
@@ -97,7 +97,7 @@ async def test_no_connection_is_handed_out_after_the_server_s_goodbye(
         for worker in workers:
             worker.cancel()
         await asyncio.wait(workers)
-    # "cannot switch to state 12" is what asyncpg says of a query on such a connection.
+    # "cannot switch to state 12" is asyncpg's error for a query on such a connection.
     assert [error for error in errors if isinstance(error, asyncpg.InternalClientError)] == []
     assert all(worker.cancelled() for worker in workers)
 
@@ -131,7 +131,7 @@ async def test_terminate_storms_under_load_fail_only_queries_in_flight_and_lose_
             await pool.acquire(timeout=0.05)
         for con in held:
             await pool.release(con)
-        await eventually(lambda: pool.stats().in_use == 0)  # one that was due is closed in the background
+        await eventually(lambda: pool.stats().in_use == 0)  # a due connection is closed in the background
     assert load.unexpected == []
 
 
@@ -182,7 +182,7 @@ async def test_a_query_and_a_release_into_a_black_hole_end_and_the_pool_heals(
 
 
 class ForgetfulProxy(Proxy):
-    """A firewall that may forget its connections: what is open is then dead, nobody is told, and new ones work."""
+    """A firewall that may forget its connections: open ones are then dead, nobody is notified, and new ones work."""
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(host, port)
@@ -211,7 +211,7 @@ async def test_a_pool_of_silently_dead_connections_serves_within_the_time_of_a_f
         assert await pool.fetchval("select 1") == 1
         assert time.monotonic() - begun < 3
         monkeypatch.setattr("aiopqr._pool.connections.CLOSE_TIMEOUT", 0.5)
-        async with asyncio.timeout(5):  # nobody has told those that are dead
+        async with asyncio.timeout(5):  # nobody has notified those that are dead
             await pool.close()
 
 
@@ -265,13 +265,13 @@ async def test_clock_jumps_do_not_matter(
 async def test_connects_with_less_time_than_the_back_off_still_find_the_server_back(
     make_pool: MakePool, proxy: Proxy
 ) -> None:
-    """Each says what was met last, even one that had no time to knock itself; the outage is told once."""
+    """Each error has the latest failure, even if the connect had no time to try; the outage is reported once."""
     events: list[str] = []
     async with make_pool(proxy, listeners=[lambda event: events.append(type(event).__name__)], timeout=0.1) as pool:
         await proxy.refuse()
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        while loop.time() < begun + 2:  # the back-off is at its longest by then
+        while loop.time() < begun + 2:  # by then, the back-off is at its longest
             with pytest.raises(aiopqr.ConnectTimeout, match=r"Refused|TimeoutError") as caught:
                 await pool.acquire()
             assert isinstance(caught.value.__cause__, OSError)

@@ -1,4 +1,4 @@
-"""The store is down, slow, throttling, or lies. The last good pair serves on, and nobody who connects waits for it."""
+"""The store is down, slow, throttling, or lies. The last good pair stays in use, and no connect waits for the store."""
 
 from __future__ import annotations
 

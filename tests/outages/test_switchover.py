@@ -19,7 +19,7 @@ from aiopqr.events import Event, NotWritable
 from aiopqr.testing import EmbeddedPostgres, RotatingPostgres
 
 WORKERS = 8
-PATIENCE = 1.0  # seconds after the first sign, from which on nobody may get a connection to the old server
+PATIENCE = 1.0  # seconds after the first sign; after that, nobody may get a connection to the old server
 
 
 class Cluster:
@@ -57,7 +57,7 @@ async def cluster() -> AsyncIterator[Cluster]:
 
 
 class Writers:
-    """Tasks that write, and what came of each connection that they were handed: when, and the error or None."""
+    """Tasks that write, and the result with each connection that they got: when, and the error or None."""
 
     def __init__(self, pool: aiopqr.AlternatingPool) -> None:
         self.pool = pool
@@ -87,7 +87,7 @@ class Writers:
             await asyncio.sleep(0.002)
 
     async def write(self, count: int = 50) -> None:
-        """Wait until so many more writes have succeeded."""
+        """Wait until this many more writes have succeeded."""
         wanted = self.succeeded + count
         async with asyncio.timeout(30):
             while self.succeeded < wanted:
@@ -129,7 +129,7 @@ async def test_a_proxy_that_moves_late_leads_nobody_to_the_old_server(cluster: C
             await writers.write()
             await cluster.switch_over()
             accepted = proxy.accepted
-            await proxy.wait_accepted(accepted + 2)  # the old server, a standby now, lets them in
+            await proxy.wait_accepted(accepted + 2)  # the old server, now a standby, lets them in
             proxy.target = cluster.standby.host, cluster.standby.port
             await writers.write(200)
     assert writers.failed_outside(cluster.gap) == []
@@ -137,7 +137,7 @@ async def test_a_proxy_that_moves_late_leads_nobody_to_the_old_server(cluster: C
 
 
 async def test_sessions_that_a_pooler_leads_to_a_standby_are_closed_within_a_second(cluster: Cluster) -> None:
-    """PgBouncer keeps its clients when the way to the server changes: no login, and no end of a session, tells them."""
+    """PgBouncer keeps its clients when the route to the server changes: they see no login and no end of a session."""
     events: list[Event] = []
     async with (
         Proxy(cluster.primary.host, cluster.primary.port) as way,

@@ -1,4 +1,4 @@
-"""What the pool's tests share: a pool on a rotating database, and ways to wait for a fact."""
+"""What the pool's tests share: a pool on a rotating database, and ways to wait for a condition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_pool(postgres: RotatingPostgres) -> MakePool:
 
 
 async def eventually(fact: Callable[[], object], *, within: float = 10.0) -> None:
-    """Wait for a fact, looking often; fail when it does not come true."""
+    """Wait for a condition, checking often; fail if it does not become true."""
     async with asyncio.timeout(within):
         while not fact():
             await asyncio.sleep(0.005)

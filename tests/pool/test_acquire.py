@@ -1,4 +1,4 @@
-"""The acquire path: timeouts that tell, first come first served, checks of idle connections."""
+"""The acquire path: timeouts that explain themselves, first come first served, checks of idle connections."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ async def test_the_pool_can_be_opened_in_one_task_and_closed_in_another(make_poo
 
 
 async def test_an_acquire_after_expire_connections_gets_a_new_connection_at_once(make_pool: MakePool) -> None:
-    """Also where the idle one was in use a moment ago, and need not be checked."""
+    """Even if the idle one was in use a moment ago, and need not be checked."""
     async with make_pool(min_size=1, max_size=1) as pool:
         before = await pool.fetchval("select pg_backend_pid()")
         await pool.expire_connections()

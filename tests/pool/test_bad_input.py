@@ -1,4 +1,4 @@
-"""Mistakes raise errors at once, which name what is wrong, and never show a value that may be secret."""
+"""Mistakes immediately raise errors that name what is wrong, and never show a value that may be secret."""
 
 from __future__ import annotations
 

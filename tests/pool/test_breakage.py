@@ -35,7 +35,7 @@ async def test_a_connection_that_ends_during_setup_costs_no_permit(make_pool: Ma
     async def setup(con: asyncpg.Connection) -> None:
         if breaks.pop(0):
             await con.close()
-            for _ in range(3):  # long enough for the pool to hear of it
+            for _ in range(3):  # long enough for the pool to notice it
                 await asyncio.sleep(0)
 
     async with make_pool(max_size=1, setup=setup) as pool:
@@ -108,7 +108,7 @@ async def test_spares_that_end_at_once_are_opened_ever_more_slowly(make_pool: Ma
         loop = asyncio.get_running_loop()
         born.append(loop.time())
         if len(born) > 1:
-            loop.call_later(0.001, con.terminate)  # as a proxy does that lets in before it looks for its server
+            loop.call_later(0.001, con.terminate)  # like a proxy that accepts a login before it looks for its server
 
     async with make_pool(min_size=1, max_size=1, max_lifetime=0.05, init=init) as pool, pool.acquire() as con:
         await eventually(lambda: len(born) > 3)
@@ -119,7 +119,7 @@ async def test_spares_that_end_at_once_are_opened_ever_more_slowly(make_pool: Ma
 
 
 class NoException(BaseException):
-    """As test frameworks and other concurrency libraries have them."""
+    """Like those of test frameworks and other concurrency libraries."""
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, NoException])
@@ -130,7 +130,7 @@ async def test_nothing_that_a_hook_raises_ends_the_replacement(make_pool: MakePo
         nonlocal born
         born += 1
         if born == 2:
-            raise error  # a CancelledError where it awaits a task of its own that was cancelled
+            raise error  # a CancelledError where it awaits its own task that was cancelled
 
     async with make_pool(min_size=1, max_size=1, max_lifetime=0.05, init=init) as pool:
         await eventually(lambda: pool.stats().replacements.done)
@@ -190,14 +190,14 @@ async def test_a_connection_released_while_a_query_still_runs_on_it_is_not_hande
                 await forgotten
         else:
             assert method == "prepare"
-            assert forgotten.done()  # while the release was on its way
+            assert forgotten.done()  # while the release was in progress
         assert await pool.fetchval("select 1") == 1
 
 
 @MODES
 async def test_what_is_prepared_in_one_checkout_never_runs_in_the_next(make_pool: MakePool, mode: str) -> None:
     async with make_pool(max_size=1, session_reset=mode) as pool:
-        for turns in range(60):  # one of them is that in which the answer is there, and its task has not gone on
+        for turns in range(60):  # in one of these turns, the answer is there, and its task has not continued
             con = await pool.acquire()
             left = asyncio.create_task(con.fetch(f"select {turns}, $1::int", turns))
             for _ in range(turns):
@@ -244,7 +244,7 @@ async def test_a_transaction_that_asyncpg_believes_open_takes_no_place_away(
         con = await pool.acquire()
         await con.transaction().start()
         await con.execute("rollback")
-        # asyncpg tells the loop's exception handler of what it rolls back
+        # asyncpg reports what it rolls back to the loop's exception handler
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         await pool.release(con)
         assert await pool.fetchval("select 1", timeout=5) == 1
@@ -426,7 +426,7 @@ async def test_a_cancelled_acquire_is_cancelled_though_connect_returned_junk(mak
 async def test_a_timeout_of_a_fraction_of_a_millisecond_is_told_like_any_other(
     make_pool: MakePool, postgres: RotatingPostgres
 ) -> None:
-    # uvloop's timers count in whole milliseconds, and may go off just before their time.
+    # uvloop's timers count in whole milliseconds, and may fire just before their time.
     over = asyncio.Event()
 
     async def swallow(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,7 +1,7 @@
 """Any await may be cancelled, and nothing is left behind.
 
-A call is run again and again, each time cancelled one turn of the event loop later, until it survives: so each await of
-it has been cancelled once. The fixtures fail a test that leaves a task or a connection.
+A call is run again and again, each time cancelled one turn of the event loop later, until it survives. So each of its
+awaits has been cancelled once. The fixtures fail a test that leaves a task or a connection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST_TURNS = 400
 
 
 async def cancelled_everywhere(call: Callable[[], Awaitable[object]], *, step: int = 1) -> int:
-    """Cancel ``call()`` after 0, 1, 2… turns of the loop until it gets through. Returns how many times it was."""
+    """Cancel ``call()`` after 0, 1, 2… turns of the loop until it gets through. Returns how many it took."""
     for turns in range(0, MOST_TURNS, step):
         task = asyncio.ensure_future(call())
         for _ in range(turns):
@@ -36,7 +36,7 @@ async def cancelled_everywhere(call: Callable[[], Awaitable[object]], *, step: i
         except asyncio.CancelledError:
             continue
         return turns
-    # It waits for the network longer than turns pass: each of the first turns has been cancelled, and then some waits.
+    # It waits for the network for longer than that: each of the first turns has been cancelled, and then some waits.
     for delay in (0.0005, 0.001, 0.002, 0.003, 0.005, 0.008, 0.012, 0.02):
         task = asyncio.ensure_future(call())
         await asyncio.wait({task}, timeout=delay)

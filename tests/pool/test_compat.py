@@ -1,4 +1,4 @@
-"""What asyncpg's users pass and expect goes on working, and the private ways into asyncpg still lead there."""
+"""What asyncpg's users pass and expect still works, and so do the private ways into asyncpg."""
 
 from __future__ import annotations
 
@@ -345,7 +345,7 @@ async def test_a_place_handed_out_is_as_asyncpg_leaves_it(postgres: RotatingPost
             return hand_out(place)
 
         assert await state(ours) == await state(lambda place: place.acquire())
-        place = next_place(pool)  # released, it is free for good
+        place = next_place(pool)  # once released, it is free for good
         assert place._in_use is place._proxy is None
         put_back(place)
 
@@ -368,7 +368,7 @@ async def test_a_query_counts_as_answered_once_the_server_is_ready_for_the_next(
         with pytest.raises(asyncpg.DivisionByZeroError):
             await proxy.execute("select 1 / 0")
         assert is_answered()
-        await proxy.prepare("select 1")  # what may follow, asyncpg does not count
+        await proxy.prepare("select 1")  # asyncpg does not count what may follow
         assert not is_answered()
 
 

@@ -22,7 +22,7 @@ def test_the_function_and_the_class_have_the_same_options_and_defaults() -> None
 
 def test_help_fits_three_screens_and_explains_every_option() -> None:
     text = pydoc.plain(pydoc.render_doc(aiopqr.create_pool))
-    assert len(text.splitlines()) <= 3 * 28  # Python 3.13 gives each parameter a line of its own
+    assert len(text.splitlines()) <= 3 * 28  # Python 3.13 puts each parameter on its own line
     assert " object at 0x" not in text
     unexplained = {name for name in OPTIONS if f"``{name}``" not in text} - {"dsn", "connect_arguments"}
     assert not unexplained

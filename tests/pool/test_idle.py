@@ -14,7 +14,7 @@ from .conftest import MakePool, eventually
 
 
 async def use(pool: aiopqr.AlternatingPool, count: int) -> list[int]:
-    """Check out ``count`` connections at once, and give them back in order; their backends."""
+    """Check out ``count`` connections together, and give them back in order. Returns their backends."""
     connections = [await pool.acquire() for _ in range(count)]
     backends = [con.get_server_pid() for con in connections]
     for con in connections:
@@ -111,7 +111,7 @@ async def test_a_pool_that_has_ended_leaves_no_timer(make_pool: MakePool, armed:
         await pool.execute("select 1")
         if end == "terminate":
             pool.terminate()
-    assert len(armed) == 2  # one for what is idle, one for the release
+    assert len(armed) == 2  # one for the idle connection, one for the release
     assert all(watch._timer and watch._timer.cancelled() for watch in armed)
 
 

@@ -1,4 +1,4 @@
-"""What is understood of the messages to an idle connection, in every fragmentation, without an event loop."""
+"""How the messages to an idle connection are parsed, in every fragmentation, without an event loop."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ parts = st.lists(st.one_of(at_any_time, st.just(ROW)), max_size=6)
 
 
 def cut(stream: bytes, places: list[int]) -> list[bytes]:
-    """``stream`` in pieces that begin at ``places``, and wherever those lie beyond its end."""
+    """``stream`` in pieces that begin at ``places``, some of which may lie beyond its end."""
     at = sorted({place % (len(stream) + 1) for place in places} | {0, len(stream)})
     return [stream[begin:end] for begin, end in itertools.pairwise(at)]
 
 
 def listen(listener: Listener, pieces: list[bytes]) -> list[Heard]:
-    """What is heard, piece by piece, and of what is left after an answer."""
+    """What is heard, piece by piece, and from the rest after an answer."""
     heard: list[Heard] = []
     for piece in pieces:
         heard.append(listener.hear(piece))
@@ -130,7 +130,7 @@ def test_an_end_without_an_answer_is_no_confirmation() -> None:
         [CLEAN],
         [DONE, READY],
         [CLEAN],
-    ):  # it may remember the first, and must not the last piece of the second
+    ):  # it may remember the first, but not the last piece of the second
         listener.expect()
         assert listen(listener, pieces)[len(pieces) - 1].verdict is Verdict.READY
     listener.expect()

@@ -22,7 +22,7 @@ PROOF = bool(os.environ.get("AIOPQR_PROOF"))
 
 
 class Lessor:
-    """Makes roles that live for some seconds, and then lose their rights and are dropped, as Vault's do."""
+    """Makes roles that live for some seconds, and then lose their rights and are dropped, like Vault's."""
 
     def __init__(self, postgres: RotatingPostgres, seconds: float) -> None:
         self.postgres = postgres
@@ -59,7 +59,7 @@ class Lessor:
 
 
 class ItemLoad(Load):
-    """As a service does that needs its rights."""
+    """Like a service that needs its rights."""
 
     async def _work(self) -> None:
         while not self._stop:
@@ -120,7 +120,7 @@ async def test_a_connection_whose_lease_ends_is_replaced_before_if_another_accou
     async with Lessor(postgres, 6.0) as lessor:
         short, long = await lessor.lease(), await lessor.lease(seconds=500)
         heard: list[events.Event] = []
-        pair = CredentialPair(Credential(short.username, short.password), None)  # so that the first take it
+        pair = CredentialPair(Credential(short.username, short.password), None)  # so that the first connections use it
         source = ScriptedSource(pair)
         async with aiopqr.create_pool(
             postgres.dsn, credentials=source, min_size=4, max_size=4, listeners=[heard.append]

@@ -1,4 +1,4 @@
-"""Make before break: connections are replaced while they work, and never given up for nothing."""
+"""Make before break: connections are replaced while they work, and never closed for nothing."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """A pool against a scripted server, in virtual time: whatever happens, in whatever order, no checkout finds anything of
-the one before it, no connection and no place is lost, and every permit comes back. In either way of resetting.
+the one before it, no connection and no place is lost, and every permit is returned. With either kind of reset.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Machine(RuleBasedStateMachine):
     @rule(which=which)
     def close_connection(self, which: int) -> None:
         con = self.pick(which)
-        if con._con and not con.is_closed():  # asyncpg frees a place too early if it is closed twice at once
+        if con._con and not con.is_closed():  # asyncpg frees a place too early if two calls close it at the same time
             self.start(self._close(con))
 
     async def _close(self, con: Any) -> None:
@@ -221,7 +221,7 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.loop.pass_time(seconds)
 
-    # What has to be.
+    # What must hold.
 
     @invariant()
     def nothing_is_wrong(self) -> None:
@@ -239,7 +239,7 @@ class Machine(RuleBasedStateMachine):
             logging.disable(logging.NOTSET)
 
     def close_amid(self) -> None:
-        """The pool is closed while everything goes on, and the server answers no more."""
+        """The pool is closed while everything is in progress, and the server no longer answers."""
         closing = self.loop.create_task(self.pool.close(timeout=1.0))
         self.loop.pass_time(5.0)
         closing.result()
@@ -253,7 +253,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(10):
             for _ in range(len(self.held)):
                 self.release(0, None)
-            self.loop.pass_time(10.0)  # some back off from what has failed, others wait for those
+            self.loop.pass_time(10.0)  # some back off after a failure, others wait for those
             self.nothing_is_wrong()
         self.loop.run_until_complete(self._all_is_there())
         self.loop.run_until_complete(self.pool.close(timeout=30.0))
@@ -284,7 +284,7 @@ class TestMachine(Machine.TestCase):  # type: ignore[name-defined,misc]
     """Quick unless HYPOTHESIS_PROFILE=proof."""
 
 
-# What it has found, step by step.
+# What it has found so far, step by step.
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Sessions that are used at random, on the real server: no checkout ever finds anything of the one before it.
+"""Sessions that are used at random, on the real server: no checkout ever finds traces of the one before it.
 
 For 2 seconds each way, and for a minute as a proof; with ``--loop=uvloop`` on the other event loop.
 """
@@ -36,7 +36,7 @@ STATE = """
 
 @pytest.fixture(scope="session")
 def aiopqr_server() -> Iterator[PostgresServer]:
-    """One that speaks TLS. (The embedded one does not.)"""
+    """A server that speaks TLS. (The embedded one does not.)"""
     with EmbeddedPostgres("system") as server:
         run_apart(server.enable_tls())
         yield server
@@ -71,7 +71,7 @@ class User:
                 self.deeds, [4, 4, 4, 4, 3, 3, 4, 4, 6, 4, 0.2], k=self.random.randint(1, 3)
             ):
                 self.done[deed.__name__] += 1
-                # asyncpg itself hangs after a COPY that was cancelled while its receiver had the turn.
+                # asyncpg itself hangs after a COPY that was cancelled while its receiver was running.
                 await (deed(con) if deed == self.copy_out else self.perhaps_cancelled(deed(con)))
         finally:
             await self.perhaps_cancelled(self.pool.release(con))

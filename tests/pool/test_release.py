@@ -1,4 +1,4 @@
-"""The release path: a permit comes back once, and the session is reset, in a `deferred` release after it returned."""
+"""The release path: a permit is returned once, and the session is reset; a `deferred` release returns before that."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def connection_class(query: str) -> type[Any]:
 
 
 def stand_ins_are_used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The queries that are run past asyncpg."""
+    """The queries that bypass asyncpg."""
     from aiopqr._pool.stand_in import StandIn
 
     queries: list[str] = []

@@ -123,7 +123,7 @@ class Pool:
             self.connections.append(self.new())
 
     def use(self, count: int) -> None:
-        """As many are in use from now on."""
+        """From now on, this many are in use."""
         self.fill(count)
         for number, pooled in enumerate(self.connections):
             if number < count and pooled.is_idle:
@@ -201,5 +201,5 @@ def test_no_idle_connection_is_more_than_a_second_past_its_deadline(
         while pool.now < end:
             pool.run(min(end, pool.now + 0.25))
             for pooled in pool.connections:
-                if pooled.is_idle and pool.now - pooled.idle_since > 1.0:  # one that was held was due in its release
+                if pooled.is_idle and pool.now - pooled.idle_since > 1.0:  # one that was in use was due in its release
                     assert pool.now <= pooled.deadline + 1.0

@@ -20,7 +20,7 @@ PROOF = bool(os.environ.get("AIOPQR_PROOF"))
 
 
 class Load:
-    """Workers that acquire and query until they are told to stop; every error is kept."""
+    """Workers that acquire and query until they are stopped; every error is kept."""
 
     def __init__(self, pool: aiopqr.AlternatingPool) -> None:
         self.pool = pool
@@ -100,7 +100,7 @@ async def test_both_passwords_changed_at_once_with_the_store_behind_cost_no_erro
         before = pool.stats().replacements.done
         await eventually(lambda: pool.stats().replacements.done > before + 5)
     assert running.errors == []
-    assert running.slowest < 0.5  # connections past their deadline served on
+    assert running.slowest < 0.5  # connections past their deadline stayed in use
 
 
 @pytest.mark.proof

@@ -1,4 +1,4 @@
-"""No password is to be found: not in logs, texts, tracebacks with their locals, nor in a connection."""
+"""No password can be found in logs, texts, tracebacks with their locals, or connections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CANARY = "canary-4711-"
 
 
 def texts(thing: object, depth: int = 4) -> list[str]:
-    """All that could be shown of an object, with that of its parts."""
+    """Everything that could be shown of an object and its parts."""
     found = [repr(thing), str(thing), format(thing)]
     if depth and is_dataclass(thing):
         for field in fields(thing):

@@ -1,4 +1,4 @@
-"""Whatever happens at once, a pool never has more than ``max_size + 1`` sockets, logins in flight included."""
+"""Whatever happens at the same time, a pool never has more than ``max_size + 1`` sockets, logins in flight included."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def use(pool: aiopqr.AlternatingPool) -> None:
     try:
         con = await pool.acquire(timeout=2.0)
         try:
-            # Cancelling the query would cost asyncpg a socket of its own, and shield() would log what nobody waits for.
+            # To cancel the query, asyncpg would need another socket, and shield() would log what nobody waits for.
             query = asyncio.create_task(con.fetchval("SELECT 1"))
             query.add_done_callback(lambda query: query.cancelled() or query.exception())
             await asyncio.wait({query})

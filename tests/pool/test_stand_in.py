@@ -22,7 +22,7 @@ from .conftest import eventually
 
 @pytest.fixture(scope="session")
 def aiopqr_server() -> Iterator[PostgresServer]:
-    """One that speaks TLS. (The embedded one does not.)"""
+    """A server that speaks TLS. (The embedded one does not.)"""
     with EmbeddedPostgres("system") as server:
         run_apart(server.enable_tls())
         yield server
@@ -139,7 +139,7 @@ async def test_an_error_of_the_server_closes_the_connection_and_is_reported(subj
 async def test_a_late_cancel_request_closes_the_connection(subject: MakeSubject, postgres: RotatingPostgres) -> None:
     async with subject() as it:
         outcome = it.begin("SELECT pg_sleep(30)")
-        while not outcome.done():  # one that comes before the query does nothing
+        while not outcome.done():  # a cancel request that comes before the query does nothing
             await postgres.server.execute("SELECT pg_cancel_backend($1)", it.con.get_server_pid())
             await asyncio.sleep(0.01)
         assert isinstance(await outcome, asyncpg.QueryCanceledError)
@@ -285,7 +285,7 @@ async def test_it_is_not_possible_where_something_is_on_its_way(subject: MakeSub
         assert not it.stand_in.is_possible
 
 
-@pytest.mark.parametrize("subject", ["tcp", "unix"], indirect=True)  # under TLS, the transport below takes all at once
+@pytest.mark.parametrize("subject", ["tcp", "unix"], indirect=True)  # under TLS, the transport below takes everything
 async def test_it_is_not_possible_while_something_waits_to_be_written(subject: MakeSubject) -> None:
     async with subject() as it:
         query = asyncio.create_task(it.con.execute("SELECT '" + "x" * (1 << 24) + "'"))

@@ -1,4 +1,4 @@
-"""Who opens a connection, who gets it, and what becomes of it when its acquirer has gone."""
+"""Who opens a connection, who gets it, and what becomes of it if its acquirer is gone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .conftest import MakePool, eventually
 
 
 class Slow:
-    """``connect=``: asyncpg's, when it may."""
+    """``connect=``: asyncpg's, once it may run."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -126,7 +126,7 @@ async def test_nobody_waits_while_min_size_is_restored_slowly(make_pool: MakePoo
     async with make_pool(min_size=3, max_size=3) as pool:
         for _ in range(2):
             for pooled in tuple(pool._connections):
-                pooled.con._transport.abort()  # as the server's end does
+                pooled.con._transport.abort()  # as if the server had closed it
             await eventually(lambda: pool._queue.qsize() == 2)  # min_size is being restored, and holds a place
             async with asyncio.timeout(10):
                 taken = await asyncio.gather(*(pool.acquire() for _ in range(3)))
@@ -193,7 +193,7 @@ async def test_min_size_is_restored_at_once_if_the_last_connection_is_closed_rig
     async with make_pool(min_size=1, max_size=2, max_inactive_connection_lifetime=0.05) as pool:
         for con in [await pool.acquire() for _ in range(2)]:
             await pool.release(con)
-        time.sleep(0.06)  # the event loop is late, and has this task run before it reports the end of the surplus
+        time.sleep(0.06)  # the event loop is late, and runs this task before it reports the end of the surplus
         pool._releases._idle_timer._look()
         assert pool.stats().size == 1
         await _closes_it(pool)
@@ -320,7 +320,7 @@ async def test_an_agents_proxy_around_the_protocol_is_no_obstacle(make_pool: Mak
 
 @pytest.fixture
 async def own_processes(postgres: RotatingPostgres) -> None:
-    """Skips where the server runs elsewhere. In a container, a process has a number that is another's here."""
+    """Skips if the server runs elsewhere. In a container, process numbers differ from those here."""
     con = await postgres.connect()
     title = Path(f"/proc/{con.get_server_pid()}/cmdline")
     is_here = title.exists() and postgres.database in title.read_text()
@@ -449,7 +449,7 @@ async def test_the_replacement_survives_whatever_is_raised_in_it(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 async def test_a_forked_child_leaves_its_parents_connections_alone(make_pool: MakePool) -> None:
     async with make_pool(min_size=2, max_size=2) as pool:
-        with warnings.catch_warnings(action="ignore"):  # of forking a process that has threads
+        with warnings.catch_warnings(action="ignore"):  # about forking a process that has threads
             child = os.fork()
         if child == 0:
             try:

@@ -1,4 +1,4 @@
-"""Where ``target_session_attrs`` asks for a server that takes writes, nobody gets a connection to one that stopped."""
+"""If ``target_session_attrs`` requires that a server accepts writes, nobody gets a connection to one that does not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .conftest import MakePool, eventually
 
 @asynccontextmanager
 async def read_only(postgres: RotatingPostgres) -> AsyncIterator[None]:
-    """The server takes no writes, in the sessions that are open, too."""
+    """The server accepts no writes, not even in sessions that are already open."""
     await postgres.server.configure(default_transaction_read_only=True)
     try:
         yield
@@ -34,7 +34,7 @@ def guarded(make_pool: MakePool) -> Callable[..., Any]:
 
 
 async def fill(pool: aiopqr.AlternatingPool, count: int) -> set[int]:
-    """Open ``count`` connections, and leave them idle; their backends."""
+    """Open ``count`` connections, and leave them idle. Returns their backends."""
     connections = [await pool.acquire() for _ in range(count)]
     for con in connections:
         await pool.release(con)

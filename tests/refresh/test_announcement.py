@@ -1,4 +1,4 @@
-"""A staged password announces a change: when that counts, for how long, and what is reported of it."""
+"""A staged password announces a change: when that counts, for how long, and what is reported about it."""
 
 from __future__ import annotations
 

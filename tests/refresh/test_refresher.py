@@ -1,4 +1,4 @@
-"""One task, one flight at a time, and nothing that is late or bad gets in."""
+"""One task, one fetch at a time, and nothing late or bad gets in."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ async def test_a_failed_start_can_be_tried_again() -> None:
 
 
 class Closing(ScriptedSource):
-    """Counts how often it was closed."""
+    """Counts how many times it was closed."""
 
     closed = 0
 

@@ -1,4 +1,4 @@
-"""A store of one account that comes to name another one: step by step."""
+"""A single-account store that begins to name another account, step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever is raised in the refresh task, and whatever loop or process it finds itself in, refreshing goes on."""
+"""Whatever is raised in the refresh task, and whatever loop or process it is in, refreshing continues."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_a_refresher_goes_on_in_a_forked_child() -> None:
             assert refresher.pair == PAIR, "the parent's goes on, too"
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of os.fork() beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # about os.fork() with threads
         asyncio.run(fork_while_running())
     assert codes == [0]
 

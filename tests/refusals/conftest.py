@@ -50,7 +50,7 @@ class Recorder:
 
 
 async def hold(pool: aiopqr.AlternatingPool, count: int) -> list[str]:
-    """Who logs in for ``count`` connections held at once."""
+    """Who logs in for ``count`` connections held at the same time."""
     held = [await pool.acquire() for _ in range(count)]
     users = [await con.fetchval("select session_user") for con in held]
     for con in held:
@@ -59,7 +59,7 @@ async def hold(pool: aiopqr.AlternatingPool, count: int) -> list[str]:
 
 
 def refused_logins(server: PostgresServer, username: str, since: int) -> int:
-    """How many logins of ``username`` the server's log has as FATAL."""
+    """How many logins of ``username`` are FATAL in the server's log."""
     return len(re.findall(rf"{re.escape(username)}@\S+ FATAL:", server.log_text(since)))
 
 
@@ -76,7 +76,7 @@ async def error_of_login(dsn: str, account: Credential, **options: Any) -> BaseE
 
 
 async def eventually(fact: Callable[[], object], *, within: float = 10.0) -> None:
-    """Wait for a fact, looking often; fail when it does not come true."""
+    """Wait for a condition, checking often; fail if it does not become true."""
     async with asyncio.timeout(within):
         while not fact():
             await asyncio.sleep(0.005)

@@ -17,7 +17,7 @@ SERVER_FULL, OUTAGE, FATAL = Verdict.SERVER_FULL, Verdict.OUTAGE, Verdict.FATAL
 
 
 def server_error(sqlstate: str, message: str, routine: str | None = None) -> asyncpg.PostgresError:
-    """An error as asyncpg makes it of the server's message."""
+    """An error as asyncpg makes it from the server's message."""
     fields = {"S": "FATAL", "C": sqlstate, "M": message, **({"R": routine} if routine else {})}
     error: asyncpg.PostgresError = asyncpg.PostgresError.new(fields)
     return error
@@ -73,7 +73,7 @@ PROXIES = [
     ("08P01", "no more connections allowed (max_client_conn)", SERVER_FULL),
     ("08P01", "client connections exceeded (max_user_client_connections)", FULL),
     ("08P01", "client connections exceeded (max_db_client_connections)", SERVER_FULL),
-    # PgBouncer's server login, by the embedded text where there is one
+    # PgBouncer's server login, by the embedded text if there is one
     (
         "08P01",
         "server login has been failing, cached error: password authentication failed for user (server_login_retry)",
@@ -128,7 +128,7 @@ PROXIES = [
     ("28000", 'password for user "app_odd" and database "orders" is wrong, or the database does not exist', CREDENTIAL),
     ("58000", "connection pool is down", OUTAGE),
     ("58000", "checkout timeout", SERVER_FULL),
-    # Pgpool-II, Neon, and words that any other may use
+    # Pgpool-II, Neon, and words that any other proxy may use
     ("53300", "Sorry, too many clients already", SERVER_FULL),
     ("XX000", "pgpool is not accepting any new connections", OUTAGE),
     ("XX000", "all backend nodes are down, pgpool requires at least one valid node", OUTAGE),

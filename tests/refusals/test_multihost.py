@@ -1,4 +1,4 @@
-"""Several hosts in one DSN: a refusal by one is no outage, and an outage of one is no refusal."""
+"""Several hosts in one DSN: a refusal by one is not an outage, and an outage of one is not a refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a real PgBouncer says in its own name, and a pool behind it while the passwords change."""
+"""What a real PgBouncer reports itself, and a pool behind it while the passwords change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each way in which a Postgres refuses: what it means, and what a pool does about it. On 16, 18 and the system's."""
+"""Each way in which Postgres refuses: what it means, and what a pool does about it. On 16, 18 and the system's."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_a_refused_account_is_known_costs_one_login_and_the_other_serves(
     assert isinstance(quarantined, aiopqr.events.AccountQuarantined) is (refusal.verdict is not Verdict.ACCOUNT_FULL)
 
 
-# A mistake that waiting does not mend: raised at once, as the driver has it.
+# A mistake that waiting does not cure: the driver's error is raised immediately.
 
 
 async def rejected_by_hba(postgres: RotatingPostgres) -> dict[str, object]:
@@ -177,7 +177,7 @@ async def test_a_mistake_is_raised_at_once_as_it_is(
     assert postgres.source.fetches == 1
 
 
-# No slot, for whichever account: waited for, and nobody is to blame.
+# No slot, whatever the account: connects wait, and no account is to blame.
 
 
 @asynccontextmanager
@@ -242,7 +242,7 @@ async def test_a_full_server_is_waited_for_and_blames_no_account(
 async def test_a_server_that_is_starting_up_is_waited_for(postgres: RotatingPostgres, make_pool: MakePool) -> None:
     server = postgres.server
     assert isinstance(server, EmbeddedPostgres)
-    # A recovery from an archive that takes its time, and takes no logins before it ends.
+    # A slow recovery from an archive, during which no logins are accepted.
     await server.halt("immediate")
     server._settings |= {"restore_command": "sleep 0.4; false", "hot_standby": False}
     (server.data / "recovery.signal").touch()

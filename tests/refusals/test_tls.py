@@ -1,4 +1,4 @@
-"""Refusals over TLS, where asyncpg may log in twice. On a server that speaks it."""
+"""Refusals over TLS, where asyncpg may log in twice. On a server that speaks TLS."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def aiopqr_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def tls_pool(make_pool: MakePool, postgres: RotatingPostgres) -> Callable[..., Any]:
-    """``tls_pool("require")``: a pool with that sslmode; None says nothing of TLS, as most do."""
+    """``tls_pool("require")``: a pool with that sslmode; None leaves it out, as most DSNs do."""
 
     def make(mode: str | None, *, ca: str | None = None, **options: Any) -> Any:
         parameters = {"sslmode": mode} if mode else {}
