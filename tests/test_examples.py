@@ -26,7 +26,7 @@ PRINTS = {
     "prometheus_metrics.py": r'aiopqr_fallbacks_total\{db_client_connection_pool_name="orders"',
 }
 
-# Notes each password that is made, in a file of the test's: a program that printed one would be found out.
+# Writes each new password to a file of the test's, so that a program that prints one is found out.
 _NOTING = """
 import os, runpy, sys
 from aiopqr import credentials
@@ -43,7 +43,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 async def run(name: str, folder: Path) -> str:
-    """What an example prints, once it has ended well."""
+    """What an example has printed, once it has ended without an error."""
     noted = folder / "noted"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-c", _NOTING, str(EXAMPLES / name)),

@@ -15,8 +15,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "aiopqr"
 
-# Imports point down only: a module imports what stands on a line below its own, and within a package what stands before
-# it in the package's own list. A package that is not listed with its modules is looked at as a whole.
+# Imports only point down: a module imports what is on a line below its own and, within a package, what comes before it
+# in the package's own list. A package whose modules are not listed is treated as a whole.
 LAYERS: list[str] = [
     "errors",
     "_flaws",
@@ -271,7 +271,7 @@ def test_importing_the_package_needs_only_asyncpg_and_anyio() -> None:
 
 @pytest.mark.proof
 def test_importing_the_package_adds_at_most_30_ms_to_asyncpg() -> None:
-    # CPU time, and the best of several runs: what else the machine does only ever adds. It still adds something.
+    # CPU time, and the best of several runs, since whatever else the machine does only adds time. It still adds some.
     limit = 0.030 if os.environ.get("AIOPQR_PROOF") else 0.090
     assert min(run(TIME_OF)["aiopqr"] for _ in range(7)) <= limit
 

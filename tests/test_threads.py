@@ -1,4 +1,4 @@
-"""Threads of our own: whatever fills the threads of others, and whatever hangs in ours."""
+"""Our own threads, whatever fills other threads, and whatever hangs in ours."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_no_more_threads_than_the_limit_and_callers_keep_their_timeouts(he
             async with asyncio.timeout(0.01):
                 await threads.run(held)
     assert len(named("limited")) == 3
-    assert not threads._jobs  # what its caller gave up fills no memory
+    assert not threads._jobs  # calls that were given up use no memory
     later = threads.submit(str)
     held.end.set()
     assert await asyncio.gather(*hung) == ["limited"] * 3
@@ -106,7 +106,7 @@ async def test_an_own_thread_has_one_call_in_flight(held: Held) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await own.run(int)
-    first.cancel()  # as a fetch that has timed out; the thread still hangs
+    first.cancel()  # like a fetch that has timed out; the thread still hangs
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await own.run(int)

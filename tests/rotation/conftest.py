@@ -68,7 +68,7 @@ class Rig:
         await self.store.create(pair, changed_at=datetime.now(UTC) - timedelta(seconds=age))
 
     def leftovers(self) -> list[str]:
-        """What lies beside the store that nobody needs."""
+        """Files next to the store that nobody needs."""
         return sorted(set(os.listdir(self.path.parent)) - {self.path.name})
 
     def name(self, parity: Parity) -> str:

@@ -1,7 +1,7 @@
-"""A rotation that ends itself by SIGKILL: ``crash_driver.py SETUP.json`` with the number of the moment to die at.
+"""A rotation that kills itself by SIGKILL: ``crash_driver.py SETUP.json`` with the number of the moment to die at.
 
 A moment is each call that leaves a trace outside the process, before and after it: a statement, a login, a write, a
-rename. Nothing of this is in the product: the driver wraps what the rotator is given, and the system's file calls.
+rename. None of this is in the product: the driver wraps what the rotator is given, and the system's file calls.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from aiopqr.rotation.stores.vault import VaultStore
 
 
 class Reaper:
-    """Counts moments, tells each on standard output, and kills the process at the one it is given."""
+    """Counts moments, prints each on standard output, and kills the process at the given one."""
 
     def __init__(self, fatal: int | None) -> None:
         self.fatal = fatal
@@ -79,7 +79,7 @@ async def main(setup: dict[str, Any], fatal: int | None) -> None:
     for name in ("fsync", "replace"):
         _watch(os, name, reaper)
     store: Any = FileStore(setup["path"])
-    if setup["vault"]:  # VAULT_ADDR and VAULT_TOKEN say where
+    if setup["vault"]:  # at VAULT_ADDR, with VAULT_TOKEN
         import hvac.adapters
 
         store = VaultStore(setup["path"])

@@ -107,7 +107,7 @@ async def test_a_pool_that_has_not_heard_is_named_and_waited_for_once(rig: Any) 
             tasks.append(asyncio.create_task(open_late()))
 
     await rotate(rig.rotator(announce=1.0, on_announcing=announcing))
-    here = await late[0].fetchval("select host(inet_client_addr())")  # not 127.0.0.1 if Docker's proxy is between
+    here = await late[0].fetchval("select host(inet_client_addr())")  # not 127.0.0.1 if Docker's proxy is in between
     await late[0].close()
     first, second = waits
     assert first.unaware == ()
@@ -143,7 +143,7 @@ async def test_with_the_admins_sessions_killed_after_any_step_the_rotation_is_fi
         return con
 
     class Waiting(type(rig.store)):  # type: ignore[misc]
-        """A listener cannot wait; the store's next call does, for the kill to have happened."""
+        """A listener cannot wait, so the store's next call waits until the kill has happened."""
 
         async def read(self) -> StoredSecret:
             await asyncio.gather(*killing)

@@ -1,4 +1,4 @@
-"""Rotations whose applications come through PgBouncer: verified there, and taken back where it cannot follow."""
+"""Rotations whose applications come through PgBouncer: verified there, and undone if it cannot follow."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ async def test_a_static_userlist_that_cannot_follow_has_the_rotation_taken_back(
             await rotator.apply(await rotator.plan())
         assert (await rig.store.read()).pair == before
         assert await rig.is_whole()
-        assert (await rotator.plan()).refusals == ()  # the proxy's users are in again, too
+        assert (await rotator.plan()).refusals == ()  # the proxy's users can log in again, too
 
 
 async def test_the_admins_own_way_may_lead_through_transaction_pooling(rig: Any) -> None:
-    """The locks are held by transactions, so they cannot stay behind on somebody's server connection."""
+    """Transactions hold the locks, so they cannot stay behind on somebody's server connection."""
     server = rig.postgres.server
     async with PgBouncer(server) as bouncer:
 

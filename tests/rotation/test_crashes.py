@@ -34,7 +34,7 @@ async def drive(
     rules: Rules = RULES,
     killed_after: float | None = None,
 ) -> tuple[int, list[str]]:
-    """Run the driver: its exit code, and the moments it lived through."""
+    """Run the driver. Returns its exit code, and the moments that it survived."""
     server = rig.postgres.server
     setup = {
         "path": str(rig.path),
@@ -62,7 +62,7 @@ async def drive(
 
 
 async def check_after_a_crash(rig: Any, rules: Rules = RULES) -> None:
-    """One account works by what the store says, the other by its stored or its staged password; then all is whole."""
+    """One account works with its stored password, the other with its stored or staged one; the next run repairs all."""
     pair = (await rig.store.read()).pair
     usable = [parity for parity in Parity if await rig.accepts(pair[parity])]
     if len(usable) == 1:
@@ -77,7 +77,7 @@ async def check_after_a_crash(rig: Any, rules: Rules = RULES) -> None:
 
 
 async def run_again(rig: Any, rules: Rules) -> list[Gate]:
-    """The next run: the gates that refused it.
+    """Do the next run, and return the gates that refused it.
 
     It waits for the server to notice that the killed rotator is gone, and for pools to replace their connections.
     """
@@ -130,7 +130,7 @@ async def test_killed_between_any_two_steps_the_next_run_makes_the_pair_whole(ri
 async def test_with_vault_killed_between_any_two_steps_the_next_run_makes_the_pair_whole(vault_rig: Any) -> None:
     rig, start = vault_rig, vault_rig.postgres.pair
     steps = await moments(rig)
-    assert steps.count("after request POST") == 3  # may the token write? then staged, and promoted
+    assert steps.count("after request POST") == 3  # check of the token's rights, stage, promote
     for number in range(len(steps)) if PROOF else _reduced(steps):
         await rig.postgres.server.set_passwords(start.odd, start.even)
         await rig.start(start, age=3600.0)

@@ -76,7 +76,7 @@ async def test_a_login_that_is_cut_off_leaves_no_password_in_any_frame(rig: Any,
 
 
 class Calls(ast.NodeVisitor):
-    """The calls of the driver that may carry a secret, and are not inside ``with no_frames()``."""
+    """The calls of the driver that may carry a secret, but are not inside ``with no_frames()``."""
 
     def __init__(self) -> None:
         self.guarded = 0
@@ -91,7 +91,7 @@ class Calls(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         text = ast.unparse(node.func)
         connects = text in ("asyncpg.connect", "self._admin")
-        # What is a constant of the module, or written out, has no secret in it.
+        # A constant of the module, or a literal, contains no secret.
         built = node.args and not (
             isinstance(node.args[0], ast.Constant) or (isinstance(node.args[0], ast.Name) and node.args[0].id.isupper())
         )
@@ -104,7 +104,7 @@ class Calls(ast.NodeVisitor):
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_call_of_the_driver_that_may_carry_a_secret_drops_its_frames(path: Path) -> None:
     if path.relative_to(PACKAGE).parts[0] in ("_pool", "_connect", "demo", "integrations"):
-        return  # these log in through _login, and execute what an application gave them
+        return  # these log in through _login, and execute what an application passed
     calls = Calls()
     calls.visit(ast.parse(path.read_text()))
     assert calls.found == []

@@ -1,4 +1,4 @@
-"""A stage is given up only when the database certainly has the stored password, whatever logins say."""
+"""A stage is given up only when the database certainly has the stored password, whatever logins suggest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ODD, EVEN = Parity.ODD, Parity.EVEN
 
 
 async def caching_proxy(rig: Any) -> Callable[[Credential], Any]:
-    """A path that still accepts the passwords that it knows, and lends a server session that is open already."""
+    """A path that still accepts the passwords that it knows, and uses a server session that is already open."""
     known = (await rig.store.read()).pair
 
     async def verify(credential: Credential) -> Any:
@@ -32,7 +32,7 @@ async def caching_proxy(rig: Any) -> Callable[[Credential], Any]:
 
 
 class Cut:
-    """An admin connection that is cut when the answer to COMMIT is due, if ``may_cut`` says so."""
+    """An admin connection that is cut when the answer to COMMIT is due, if ``may_cut`` allows that."""
 
     def __init__(self, con: Any, may_cut: Callable[[str], bool]) -> None:
         self._con = con

@@ -219,7 +219,7 @@ def test_each_gate_is_overridden_by_its_own_flag_alone(gate: Gate) -> None:
     everything = facts(odd=REFUSED, even=REFUSED, even_age=1.0, sessions=(session(EVEN, 9000.0), session(EVEN, None)))
     before = decide(everything, RULES, account=ODD)
     after = decide(everything, RULES, account=ODD, forced=[gate])
-    assert gate in gates(after)  # it is still told
+    assert gate in gates(after)  # it is still reported
     assert {objection.gate for objection in before.refusals} - {objection.gate for objection in after.refusals} == {
         gate
     }
@@ -260,7 +260,7 @@ def test_the_steps_and_texts_of_a_plan_show_no_password() -> None:
     assert "new'" not in shown
 
 
-# Whom the rotator sees.
+# Which sessions the rotator sees.
 
 
 def test_old_sessions_are_listed_with_who_and_how_old_they_are() -> None:
@@ -285,7 +285,7 @@ def test_a_poolers_server_connections_are_recognised(second: str, explained: boo
     assert ("server_lifetime" in objection.text) is explained
 
 
-# VALID UNTIL, and roles that are not there.
+# VALID UNTIL, and roles that do not exist.
 
 
 def expiring(parity: Parity, end: datetime, **options: Any) -> Facts:
@@ -303,7 +303,7 @@ def test_a_rotation_renews_valid_until_for_as_long_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("end", "age", "valid_for", "days"),
     [
-        (timedelta(days=-1000), 5000.0, None, 90),  # it ended before it was last changed: nobody knows how long it had
+        (timedelta(days=-1000), 5000.0, None, 90),  # it ended before it was last changed: its length is unknown
         (timedelta(days=200), None, None, 200),
         (timedelta(days=1), None, None, 90),
         (timedelta(days=30), 5000.0, 86400.0, 1),

@@ -176,7 +176,7 @@ async def test_a_rotator_that_lost_its_lock_and_slept_through_later_rotations_al
             await rig.postgres.server.execute(
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory'"
             )
-            # Others take over meanwhile, finish this one, and go on until the same account has had its next password.
+            # Others take over, finish this one, and continue until the same account has had its next password.
             for _ in range(3):
                 done = await rotate(rig.rotator(rules=NO_SPACING))
                 taken.append((done.action, done.parity))
@@ -230,7 +230,7 @@ async def test_an_admin_role_needs_no_more_than_the_readme_says(rig: Any) -> Non
 
 
 async def test_a_new_password_that_the_applications_path_refuses_is_taken_back(rig: Any) -> None:
-    """As behind a proxy with a static list of users: it knows the old passwords only."""
+    """Like a proxy with a static list of users, which knows only the old passwords."""
     known = (await rig.store.read()).pair
 
     async def verify(credential: Credential) -> Any:

@@ -1,4 +1,4 @@
-"""Rotator and pools together: passwords change, rotators die, and no application hears of it."""
+"""Rotator and pools together: passwords change, rotators die, and no application notices."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RULES = Rules(max_lifetime=LIFETIME, refresh_interval=INTERVAL, margin=0.3)
 
 @dataclass
 class Load:
-    """What the workers on the pools have met."""
+    """What happened to the workers on the pools."""
 
     done: int = 0
     errors: list[BaseException] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Load:
 
 @contextlib.asynccontextmanager
 async def pools_under_load(rig: Any, *, spread: bool = False) -> AsyncIterator[Load]:
-    """Four pools with their own sources, two workers each; ``spread``: with intervals of their own."""
+    """Four pools with their own sources, two workers each; ``spread``: with different intervals."""
     load, stop = Load(), asyncio.Event()
 
     async def work(pool: Any) -> None:
@@ -73,7 +73,7 @@ async def pools_under_load(rig: Any, *, spread: bool = False) -> AsyncIterator[L
 
 
 async def rotate_when_it_may(rotator: Rotator) -> Rotation:
-    """Wait for the gates as an operator's schedule would; what else refuses fails the test."""
+    """Wait for the gates as an operator's schedule would; any other refusal fails the test."""
     waiting = {Gate.TOO_SOON, Gate.OLD_SESSIONS, Gate.IN_PROGRESS}
     for _ in range(500):
         try:
@@ -141,6 +141,6 @@ async def test_rotators_killed_at_random_go_unnoticed_by_pools_under_load(rig: A
 
 
 async def open_gates(rotator: Rotator) -> None:
-    """Return when nothing speaks against a rotation, so that the driver gets to its last moment."""
+    """Return when no gate objects to a rotation, so that the driver gets to its last moment."""
     while (await rotator.plan()).objections:
         await asyncio.sleep(0.05)

@@ -29,7 +29,7 @@ def secret(odd: str = "one", **more: object) -> dict[str, object]:
 
 
 def kubelet_writes(mount: Path, version: str, files: dict[str, str]) -> None:
-    """As the kubelet's atomic writer does: a new folder, and a symlink swapped to it by a rename."""
+    """Like the kubelet's atomic writer: a new folder, and a symlink swapped to it by a rename."""
     folder = mount / f"..{version}"
     folder.mkdir(parents=True)
     for name, text in files.items():
@@ -231,7 +231,7 @@ async def test_a_file_that_hangs_takes_one_thread_of_the_sources_own_and_none_of
     async with aiopqr.Refresher(source, timeout=0.3) as refresher:
         before = set(threading.enumerate())
         path.unlink()
-        os.mkfifo(path)  # to open one waits until somebody writes
+        os.mkfifo(path)  # opening it waits until somebody writes
         async with asyncio.timeout(20):
             while refresher.stats().failed < 5:
                 await asyncio.sleep(0.01)

@@ -36,7 +36,7 @@ def even_of(postgres: RotatingPostgres) -> Credential:
 
 
 def write(path: Path, account: Credential, **more: str) -> None:
-    """As an operator does: all at once."""
+    """Like an operator: everything in one step."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps({"username": account.username, "password": account.password.reveal(), **more}))
     os.replace(new, path)
@@ -51,7 +51,7 @@ async def changed(postgres: RotatingPostgres, account: Credential) -> Credential
 
 @asynccontextmanager
 async def churn(*pools: Any, every: float = 0.2) -> AsyncIterator[None]:
-    """Open connections all the time, since sessions outlive their password."""
+    """Keep opening connections, since sessions outlive their password."""
 
     async def expire() -> None:
         while True:
@@ -94,7 +94,7 @@ async def test_one_account_whose_password_changes_costs_no_error_and_no_longer_t
             await load.serves()
     assert load.unexpected == []
     assert load.served > 50
-    assert load.slowest_acquire <= lag + (0.5 if PROOF else 15.0)  # in make test, on whatever machine
+    assert load.slowest_acquire <= lag + (0.5 if PROOF else 15.0)  # in make test, which may run on any machine
     assert theirs.unexpected or not (PROOF or lag >= 1), "a pool with a password callable passes the refusal on"
 
 
@@ -149,7 +149,7 @@ async def test_a_refused_password_with_white_space_around_it_is_named_by_its_acc
 
 
 async def test_a_store_that_flips_between_two_names_is_followed_without_an_error(postgres: RotatingPostgres) -> None:
-    """Step by step, as dual-phase stores do: the inactive account gets a new password, and then it is the one named."""
+    """Step by step, as dual-phase stores do: the inactive account gets a new password, and is then the one named."""
     current, other = odd_of(postgres), even_of(postgres)
     source = ScriptedSource(CredentialPair.single(current), interval=0.1)
     async with aiopqr.create_pool(postgres.dsn, credentials=source, min_size=4, max_size=8) as pool:
@@ -160,9 +160,9 @@ async def test_a_store_that_flips_between_two_names_is_followed_without_an_error
                 await load.serves()
                 current, other = other, current
                 source.pair = CredentialPair.single(current)
-                await source.wait_fetched(source.fetches + 1)  # a flip that no fetch sees is none
+                await source.wait_fetched(source.fetches + 1)  # a flip that no fetch sees does not count
                 await load.serves()
-                if step >= 1:  # the store has come back to an earlier name
+                if step >= 1:  # the store has returned to an earlier name
                     before = {parity: account.opened for parity, account in pool.stats().accounts.items()}
                     async with asyncio.timeout(60):
                         while not all(a.opened > before[p] for p, a in pool.stats().accounts.items()):

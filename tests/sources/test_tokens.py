@@ -113,7 +113,7 @@ async def test_entra_gives_a_token_for_the_scope_of_azures_postgres() -> None:
 
 @dataclass
 class GoogleCredentials:
-    """What google-auth's do: refresh() with a transport sets the token and a naive expiry."""
+    """Like google-auth's: refresh() with a transport sets the token and a naive expiry."""
 
     token: str | None = None
     expiry: datetime | None = None
@@ -125,7 +125,7 @@ class GoogleCredentials:
 
 
 async def test_google_refreshes_its_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    if "google.auth" not in sys.modules:  # its modules, where the extra is not installed
+    if "google.auth" not in sys.modules:  # its modules, if the extra is not installed
         for name in ("google", "google.auth", "google.auth.transport", "google.auth.transport.requests"):
             monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
         sys.modules["google.auth.transport.requests"].Request = object  # type: ignore[attr-defined]

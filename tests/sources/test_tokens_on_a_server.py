@@ -1,4 +1,4 @@
-"""Tokens against a real verifier: Debian's Postgres asks PAM, and PAM a script that lets a token in until its time."""
+"""Tokens against a real verifier: Debian's Postgres asks PAM, which asks a script that accepts a token for its time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Workers that use a pool until they are told to stop, and what may go wrong for them.
+"""Workers that use a pool until they are stopped, and what may go wrong for them.
 
-An error is expected only if the path to the server was cut (``Cuts``) in the meantime, and either a query raised it
-that was under way then, or it is the timeout of a release that had to wait for the server. An acquire never fails.
+An error is expected only if the path to the server was cut (``Cuts``) in the meantime, and it was raised either
+by a query in progress then, or by a release that timed out waiting for the server. An acquire never fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import asyncpg
 import aiopqr
 from aiopqr.refusals import is_connection_lost
 
-_GRACE = 0.3  # for what the kernel has received and the event loop not yet read
+_GRACE = 0.3  # for what the kernel has received and the event loop has not read yet
 
 
 class Cuts:
@@ -38,7 +38,7 @@ class Cuts:
             self._spans.append((begun, time.monotonic()))
 
     def cover(self, begun: float, ended: float) -> bool:
-        """Whether one of them overlaps this time."""
+        """Whether one of them overlaps this period."""
         spans = [*self._spans, *((begin, time.monotonic()) for begin in self._open)]
         return any(begin < ended and begun < end + _GRACE for begin, end in spans)
 
@@ -55,7 +55,7 @@ class Failure:
 
 
 class Load:
-    """What workers have done to a pool, and what came of it."""
+    """What workers have done to a pool, and the results."""
 
     def __init__(
         self, pool: aiopqr.AlternatingPool, *, query_timeout: float | None = None, cuts: Cuts | None = None

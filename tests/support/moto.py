@@ -1,4 +1,4 @@
-"""Secrets Manager for the tests: moto's server, and LocalStack where Docker answers."""
+"""Secrets Manager for the tests: moto's server, and LocalStack if Docker answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class AwsSecret:
         return self.service.options
 
     async def put(self, value: object, *stages: str) -> str:
-        """A new version, by hand; in AWSCURRENT unless stages are named."""
+        """A new version, as if written by hand; in AWSCURRENT unless stages are named."""
         token = str(uuid.uuid4())
         await self.client.put_secret_value(
             SecretId=self.name,
@@ -63,7 +63,7 @@ class AwsSecret:
             VersionStages=list(stages) or ["BY_HAND"],
         )
         if not stages:
-            # What PutSecretValue does to AWSCURRENT by itself. moto's takes it from the version that had it at first.
+            # What PutSecretValue does to AWSCURRENT by itself. moto takes it from the version that had it first.
             await self.move("AWSCURRENT", token, await self.version("AWSCURRENT"))
         return token
 
@@ -91,7 +91,7 @@ class AwsSecret:
                 RotationRules={"AutomaticallyAfterDays": 30},
             )
         except self.client.exceptions.ResourceNotFoundException:
-            pass  # moto has made the version before it misses the function
+            pass  # moto has made the version before it notices that there is no function
         if await self.version("AWSPENDING") != token:
             pytest.skip("this service makes no version before the rotation function exists")
         return token

@@ -15,17 +15,17 @@ from aiopqr.testing import NotAvailable, PostgresServer, ServerError
 from aiopqr.testing.binaries import RunAs, workspace
 from aiopqr.testing.server import in_a_thread
 
-# The shell ends PgBouncer and removes its files when its input closes, however the tests ended.
+# The shell stops PgBouncer and removes its files when its input closes, no matter how the tests ended.
 _GUARDED = '"$1" "$2/pgbouncer.ini" & read -r _; kill -INT $!; wait; rm -rf "$2"'
 
 
 class PgBouncer:
     """PgBouncer in ``transaction`` or ``session`` mode, with SCRAM towards clients and server.
 
-    It knows passwords by asking the server (``auth_query``, as the superuser), or, when given ``userlist``, only those.
+    It knows passwords by asking the server (``auth_query``, as the superuser), or, with ``userlist``, only those.
     It reaches the server at its own address, or at ``by_way_of``. With ``logs_in_as``, all its connections to it are of
     that account, which must need no password.
-    ``settings`` go to its ``[pgbouncer]`` section. Raises :class:`NotAvailable` where it is not installed.
+    ``settings`` go to its ``[pgbouncer]`` section. Raises :class:`NotAvailable` if it is not installed.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class PgBouncer:
         self._program = found
 
     def start(self) -> Self:
-        """Start it and wait until it takes connections. This blocks."""
+        """Start it and wait until it accepts connections. This blocks."""
         self.home = workspace(self._run_as)
         try:
-            # Another process may take a port before we do: PgBouncer then ends, and we try the next.
+            # Another process may take a port before we do: PgBouncer then exits, and we try the next.
             for self.port in random.sample(range(15000, 32000), 5):
                 if self._launch():
                     return self
@@ -66,7 +66,7 @@ class PgBouncer:
             raise
 
     def stop(self) -> None:
-        """End it. A second call does nothing."""
+        """Stop it. A second call does nothing."""
         self._end()
         if self.home is not None:
             shutil.rmtree(self.home, ignore_errors=True)
@@ -83,7 +83,7 @@ class PgBouncer:
         await in_a_thread(self.stop)
 
     def dsn_of(self, database: str) -> str:
-        """Where ``database`` is by way of PgBouncer, with neither user nor password."""
+        """The DSN of ``database`` through PgBouncer, with neither user nor password."""
         return f"postgresql://{self.host}:{self.port}/{database}"
 
     def log_text(self) -> str:

@@ -1,4 +1,4 @@
-"""A TCP proxy that swallows, delays, resets and refuses, for faults that no server shows by itself."""
+"""A TCP proxy that swallows, delays, resets and refuses, for faults that no server produces by itself."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _AT_ONCE = struct.pack("ii", 1, 0)  # for SO_LINGER: no time to send what is lef
 
 
 class Proxy:
-    """Forwards connections to ``host``:``port``, until told otherwise. ``async with`` it on the loop that uses it."""
+    """Forwards connections to ``host``:``port``, unless a test stops it. ``async with`` it on the loop that uses it."""
 
     def __init__(self, host: str, port: int) -> None:
         self.target = host, port
         self.host, self.port = "127.0.0.1", 0
         #: Seconds that each chunk waits, in either direction.
         self.delay = 0.0
-        #: Reset each new connection once the server has answered so many bytes (0: as soon as it is accepted).
+        #: Reset each new connection once the server has sent this many bytes (0: as soon as it is accepted).
         self.reset_after: int | None = None
         #: How many connections were accepted so far.
         self.accepted = 0
@@ -39,7 +39,7 @@ class Proxy:
         await self.cut()
 
     def dsn_of(self, dsn: str) -> str:
-        """``dsn``, by way of this proxy."""
+        """``dsn``, through this proxy."""
         parts = urlsplit(dsn)
         user, at, _ = parts.netloc.rpartition("@")
         return urlunsplit(parts._replace(netloc=f"{user}{at}{self.host}:{self.port}"))
@@ -50,22 +50,22 @@ class Proxy:
         return len(self._links)
 
     async def wait_accepted(self, count: int) -> None:
-        """Wait until ``count`` connections were accepted, of all since the start."""
+        """Wait until ``count`` connections have been accepted since the start."""
         while self.accepted < count:
             await self._progress.wait()
 
     def blackhole(self) -> None:
-        """Accept, but forward nothing any more, in either direction, and tell nobody."""
+        """Accept, but no longer forward anything, in either direction, and notify nobody."""
         self._flowing.clear()
 
     def heal(self) -> None:
-        """Forward again; what was held back in between arrives."""
+        """Forward again; what was held back in the meantime arrives."""
         self._flowing.set()
         self.delay = 0.0
         self.reset_after = None
 
     async def cut(self) -> int:
-        """Reset all open connections (RST), and tell how many there were."""
+        """Reset all open connections (RST), and return how many there were."""
         links = dict(self._links)
         for link in links:
             link.cancel()
@@ -83,7 +83,7 @@ class Proxy:
             self._listener = None
 
     async def accept(self) -> None:
-        """Take connections (again), on the same port."""
+        """Accept connections (again), on the same port."""
         if self._listener is None:
             # asyncio's own server loses a connection that is just being accepted when it closes (up to Python 3.12).
             self._listener = socket.create_server((self.host, self.port))
@@ -94,7 +94,7 @@ class Proxy:
     def _accept(self, listener: socket.socket) -> None:
         try:
             accepted, _ = listener.accept()
-        except OSError:  # it has gone already
+        except OSError:  # it is already gone
             return
         accepted.setblocking(False)
         link = asyncio.create_task(self._link(accepted), name="proxy-link")
@@ -117,7 +117,7 @@ class Proxy:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(reader, onward, None), name="proxy-to-server")
                 group.create_task(self._pump(from_server, writer, budget), name="proxy-to-client")
-            # Both sides have said that they are done: an orderly end.
+            # Both sides are done: an orderly end.
             for side in (writer, onward):
                 side.close()
         except (OSError, ExceptionGroup):

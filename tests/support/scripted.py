@@ -1,6 +1,6 @@
-"""A Postgres that does what a test says, in virtual time and without a network. Connections to it are asyncpg's own.
+"""A Postgres that does what a test asks, in virtual time and without a network. Connections to it are asyncpg's own.
 
-Nothing happens by itself: a backend works when it is let, and time passes when the loop has nothing else to do.
+Nothing happens by itself: a backend works when a test lets it, and time passes when the loop has nothing else to do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aiopqr._refresh import Attempt
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose time passes at once where it would sleep. It raises where it would sleep for ever."""
+    """An event loop that skips the time for which it would sleep. It raises if it would sleep for ever."""
 
     def __init__(self) -> None:
         self.passed = 1000.0
@@ -33,7 +33,7 @@ class Loop(asyncio.SelectorEventLoop):
         return self.passed
 
     def turn(self, times: int) -> None:
-        """Let everything run that is ready, again and again, while no time passes."""
+        """Run everything that is ready, again and again, while no time passes."""
 
         def again(left: int) -> None:
             self.call_soon(again, left - 1) if left else self.stop()
@@ -42,11 +42,11 @@ class Loop(asyncio.SelectorEventLoop):
         self.run_forever()
 
     def pass_time(self, seconds: float) -> None:
-        """Let everything run that has something to do within ``seconds``."""
+        """Run everything that has something to do within ``seconds``."""
         self.run_until_complete(asyncio.sleep(seconds))
 
     async def create_unix_connection(self, protocol_factory: Any, path: Any = None, **kwargs: Any) -> Any:
-        """What asyncpg opens to have a query cancelled."""
+        """The connection that asyncpg opens to cancel a query."""
         protocol = protocol_factory()
         return _CancelTransport(self, protocol), protocol
 
@@ -135,7 +135,7 @@ class Server:
         return Made(con, Attempt(Parity.ODD, self._account, 0, loop.time()), "any")
 
     def heal(self) -> None:
-        """From now on, everything is answered at once, and well."""
+        """From now on, answer everything immediately, and without an error."""
         self.is_healed = True
         for gate in self.connecting:
             gate.set_result(None)
@@ -151,13 +151,13 @@ class Backend:
 
     def __init__(self, server: Server, pid: int) -> None:
         self.pid = pid
-        self.queries: deque[str] = deque()  # received and not answered; an empty one says goodbye
+        self.queries: deque[str] = deque()  # received and not answered; an empty one means Terminate
         self.traces = False
         self.transaction = b"I"  # as ReadyForQuery reports it
-        self.cancels = 0  # requested, and not heeded yet
-        self.is_entered = False  # the client has logged in, and knows it
+        self.cancels = 0  # requested, but without an effect yet
+        self.is_entered = False  # the client has logged in, and knows that
         self.is_over = False
-        self.has_said_goodbye = False  # and the client has it
+        self.has_said_goodbye = False  # and the client has received that
         self._server = server
         self._unsent = b""
         self._unconfirmed = 0  # how much of that is up to the last ReadyForQuery
@@ -170,14 +170,14 @@ class Backend:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the client may count on a session without a trace: it is, and the client has heard that."""
+        """Whether the client may rely on a clean session: it is clean, and the client has received that."""
         is_idle = not self.queries and not self._unconfirmed and self.transaction == b"I"
         return is_idle and not self.traces and not self.has_said_goodbye
 
     # What the server does.
 
     def answer(self, withheld: int = 0) -> None:
-        """Run the oldest query, and send the answer but for its last ``withheld`` bytes."""
+        """Run the oldest query, and send the answer except for its last ``withheld`` bytes."""
         if not self.queries:
             self.send(b"", withheld)
         elif not (query := self.queries.popleft()):
@@ -193,7 +193,7 @@ class Backend:
             self._complete(message(b"C", b"DONE\0"), withheld)
 
     def heed_cancel(self, withheld: int = 0) -> None:
-        """A cancel request arrives, and ends whatever runs by now."""
+        """A cancel request arrives, and cancels whatever is running by now."""
         self.cancels -= 1
         if self.queries and self.queries[0]:
             self.queries.popleft()
@@ -220,12 +220,12 @@ class Backend:
         self._server.loop.call_soon(setattr, self, "has_said_goodbye", True)
 
     def end(self) -> None:
-        """Close the connection, without a word."""
+        """Close the connection without a message."""
         self.is_over = True
         self._server.loop.call_soon(self.transport.end)
 
     def work_off(self) -> None:
-        """Answer everything, and whatever comes."""
+        """Answer everything, including what arrives meanwhile."""
         if self.has_said_goodbye:
             self.end()
         self.send(b"")

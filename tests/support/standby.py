@@ -10,7 +10,7 @@ from aiopqr.testing import EmbeddedPostgres, NotAvailable, ServerError
 
 
 class Standby(EmbeddedPostgres):
-    """A hot standby of ``primary``, made with pg_basebackup. It takes logins as soon as it is started, read only."""
+    """A hot standby of ``primary``, made with pg_basebackup. It accepts logins once it is started, and is read-only."""
 
     def __init__(self, primary: EmbeddedPostgres, **settings: object) -> None:
         super().__init__(primary.binaries, run_as=primary.run_as.name if primary.run_as.is_other else None, **settings)
@@ -30,13 +30,13 @@ class Standby(EmbeddedPostgres):
             await connection.close()
 
     async def promote(self) -> None:
-        """Make it a primary; returns when it takes writes."""
+        """Make it a primary. Returns when it accepts writes."""
         if not await self.fetchval("SELECT pg_promote()"):
             raise ServerError(f"{self!r} was not promoted. The end of its log:\n{self.log_text()[-3000:]}")
 
 
 def rejoin(server: EmbeddedPostgres, leader: EmbeddedPostgres) -> None:
-    """Make a former primary, which does not run any more, a standby of ``leader``: with a new copy of its files."""
+    """Make a former primary, which is stopped, a standby of ``leader``, with a new copy of the leader's files."""
     shutil.rmtree(server.data)
     _copy(leader, server)
 
@@ -64,7 +64,7 @@ def _copy(leader: EmbeddedPostgres, follower: EmbeddedPostgres) -> None:
 
 
 def _way_to(leader: EmbeddedPostgres, follower: EmbeddedPostgres) -> str:
-    """What leads ``follower`` to its leader, as libpq reads it."""
+    """How ``follower`` reaches its leader, in libpq's syntax."""
     passfile = follower._home / "passfile"
     passfile.touch(0o600)
     passfile.write_text(f"*:*:*:*:{leader.admin_password.reveal()}\n")

@@ -38,7 +38,7 @@ async def closing(source: VaultSource) -> AsyncIterator[VaultSource]:
 async def begin(
     server: PostgresServer, *program: str, url: str, token: str, code: str = ""
 ) -> asyncio.subprocess.Process:
-    """Start ``aiopqr`` as an operator does, with what is needed in the environment. ``code`` runs before it."""
+    """Start ``aiopqr`` as an operator would, with what it needs in the environment. ``code`` runs before it."""
     keep = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "AIOPQR", "VAULT", "BAO"))}
     start = ("-c", f"{code}\nfrom aiopqr.__main__ import main\nmain()") if code else ("-m", "aiopqr")
     return await asyncio.create_subprocess_exec(
@@ -69,7 +69,7 @@ async def run(
 
 
 class Between:
-    """A proxy before Vault that answers a request by 500 ``instead`` of passing it on, or ``after`` Vault has done it.
+    """A proxy in front of Vault. It answers a request with 500 ``instead`` of passing it on, or ``after`` Vault did it.
 
     Each is a part of a path. ``then`` is called, once, before that answer; without ``fails`` it is Vault's own.
     """

@@ -1,4 +1,4 @@
-"""The fixtures as a user's project has them, and ours."""
+"""The fixtures as a user's project gets them, and ours."""
 
 from __future__ import annotations
 

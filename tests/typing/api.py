@@ -1,4 +1,4 @@
-"""Never run: type checkers read it, and report an ignored line that is no error."""
+"""Never run: type checkers read it, and report an ignored line that has no error."""
 
 from typing import assert_type
 

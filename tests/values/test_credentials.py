@@ -21,7 +21,7 @@ import aiopqr
 from aiopqr.credentials import Credential, CredentialPair, Endpoint, Parity, Secret
 from aiopqr.errors import InvalidSecret
 
-PACKAGE = os.path.dirname(aiopqr.__file__) + os.sep  # and not by name: a checkout may be called aiopqr, too
+PACKAGE = os.path.dirname(aiopqr.__file__) + os.sep  # not by name, since a checkout may be called aiopqr, too
 CANARY = "canary-7f3a"
 WHOLE = {
     "odd_username": "app_odd",

@@ -25,7 +25,7 @@ def test_the_file_line_and_function_stay_and_the_locals_go() -> None:
 
 
 def test_one_error_that_is_raised_ten_thousand_times_stays_small() -> None:
-    error = LookupError("the store is down")  # as a source raises that keeps its error
+    error = LookupError("the store is down")  # as if from a source that keeps its error
     for _ in range(10_000):
         try:
             fetch(error)

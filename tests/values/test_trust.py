@@ -96,7 +96,7 @@ HASH = b"hash"
         (PLAIN, TLS, None, False, ("SCRAM-SHA-256", "n")),
         (BOTH, TLS, None, True, ("SCRAM-SHA-256", "n")),
         (PLAIN, TCP, None, False, ("SCRAM-SHA-256", "n")),
-        (BOTH, TCP, None, False, ("SCRAM-SHA-256", "n")),  # TLS ends at a tunnel, as asyncpg's users may have it
+        (BOTH, TCP, None, False, ("SCRAM-SHA-256", "n")),  # TLS ends at a tunnel, as it may for asyncpg's users
         (PLAIN, UNIX, None, False, ("SCRAM-SHA-256", "n")),
     ],
 )

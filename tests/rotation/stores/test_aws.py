@@ -225,7 +225,7 @@ async def test_a_promotion_never_overrides_a_version_put_by_hand(
     with pytest.raises(StoreConflict):
         await store.promote(staged, changed_at=NOON)
     assert await aws_secret.value() == by_hand
-    assert (await store.read()).pair.pending == NEW  # which the database may have: it is still known
+    assert (await store.read()).pair.pending == NEW  # the database may have this one, and it is still known
 
 
 async def test_a_change_that_aws_did_although_it_refused_the_repetition_counts(
@@ -260,7 +260,7 @@ async def test_a_killed_writer_leaves_nothing_that_a_reader_sees(
         if label == "AWSPENDING":
             assert await store.read() == before
             await store.stage(before, NEW)
-    assert (await store.read()).pair.pending == NEW  # of the promotion, half done
+    assert (await store.read()).pair.pending == NEW  # from the half-done promotion
     assert (await store.promote(await store.read(), changed_at=NOON)).pair.odd == NEW
 
 

@@ -42,7 +42,7 @@ class Rig:
     source: Any = None
 
     async def start(self, *, age: float = 86400.0, **more: object) -> None:
-        """A new secret, of passwords that are so many seconds old."""
+        """A new secret, with passwords that are this many seconds old."""
         document = new_document(self.postgres.pair, datetime.now(UTC) - timedelta(seconds=age))
         self.aws_secret.name = await self.aws_secret.service.create_secret({**document, **more})
         await self.close()
@@ -53,7 +53,7 @@ class Rig:
             await self.source.aclose()
 
     async def call(self, step: str, token: str) -> None:
-        """What the service does, in a thread, as the function has an event loop of its own."""
+        """What the service does, in a thread, since the function has its own event loop."""
         event = {"SecretId": self.aws_secret.name, "ClientRequestToken": token, "Step": step}
         await asyncio.to_thread(handler, json.loads(json.dumps(event)), None)
 
@@ -79,7 +79,7 @@ class Rig:
         return True
 
     async def serves(self) -> bool:
-        """Whether for each account the database accepts a password that applications can find."""
+        """Whether the database accepts, for each account, a password that applications can find."""
         pair = await self.pair()
         for account in (pair.odd, pair.even):
             assert account is not None
@@ -207,7 +207,7 @@ class Crash(BaseException):
 
 
 class Reaper:
-    """Counts the moments around all that leaves a trace, and ends the function at one of them."""
+    """Counts the moments around everything that leaves a trace, and ends the function at one of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fatal: int | None = None
@@ -248,7 +248,7 @@ async def test_every_crashed_step_leaves_all_accounts_served_and_the_repetition_
         for when in ("before", "after")
     ]
     for fatal, moment in enumerate(moments):
-        pair = await rig.pair()  # in the vault and in the database, which are at one again
+        pair = await rig.pair()  # the store and the database agree again
         rig.postgres.pair = CredentialPair(pair.odd, pair.even)
         await rig.start()
         token = await rig.aws_secret.begin_rotation()
@@ -316,7 +316,7 @@ async def test_a_step_that_slept_until_the_next_rotation_had_begun_changes_nothi
 
     @contextlib.asynccontextmanager
     async def sleeping(database: Database, pair: CredentialPair) -> AsyncIterator[Any]:
-        if not newer:  # the function has a loop of its own
+        if not newer:  # the function has its own loop
             begun = asyncio.run_coroutine_threadsafe(rig.aws_secret.begin_rotation(), here)
             newer.append(await asyncio.wrap_future(begun))
         async with original(database, pair) as con:

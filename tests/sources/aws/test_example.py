@@ -1,4 +1,4 @@
-"""The example and the documents do what they say."""
+"""The example and the documents do what they claim."""
 
 from __future__ import annotations
 

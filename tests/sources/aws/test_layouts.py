@@ -1,4 +1,4 @@
-"""What the stages of a secret come to, as tables: no AWS is needed for that."""
+"""Which pair the stages of a secret give, as tables. This needs no AWS."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ CLONE = {n: account("app_clone", f"c{n}") for n in range(4)}
         (CLONE[1], APP[0], APP[2], ("app/p0", "app_clone/c1", "app/p2", "even")),
         (APP[2], CLONE[1], None, ("app/p2", "app_clone/c1", None, "odd")),
         (APP[2], CLONE[1], CLONE[3], ("app/p2", "app_clone/c1", "app_clone/c3", "odd")),
-        # A value put by hand, or AWS's rotation of a single user: the same account twice.
+        # A value written by hand, or AWS's rotation of a single user: the same account twice.
         (APP[2], APP[1], None, ("app/p2", None, "app/p1", "odd")),
         (CLONE[2], CLONE[1], None, (None, "app_clone/c2", "app_clone/c1", "even")),
         (APP[2], APP[1], APP[3], ("app/p2", None, "app/p3", "odd")),
         (APP[2], APP[1], CLONE[3], ("app/p2", "app_clone/c3", "app/p1", "odd")),
-        # An AWSPENDING that is nothing new, or of somebody else.
+        # An AWSPENDING that is not new, or belongs to somebody else.
         (CLONE[1], APP[0], CLONE[1], ("app/p0", "app_clone/c1", None, "even")),
         (CLONE[1], APP[0], account("other", "x"), ("app/p0", "app_clone/c1", None, "even")),
         # A clone that is alone keeps its parity.
         (CLONE[1], None, None, (None, "app_clone/c1", None, "even")),
-        # Names of other rotations: parity by name all the same, whoever is current.
+        # Names from other rotations: parity is still by name, whichever is current.
         (account("b", "1"), account("a", "2"), None, ("a/2", "b/1", None, "even")),
         (account("a", "1"), account("b", "2"), None, ("a/1", "b/2", None, "odd")),
     ],
@@ -64,7 +64,7 @@ def test_alternating_users_by_name(
 def test_every_published_credential_of_alternating_users_is_tried(
     users: tuple[str, str | None], pending_user: str | None
 ) -> None:
-    """Whichever of the stages' passwords the database accepts, the pair has it."""
+    """Whichever of the stages' passwords the database accepts, the pair contains it."""
     stages = [Account(Credential(user, str(n))) if user else None for n, user in enumerate((*users, pending_user))]
     assert stages[0] is not None
     found = set(from_alternating(Stages(stages[0], *stages[1:])).credentials())

@@ -1,7 +1,7 @@
 """AWS's own alternating-users rotation, step by step, with pools under load on a real Postgres.
 
-At every moment at which one published credential is valid, a pool that has run all along and one that starts just then
-must both serve without an error.
+Whenever one published credential is valid, a pool that has been running all along and one that starts at that moment
+must both work without an error.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Rotation:
 
 
 class Stage:
-    """A pool under load, and everything that a moment is judged by."""
+    """A pool under load, and everything by which a moment is judged."""
 
     def __init__(self, aws_secret: AwsSecret, rotation: Rotation) -> None:
         self.aws_secret = aws_secret
@@ -75,7 +75,7 @@ class Stage:
         self._stopped = False
 
     def new_pool(self, **options: Any) -> aiopqr.AlternatingPool:
-        """Without a DSN: the secret says where the database is."""
+        """Without a DSN, since the secret names the database."""
         source = SecretsManagerSource(self.aws_secret.name, start_spread=0.0, interval=0.2, **self.aws_secret.options)
         defaults = {"min_size": 0, "max_size": 3, "ssl": "disable", "timeout": 10.0}
         return aiopqr.create_pool(credentials=source, **{**defaults, **options})
@@ -100,7 +100,7 @@ class Stage:
             await asyncio.sleep(0.005)
 
     async def holds(self, moment: str, *, readable: bool = True, connects: bool = True) -> None:
-        """The pool has fetched and connected anew since this moment, a new one starts, and there is no error."""
+        """The pool has fetched and connected again since this moment, a new one starts, and there is no error."""
         before = self.pool.stats()
         if connects:
             await eventually(lambda: opened(self.pool) >= opened(before) + 4)
@@ -177,7 +177,7 @@ async def test_a_value_put_by_hand_before_the_database_has_it_costs_nothing(stag
         await stage.holds("a rotation begins from there")
         await aws_secret.move("AWSPENDING", away=rotation.token)
         await rotation.server.set_password(by_hand["username"], "by-hand")
-        # What was refused before is tried again by a probe some time later; until then the open connections serve on.
+        # A probe will try the refused password again some time later; until then the open connections stay in use.
         await stage.holds("the database has it now", connects=False)
         await rotation.whole()
         await stage.holds("and a rotation makes the pair whole again", connects=False)

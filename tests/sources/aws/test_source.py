@@ -323,7 +323,7 @@ async def test_a_source_keeps_no_text_of_a_secret(aws_secret: AwsSecret) -> None
         return [o for o in gc.get_objects() if type(o) is dict and type(o.get("SecretString")) is str]
 
     await aws_secret.put({**PAIR, "note": "hunter2-beside-the-password"})
-    before = {id(held): held for held in holding()}  # by the client of this test, which has just sent it
+    before = {id(held): held for held in holding()}  # from the client of this test, which has just sent it
     async with fetching(source(aws_secret)) as fetch:
         await fetch()
         assert [held for held in holding() if id(held) not in before] == []
@@ -394,7 +394,7 @@ def test_a_source_serves_one_event_loop_after_the_other(service: SecretsManager)
     shared = SecretsManagerSource(name, start_spread=0.0, **service.options)
     for _ in range(3):
         assert asyncio.run(shared.fetch()).odd == Credential("app_odd", "odd-1")
-    gc.collect()  # nothing of the loops that are gone complains
+    gc.collect()  # nothing from the loops that are gone complains
     asyncio.run(shared.aclose())
 
 
@@ -405,7 +405,7 @@ def test_a_forked_child_opens_a_client_of_its_own(service: SecretsManager) -> No
     async def parent() -> int:
         await shared.fetch()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # a fork of a process with threads
+            warnings.simplefilter("ignore", DeprecationWarning)  # about forking a process with threads
             pid = os.fork()
         if pid == 0:
             asyncio._set_running_loop(None)

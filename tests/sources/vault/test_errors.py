@@ -1,4 +1,4 @@
-"""Vault errors are classified: those of a real OpenBao where it can be made to fail, or else of a stub."""
+"""Vault errors are classified: those of a real OpenBao if it can be made to fail, or else of a stub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from aiopqr.testing.server import in_a_thread
 
 
 class Stub(BaseHTTPRequestHandler):
-    """Answers every request alike."""
+    """Gives every request the same answer."""
 
     status: ClassVar[int] = 200
     body: ClassVar[bytes] = b""

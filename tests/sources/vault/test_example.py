@@ -1,4 +1,4 @@
-"""The example does what it says."""
+"""The example does what it claims."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[3] / "examples" / "vault.py"
 
 
-@pytest.mark.usefixtures("vault")  # skips where there is none
+@pytest.mark.usefixtures("vault")  # skips the test if there is none
 async def test_the_example_changes_passwords_under_load_without_an_error() -> None:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("AIOPQR_", "VAULT_", "BAO_", "PG"))}
     process = await asyncio.create_subprocess_exec(

@@ -127,7 +127,7 @@ async def test_no_token_and_no_password_is_in_a_log_a_repr_or_an_error(
             try:
                 await source.fetch()
             except VaultError as exc:
-                frames = list(traceback.walk_tb(exc.__traceback__))[1:]  # less this function, which knows the token
+                frames = list(traceback.walk_tb(exc.__traceback__))[1:]  # without this function, which knows the token
                 texts += traceback.StackSummary.extract(frames, capture_locals=True).format()
                 texts.append(str(exc))
             await vault.revoke(token)

@@ -115,7 +115,7 @@ async def test_a_lease_whose_early_renewal_is_cut_short_is_replaced_before_it_en
 async def test_the_token_is_looked_up_without_renewing_the_leases(vault_database: VaultDatabase) -> None:
     await vault_database.dynamic_role("app", ttl="1h")
     async with closing(source(vault_database)) as own:
-        own._client._look_up_at = time.monotonic() + 0.2  # which is some seconds later else
+        own._client._look_up_at = time.monotonic() + 0.2  # otherwise that is some seconds later
         before = await own.fetch()
         assert before.refresh_in is not None
         assert before.refresh_in < 0.5
@@ -151,7 +151,7 @@ async def test_without_the_right_to_renew_leases_are_replaced(
 
 
 async def orphans(postgres: RotatingPostgres, margin: float) -> int:
-    """How many sessions have been there for ``margin`` seconds, now and then, although their role is gone."""
+    """How many sessions exist both now and ``margin`` seconds later, although their role is gone."""
     sql = (
         "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND usesysid IS NOT NULL"
         " AND NOT EXISTS (SELECT FROM pg_roles WHERE oid = usesysid)"

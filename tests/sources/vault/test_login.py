@@ -1,4 +1,4 @@
-"""Ways to log in, on a real OpenBao, and tokens that end."""
+"""Ways to log in, on a real OpenBao, and tokens that expire."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def app_role(vault: Vault, mount: str, **options: Any) -> AppRole:
 
 
 async def logins(vault: Vault, mount: str) -> int:
-    """How many tokens the method has given that are not over."""
+    """How many of the method's tokens are still valid."""
     found = 0
     for accessor in (await vault.ask("LIST", "auth/token/accessors"))["data"]["keys"]:
         try:
@@ -205,7 +205,7 @@ async def test_a_jwt_logs_in(vault: Vault, mount: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def cluster() -> Iterator[str]:
-    """Kubernetes' TokenReview, which takes every token for that of one service account."""
+    """Kubernetes' TokenReview, which accepts every token as that of one service account."""
 
     class Reviewer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -30,7 +30,7 @@ SECONDS = 10.0 if PROOF else 2.0
 
 @dataclass
 class Rig:
-    """A pool of two static roles under load, and what its refresher has said."""
+    """A pool of two static roles under load, and its refresher's events."""
 
     postgres: RotatingPostgres
     database: VaultDatabase
@@ -90,7 +90,7 @@ async def test_while_vault_is_away_a_changed_password_costs_nothing(rig: Rig, wa
         await rig.rotate_both(pool)
         await in_a_thread(vault.kill if way == "killed" else vault.seal)
         await rig.says(events.RefreshFailed, "no answer" if way == "killed" else "sealed")
-        # Nobody can publish this one; the other account serves.
+        # Nobody can publish this one, so the other account is used.
         await rig.postgres.server.set_password(rig.postgres.usernames[0], secrets.token_hex(8))
         await asyncio.sleep(SECONDS)
         await in_a_thread(vault.resume if way == "killed" else vault.unseal)

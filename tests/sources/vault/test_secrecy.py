@@ -1,4 +1,4 @@
-"""Vault's tokens, and the passwords that it gives, are seen by nobody else; forks and namespaces keep apart."""
+"""Vault's tokens, and the passwords that it gives, are seen by nobody else; forks and namespaces are kept apart."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_no_log_holds_a_token_or_a_password_at_any_level(
         seen = [token, secret_id, vault.token.reveal()]
         for source in sources:
             await stack.enter_async_context(closing(source))
-            source._client._look_up_at = 1e-9  # the token is looked up, and then renewed, at once
+            source._client._look_up_at = 1e-9  # the token is looked up, and then renewed, immediately
             seen += passwords(await source.fetch(), await source.fetch())
         denied = VaultSource.kv("logged", start_spread=0, url=vault.url, auth=AppRole(role_id, secret_id, mount=mount))
         await stack.enter_async_context(closing(denied))
@@ -81,7 +81,7 @@ asyncio.run(main())
 
 
 async def test_no_process_shows_a_token_or_a_password(vault_database: VaultDatabase) -> None:
-    """The token that a user puts into the environment stays there, and comes into no command line."""
+    """The token that a user puts into the environment stays there, and appears in no command line."""
     await vault_database.dynamic_role("app")
     vault = vault_database.vault
     token = vault.token.reveal()

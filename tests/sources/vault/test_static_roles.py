@@ -40,7 +40,7 @@ async def test_the_account_changed_last_is_active_and_the_next_fetch_comes_after
         changed = await own.fetch()
         assert (changed.active, changed.even) == (Parity.ODD, pair.even)
         assert changed.odd != pair.odd
-        own._client._life = _Life.of(0.0, False, 0.0)  # as if it were known that the root token never ends
+        own._client._life = _Life.of(0.0, False, 0.0)  # as if it were known that the root token never expires
         again = (await own.fetch()).refresh_in
         assert again is not None
         assert 38.0 < again < 46.0
