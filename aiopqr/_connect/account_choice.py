@@ -152,7 +152,7 @@ class Alternator:
         return max((self._end(account) for account in usable), default=-math.inf)
 
     def is_worthwhile(self, attempt: Attempt, now: float) -> bool:
-        """Whether an attempt that had to wait is still worth making: not superseded, refused or expired meanwhile."""
+        """Whether an attempt that had to wait is still worth making: not superseded, refused or expired by now."""
         credential = attempt.credential
         if not self._is_current(attempt) or self.expiry.has_passed(credential, now):
             return False

@@ -73,7 +73,7 @@ class Maker:
         if self._state is None:
             self._feed.subscribe(self)
             await self._feed.start()
-        if self._state is None:  # another task may have started it meanwhile
+        if self._state is None:  # another task may have started it by now
             connect = self._own_connect
             self._state = ConnectorState(self.name, self.events, self._feed, connect, self._keys, self._logins)
             if self._keys is not None:

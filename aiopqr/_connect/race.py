@@ -178,7 +178,7 @@ class Race:
         if now < newest.begun + silence - TICK:
             return newest.begun + silence
         self._record_silence()
-        if not state.alternator.is_worthwhile(self._attempt, now):  # refused or superseded meanwhile
+        if not state.alternator.is_worthwhile(self._attempt, now):  # refused or superseded by now
             for login in [one for one in self._racing if one.attempt.credential == self._attempt.credential]:
                 self._give_up(login)
             if not self._racing:

@@ -55,7 +55,7 @@ class KeyCache:
 
     def _settle(self, key: tuple[Secret, Challenge], future: asyncio.Future[Keys]) -> None:
         failed = future.cancelled() or future.exception() is not None
-        if self._entries.get(key) is future:  # not forgotten meanwhile
+        if self._entries.get(key) is future:  # it has not been forgotten in the meantime
             if failed:
                 del self._entries[key]
             else:

@@ -58,7 +58,7 @@ class Supply:
         self._checks = Checks(connections, replacement, loop, on_read_only=self.check_doubted)
         self.waiting: dict[asyncio.Future[Any], None] = {}  # acquirers that wait for a connection, in order
         self._jobs: dict[asyncio.Task[None], asyncio.Future[Any] | None] = {}  # each with the acquirer that caused it
-        # Acquirers that wait for the connection of their own job only, each with the timer that ends this.
+        # Acquirers that wait only for the connection of their own job, each with the timer that ends this.
         self._waiting_for_own: dict[asyncio.Future[Any], asyncio.TimerHandle] = {}
         self.resetting = 0  # connections in a deferred reset, which will be ready in a moment
         self._connects: set[asyncio.Task[Any]] = set()  # tasks that are connecting: jobs, or asyncpg opening the pool
@@ -148,8 +148,8 @@ class Supply:
     def ended(self, pooled: PooledConnection, was_lost: bool) -> None:
         """Called when a connection has ended. If it ``was_lost`` early in its life, do not replace it in a hurry.
 
-        That is only necessary if nobody used it. If it was in use, its user or its release may have closed it, and
-        there cannot be more such ends than acquires. Of the idle ones, the pool itself closes only a surplus.
+        That is only necessary if nobody was using it. Otherwise its user or its release may have closed it, which
+        cannot happen more often than acquires. Of the idle connections, the pool itself closes only a surplus.
         """
         now = self._now()
         if now - pooled.born >= SHORT_LIFE:
@@ -191,7 +191,7 @@ class Supply:
     async def _restore(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Connect to restore ``min_size``, but not in a hurry if connections do not last, unless somebody waits.
 
-        asyncpg has taken a place out of its queue for this, so acquirers could not use that meanwhile.
+        asyncpg has taken a place out of its queue for this, so acquirers cannot use that place in the meantime.
         """
         try:
             self._is_short.clear()

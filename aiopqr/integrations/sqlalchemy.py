@@ -210,7 +210,7 @@ class _Link:
         while self._own:
             loop, own = self._own.popitem()
             if own.connector:
-                with contextlib.suppress(RuntimeError):  # closed meanwhile
+                with contextlib.suppress(RuntimeError):  # the loop has just been closed
                     loop.call_soon_threadsafe(own.connector.terminate)
 
     def _drop_unusable(self) -> None:

@@ -178,7 +178,7 @@ class _Rotation:
             logger.info("%s: waiting %.0f s for pools to stop using %r", self.store, wait, pending.username)
             await asyncio.sleep(wait)
         async with database.altering(secret.pair) as admin:
-            # If this run was suspended and the next rotation has begun meanwhile, it must not alter anything.
+            # If this run was suspended and the next rotation has begun by now, it must not alter anything.
             if (await self._snapshot()).revision != snapshot.revision:
                 raise RotationError(f"secret {self.store.secret_id!r} was changed in the meantime")
             if (await database.login(pending)).accepted:  # renewing VALID UNTIL again would lengthen it

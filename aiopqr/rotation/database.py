@@ -94,8 +94,8 @@ class Database:
     async def exclusively(self, pair: CredentialPair) -> AsyncIterator[Any]:
         """Keep other rotators of this pair out until the block ends. Yields the connection that holds the lock.
 
-        Raises :class:`RotationRefused` if another rotator is running. If the connection is lost meanwhile, that is not
-        an error: even then, the store's compare-and-set and :meth:`altering` prevent two rotators from doing harm.
+        Raises :class:`RotationRefused` if another rotator is running. Losing the connection meanwhile is not an
+        error: even then, the store's compare-and-set and :meth:`altering` prevent two rotators from doing harm.
         """
         async with self._transaction() as con:
             if not await con.fetchval("SELECT pg_try_advisory_xact_lock($1)", _lock_key("rotation", pair)):

@@ -66,7 +66,7 @@ class Login:
 class Session:
     """A session of one of the accounts.
 
-    ``started`` and ``address`` are None if the admin role may not see them; ``address`` also for a Unix socket.
+    ``started`` and ``address`` are None if the admin role may not see them; ``address`` is None for a Unix socket, too.
     """
 
     parity: Parity

@@ -18,7 +18,7 @@ from .._threads import OwnThread
 from ..credentials import SECRET_KEYS, CredentialPair
 from ..errors import InvalidSecret, SourceError
 
-_TRIES = 3  # how many times to read a folder that is replaced meanwhile
+_TRIES = 3  # how many times to read a folder that is replaced during each read
 
 
 class FileSource:

@@ -112,7 +112,7 @@ async def test_sessions_ended_by_the_administrator_are_no_refusal(
     assert stats.accounts["odd"].refused == stats.accounts["even"].refused == 0
 
 
-# Late and double.
+# Late and duplicate refusals.
 
 
 async def test_a_late_refusal_of_an_old_password_says_nothing_of_the_new_one(

@@ -83,7 +83,7 @@ async def test_all_hosts_down_is_an_outage_that_is_waited_out(cluster: Cluster) 
 
 
 async def test_a_standby_that_does_not_know_the_new_password_yet_costs_no_error(cluster: Cluster) -> None:
-    """It is asked first, and refuses what the primary would accept: the other account serves meanwhile."""
+    """It is asked first, and refuses what the primary would accept: the other account is used meanwhile."""
     await cluster.standby.execute("select pg_wal_replay_pause()")
     async with cluster.pool(refresh_interval=0) as pool:
         await cluster.postgres.rotate("odd")
@@ -116,7 +116,7 @@ async def test_where_the_preferred_standby_is_down_the_primary_serves(cluster: C
 
 
 async def test_where_the_preferred_standby_refuses_the_account_the_primary_serves(cluster: Cluster) -> None:
-    """A standby that lags does not know the new password yet, and here there is no other account."""
+    """A lagging standby does not know the new password yet, and here there is no other account."""
     await cluster.standby.execute("select pg_wal_replay_pause()")
     await cluster.postgres.rotate("odd")
     cluster.postgres.source.pair = replace(cluster.postgres.source.pair, even=None)

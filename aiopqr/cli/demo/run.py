@@ -1,6 +1,6 @@
 """Runs the demo: pools under load while passwords change.
 
-It knows nothing of the command line or of drawing, so that tests can run it with a screen of their own.
+It knows nothing of the command line or of drawing, so that tests can run it with their own screen.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def open_stage(dsn: str | None, contestants: int, *, single: bool = False) -> AsyncIterator[Stage]:
-    """Set up the stage, and clean up in the end: no process, directory, database or account is left behind."""
+    """Set up the stage, and clean up at the end: no process, directory, database or account is left behind."""
     server = EmbeddedPostgres() if dsn is None else existing_server(dsn)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(server)
@@ -181,7 +181,7 @@ def write_pair(file: Path, pair: CredentialPair) -> None:
 
 
 async def _finish(clear: object) -> None:
-    """Clean up completely, even if cancelled meanwhile."""
+    """Clean up completely, even if cancelled."""
     assert callable(clear)
     task = asyncio.ensure_future(clear())
     try:

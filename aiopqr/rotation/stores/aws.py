@@ -102,7 +102,7 @@ class SecretsManagerStore:
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
-    # Also for the Lambda. The frames of these methods hold secrets, so call them through `run`.
+    # The Lambda uses these too. The frames of these methods hold secrets, so call them through `run`.
 
     async def run(self, step: Awaitable[_T]) -> _T:
         """Await a step. Errors of AWS or of the secret's value are raised as :class:`StoreError`, without frames."""
