@@ -123,7 +123,7 @@ class VaultClient:
         if isinstance(self._auth, TokenFile) or (self._auth and self._life is None):
             self._log_in()
         elif self._life is None:
-            # Wait some seconds before looking up a given token's lifetime, so that a starting fleet asks less.
+            # Wait before looking up a given token's lifetime, so that a starting fleet makes fewer requests.
             self._look_up_at = self._look_up_at or now + random.uniform(*_LOOK_UP_AFTER)
             if now >= self._look_up_at:
                 self._look_up()
