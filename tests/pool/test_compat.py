@@ -324,6 +324,22 @@ async def test_a_place_given_at_once_is_as_asyncpg_leaves_it(postgres: RotatingP
         assert await after(give) == await after(pool.release)
 
 
+async def test_the_flags_of_asyncpgs_pool_mean_what_ours_sets_them_for() -> None:
+    """AlternatingPool sets them while it fetches its first credentials, and before it turns acquirers away."""
+    pool = asyncpg.create_pool("postgresql://127.0.0.1:1/nowhere", min_size=0)
+    assert (pool._initializing, pool._closing, pool.is_closing()) == (False, False, False)
+    pool._initializing = True
+    with pytest.raises(asyncpg.InterfaceError, match="being initialized"):
+        await pool.acquire()
+    pool._initializing = False
+    await pool
+    pool._closing = True
+    assert pool.is_closing()
+    with pytest.raises(asyncpg.InterfaceError, match="closing"):
+        await pool.acquire()
+    pool.terminate()
+
+
 async def test_a_place_handed_out_is_as_asyncpg_leaves_it(postgres: RotatingPostgres) -> None:
     account = postgres.pair.odd
     assert account is not None
