@@ -76,14 +76,12 @@ def create_pool(
       transaction. Nobody gets the connection before the reset is confirmed, but until then, advisory locks, LISTEN, SET
       and cursors remain in effect for a moment.
     - ``reset_timeout``: For the reset of a ``release()``. None: wait as long as it takes.
-    - ``leak_detection_threshold``: Report a connection held for longer, with the stack trace of its ``acquire()``. 0:
-      never.
+    - ``leak_detection_threshold``: Report a connection held for longer, with a stack trace of the acquire. 0: never.
     - ``refresh_interval``: Between two fetches. None: the source's own; 0: only when an account is refused.
     - ``fetch_timeout``: For one fetch of the credentials.
     - ``keep_renamed``: If a source with a single account starts to return a different one, keep the previous one as a
       last resort: see :class:`Refresher`. False: replace its connections immediately.
-    - ``drain_on_rotation``: When a password changes, replace its connections immediately, not at the end of their
-      lifetime.
+    - ``drain_on_rotation``: When a password changes, replace its connections at once, not at the end of their lifetime.
     - ``scram_cache``: Derive the SCRAM keys once for each password, instead of once for each connect.
     - ``require_auth``, ``channel_binding``: What the server may ask for, as in libpq; also in the DSN. None: never a
       password as plain text without TLS, and SCRAM bound to the server's certificate if the server supports it. A
@@ -100,8 +98,7 @@ def create_pool(
 
     Opening the pool raises the source's error if the fetch fails; :class:`CredentialsRefused` if every account is
     refused for ``timeout`` seconds; :class:`ConnectTimeout` if the server stays down that long; and other errors of the
-    server immediately, including :class:`UntrustedServer`. An option that cannot work raises
-    :class:`ConfigurationError`.
+    server at once, including :class:`UntrustedServer`. An option that cannot work raises :class:`ConfigurationError`.
     """
     return AlternatingPool(
         dsn,
