@@ -27,10 +27,11 @@ logger = logging.getLogger("aiopqr")
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A login succeeded."""
+    """A login succeeded. ``is_standby`` is only meaningful if a standby is preferred."""
 
     con: Any
     attempt: Attempt
+    is_standby: bool = False
 
 
 @dataclass(frozen=True, slots=True)

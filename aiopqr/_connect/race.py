@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
 
 import asyncpg
 
@@ -74,7 +73,7 @@ class Race:
                     break  # none of the unanswered logins is worth waiting for
                 await wait_until(look_again, self._wake)
                 self._wake.clear()
-                winner = await self._take_done()
+                winner = self._take_done()
                 if winner is None and self._racing and self._deadline - self._loop.time() <= TICK:
                     self._record_silence(at_deadline=True)
                     raise TimeoutError
@@ -84,7 +83,9 @@ class Race:
 
     # Logins that have ended.
 
-    async def _take_done(self) -> Connected | None:
+    def _take_done(self) -> Connected | None:
+        # Another connect may have cancelled an extra login to make room for its own.
+        self._racing = [login for login in self._racing if not login.is_cancelled]
         done = [login for login in self._racing if login.task.done()]
         # Successes first: if another login fails at the same moment, that must not drop a good connection.
         for login in sorted(done, key=lambda login: not login.has_connected):
@@ -93,7 +94,7 @@ class Race:
             self._racing.remove(login)
             outcome = _unless_lost(self._state.logins.take(login))
             self._add_further(login)
-            if isinstance(outcome, Connected) and await self._has_wanted_role(outcome.con, login.address):
+            if isinstance(outcome, Connected) and self._has_wanted_role(outcome, login.address):
                 self._mark_silent_hosts(login)
                 return outcome
             if isinstance(outcome, Failed):
@@ -104,24 +105,20 @@ class Race:
             self._racing[0].kind = Kind.OWN  # it takes over the connect's place in the pool
         return None
 
-    async def _has_wanted_role(self, con: Any, address: Address | None) -> bool:
+    def _has_wanted_role(self, connected: Connected, address: Address | None) -> bool:
         """Whether to use the connection. With prefer-standby, a primary is used only if there is no standby.
 
         A primary is closed, and tried again after all others. If it were kept open, it would be a socket for which the
         pool has no place.
         """
-        if not self._arguments.prefers_standby or address in self._primaries or self._primaries >= {*self._untried}:
+        if not self._arguments.prefers_standby or connected.is_standby:
             return True
-        is_standby = False
-        try:
-            is_standby = await self._state.is_standby(con)
-        finally:
-            if not is_standby:
-                con.terminate()
-        if not is_standby:
-            self._primaries.add(address)
-            self._untried.append(address)
-        return is_standby
+        if address in self._primaries or self._primaries >= {*self._untried}:
+            return True
+        connected.con.terminate()
+        self._primaries.add(address)
+        self._untried.append(address)
+        return False
 
     def _failed(self, login: Login, failed: Failed) -> None:
         self.last = failed.error
@@ -193,6 +190,7 @@ class Race:
         if len(self._racing) > 1 and now - oldest.begun >= 2 * state.pace.patience:
             self._give_up(oldest)
             newest.kind = Kind.OWN
+            oldest = self._racing[0]
         self._plan_next(now)
         if state.logins.make_room(Kind.EXTRA):
             for login in state.logins.extras():  # it has been unanswered for long enough, in this race or another
@@ -201,8 +199,9 @@ class Race:
             return self._begin(Kind.EXTRA).begun + silence
         if now - oldest.begun < state.pace.patience:
             return now + _LOOK_AGAIN
+        kind = oldest.kind  # the new login takes over the place of the old one
         self._give_up(oldest)
-        return self._begin(Kind.OWN).begun + silence
+        return self._begin(kind).begun + silence
 
     def _moves_on(self, oldest: Login, now: float) -> bool:
         """Abandon the login if its host is known to be silent and the next one is not. Returns whether it did."""

@@ -106,7 +106,7 @@ class ConnectorState:
                 timeout=timeout,
                 **arguments.kwargs_for(made.address),
             )
-            await self._check_role(con, arguments.session_attribute, timeout)
+            is_standby = await self._examine(con, arguments, timeout)
         except Exception as exc:
             return self._failed(made, arguments, without_frames(exc), loop.time())
         except BaseException:
@@ -121,7 +121,7 @@ class ConnectorState:
         self.pace.record(now - made.begun)
         self.hosts.answered(made.address)
         self.accepted(attempt, now)
-        return Connected(con, attempt)
+        return Connected(con, attempt, is_standby)
 
     def _failed(self, made: Login, arguments: Arguments, exc: Exception, now: float) -> Failed:
         is_socket = made.address is not None and made.address.is_socket
@@ -153,23 +153,31 @@ class ConnectorState:
         """
         self._check_roles_until = asyncio.get_running_loop().time() + CHECK_FOR
 
-    async def _check_role(self, con: Any, session_attribute: str, timeout: float | None) -> None:
-        """Raise the error that asyncpg has for it if a new connection's server must accept writes and does not."""
-        question = QUESTIONS.get(session_attribute)
-        if question is None or asyncio.get_running_loop().time() >= self._check_roles_until:
-            return
+    async def _examine(self, con: Any, arguments: Arguments, timeout: float | None) -> bool:
+        """Check the role of a new connection's server. Returns whether it is a standby, if one is preferred.
+
+        Raises the error that asyncpg has for it if the server must accept writes and does not.
+        """
+        question = QUESTIONS.get(arguments.session_attribute)
+        if asyncio.get_running_loop().time() >= self._check_roles_until:
+            question = None
+        if question is None and not arguments.prefers_standby:
+            return False
         try:
             async with asyncio.timeout(timeout):
+                if question is None:
+                    return await _is_standby(con)
                 if await con.execute(question) == NO_WRITER:
                     self.check_roles()
                     raise asyncpg.TargetServerAttributeNotMatched(
-                        f"the server does not accept writes ({session_attribute})"
+                        f"the server does not accept writes ({arguments.session_attribute})"
                     )
         except asyncpg.SyntaxOrAccessError:
             pass  # the server does not understand the question
         except BaseException:
             con.terminate()
             raise
+        return False
 
     def probe(self, attempt: Attempt, arguments: Arguments) -> None:
         """Start a login in the background that tests whether a refused account works again."""
@@ -180,13 +188,6 @@ class ConnectorState:
             self.begin(Kind.PROBE, attempt, address, arguments, self.pace.patience)
         else:
             self.abandoned(attempt, now)
-
-    async def is_standby(self, con: Any) -> bool:
-        """Whether the connection's server is a standby."""
-        reported = getattr(con.get_settings(), "in_hot_standby", None)  # since Postgres 14
-        if reported is not None:
-            return bool(reported == "on")
-        return bool(await con.fetchval("select pg_catalog.pg_is_in_recovery()"))
 
     def refused(self, attempt: Attempt, verdict: Verdict, exc: BaseException, now: float) -> None:
         self.counts.accounts[attempt.parity].refused += 1
@@ -284,3 +285,11 @@ class ConnectorState:
         """Wake everyone who waits for a turn, so that they look again."""
         self.turn_ended.set()
         self.turn_ended = asyncio.Event()
+
+
+async def _is_standby(con: Any) -> bool:
+    """Whether the connection's server is a standby."""
+    reported = getattr(con.get_settings(), "in_hot_standby", None)  # since Postgres 14
+    if reported is not None:
+        return bool(reported == "on")
+    return bool(await con.fetchval("select pg_catalog.pg_is_in_recovery()"))

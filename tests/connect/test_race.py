@@ -227,6 +227,82 @@ async def test_extra_logins_come_one_at_a_time_and_three_a_second_for_all_connec
     assert 2 <= hang.begun - connects <= 1 + 3 * took
 
 
+async def test_a_silent_server_never_gets_more_logins_than_there_are_connects_and_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aiopqr._connect.outage.SILENCE", 0.02)
+    monkeypatch.setattr("aiopqr._connect.outage.PATIENCE_UNKNOWN", 0.5)
+    hang, connects = Hanging(), 5
+    async with aiopqr.Connector(credentials=PAIR, connect=hang) as maker:
+        maker_of(maker)._logins.room = lambda: 1
+        await asyncio.gather(*(maker.connect(timeout=4) for _ in range(connects)), return_exceptions=True)
+    assert hang.begun > 2 * connects
+    assert hang.most <= connects + 1
+
+
+async def test_a_connect_goes_on_if_the_room_for_its_extra_login_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiopqr._connect.outage.SILENCE", 0.02)
+    monkeypatch.setattr("aiopqr._connect.outage.PATIENCE_UNKNOWN", 1.0)
+    hang, room = Hanging(), 2
+    async with aiopqr.Connector(credentials=PAIR, connect=hang) as maker:
+        maker_of(maker)._logins.room = lambda: room
+        connecting = asyncio.create_task(maker.connect(timeout=4))
+        await eventually(lambda: hang.begun == 7)  # the next extra login would begin after twice the patience
+        room = 0
+        with pytest.raises(aiopqr.ConnectTimeout):
+            await connecting
+
+
+async def test_a_connect_does_not_wait_for_an_extra_login_that_another_one_has_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aiopqr._connect.outage.SILENCE", 0.05)
+    begun: list[asyncio.Future[Any]] = []
+    room = 1
+
+    async def connect(*args: Any, **kwargs: Any) -> Any:
+        begun.append(asyncio.get_running_loop().create_future())
+        return await begun[-1]
+
+    async with aiopqr.Connector(credentials=PAIR, connect=connect) as maker:
+        maker_of(maker)._logins.room = lambda: room
+        first = asyncio.create_task(maker.connect())
+        await eventually(lambda: len(begun) == 2)
+        room = 0
+        second = asyncio.create_task(maker.connect())
+        await eventually(lambda: len(begun) == 3 and begun[1].cancelled())
+        begun[0].set_exception(ConnectionRefusedError())
+        await eventually(lambda: len(begun) == 4, within=3)
+        for connecting in (first, second):
+            connecting.cancel()
+        await asyncio.wait({first, second})
+
+
+class Reticent(Proxy):
+    """Does not report whether the server is a standby, and becomes silent when it is asked for the second time."""
+
+    asked = 0
+
+    async def _pump(self, reader: Any, writer: Any, budget: int | None) -> None:
+        while data := await reader.read(65536):
+            self.asked += data.count(b"pg_catalog.pg_is_in_recovery")  # not in the answer
+            if self.asked == 2:
+                await asyncio.Event().wait()
+            writer.write(data.replace(b"in_hot_standby", b"xx_hot_standby"))
+            await writer.drain()
+        writer.close()
+
+
+async def test_the_timeout_covers_the_question_whether_the_server_is_a_standby(postgres: RotatingPostgres) -> None:
+    async with Reticent(postgres.server.host, postgres.server.port) as proxy:
+        dsn = f"postgresql://127.0.0.1:{proxy.port},localhost:{proxy.port}/{postgres.database}"
+        maker = aiopqr.Connector(dsn, credentials=postgres.source, ssl="disable", target_session_attrs="prefer-standby")
+        async with maker, asyncio.timeout(10):
+            with pytest.raises(aiopqr.ConnectTimeout):
+                await maker.connect(timeout=0.7)
+        assert proxy.asked == 2
+
+
 async def test_logins_that_are_silent_until_their_password_is_superseded_give_way_to_the_new_one(
     postgres: RotatingPostgres,
 ) -> None:
