@@ -68,8 +68,8 @@ def flaw_of_dsn(dsn: str) -> str | None:
         return _NO_DSN
     user, at, hosts = parts.netloc.partition("@")
     hosts = hosts if at else user
-    # Without a user and a database, `name:1234?x=y@host` looks like a port and a parameter.
-    may_be_password = not at and not parts.path and ":" in hosts
+    # If no database follows, `name:1234?x=y@host` looks like a port and a parameter.
+    may_be_password = not parts.path and ":" in parts.netloc
     query = parts.query if may_be_password else "&".join(part.partition("=")[0] for part in parts.query.split("&"))
     if any("@" in text for text in (hosts, parts.path, parts.fragment, query)):
         return f"contains an @ that is not escaped. {_ESCAPE}"

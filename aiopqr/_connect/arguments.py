@@ -16,8 +16,8 @@ from ..errors import ConfigurationError
 # The arguments and variables that decide a connect's target and trust, apart from the service file. If a service file
 # may be involved, nothing is cached.
 _DECISIVE = frozenset(
-    {"dsn", "host", "port", "database", "ssl", "target_session_attrs", "service", "servicefile", "require_auth",
-     "channel_binding"}
+    {"dsn", "host", "port", "database", "ssl", "direct_tls", "target_session_attrs", "service", "servicefile",
+     "require_auth", "channel_binding"}
 )  # fmt: skip
 _VARIABLES = (
     "PGHOST",

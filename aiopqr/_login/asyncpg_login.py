@@ -202,7 +202,10 @@ async def answered(
     """Call asyncpg's connect with a view of the loop, so that the handshake answers the server instead of asyncpg."""
     try:
         con = await _watched(connect(*args, password=_PLACEHOLDER, loop=view, **kwargs), view.step_in)
-    except Exception as exc:
+    except BaseException as exc:
+        view.abort()
+        if not isinstance(exc, Exception):
+            raise
         if claim.failure is not None:
             raise claim.failure from None
         if isinstance(exc, asyncpg.PostgresError) and not claim.handled:
@@ -284,6 +287,7 @@ class _LoginLoop:
         self._claim = claim
         self._ip = ip
         self._upgraded: asyncio.Transport | None = None  # a transport for which asyncpg will make its protocol later
+        self._made: list[asyncio.Transport] = []
         # asyncpg's protocol will use these through the view. As attributes, they are as fast as the real loop's.
         self.call_later, self.time, self.create_future = real.call_later, real.time, real.create_future
 
@@ -314,6 +318,8 @@ class _LoginLoop:
     async def start_tls(self, *args: Any, **kwargs: Any) -> Any:
         self.began_tls = True
         self._upgraded = await self.real.start_tls(*args, **kwargs)
+        if self._upgraded is not None:
+            self._made.append(self._upgraded)
         return self._upgraded
 
     def _in_front(self, factory: Callable[[], Any]) -> Callable[[], Any]:
@@ -325,12 +331,21 @@ class _LoginLoop:
 
     def _entered(self, made: tuple[asyncio.Transport, Any]) -> tuple[asyncio.Transport, Any]:
         transport, protocol = made
+        self._made.append(transport)
         if isinstance(protocol, Handshake):
             self._upgraded = None
             return transport, protocol.inner
         # This is the protocol that asyncpg uses for the SSLRequest. If the server declines TLS, nothing is upgraded.
         self._upgraded = transport
         return made
+
+    def abort(self) -> None:
+        """Close the sockets of a login that has failed, without waiting for the server.
+
+        asyncpg has closed the transports, but with TLS, that waits up to 30 s for an answer.
+        """
+        for transport in self._made:
+            transport.abort()
 
     def step_in(self) -> None:
         """Put a handshake in front of asyncpg's protocol as soon as that exists."""

@@ -90,9 +90,10 @@ def without_dsn(
     """
     dsn = args[0] if args else kwargs.get("dsn")
     query = dict(parse_qsl(urlsplit(dsn).query)) if isinstance(dsn, str) and dsn else {"": ""}
-    if not query.keys() <= {"sslmode"} or len(target.addresses) > 1 or target.addresses[0].is_socket:
+    address, tls = target.addresses[0], kwargs.get("ssl")
+    is_plain = len(target.addresses) == 1 and not address.is_socket and address.host and address.port
+    if not is_plain or not query.keys() <= {"sslmode"}:  # as an argument, an empty host or port 0 would be a default
         return args, dict(kwargs)
-    (address,), tls = target.addresses, kwargs.get("ssl")
     rest = {key: value for key, value in kwargs.items() if key != "dsn"}
     tls = query.get("sslmode") if tls is None else tls
     return (), {**rest, "host": address.host, "port": address.port, "database": target.database, "ssl": tls}

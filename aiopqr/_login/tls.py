@@ -26,19 +26,23 @@ from .parsing import TLS_FILES
 # The arguments on which a context depends.
 _DECISIVE = ("dsn", "host", "port", "ssl", "direct_tls", "service", "servicefile")
 _DEFAULTS = {"sslrootcert": "root.crt", "sslcert": "postgresql.crt", "sslkey": "postgresql.key", "sslcrl": "root.crl"}
+_VARIABLES = ("PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION")
 _PATIENCE = 1.0  # how many seconds to wait for the files if there is an older context to fall back on
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A context (None if asyncpg should make its own), and the state of its files just before it was made."""
+    """A context (None if asyncpg should make its own), and the state just before it was made of what it depends on."""
 
     context: ssl.SSLContext | None
-    files: tuple[object, ...]
+    state: tuple[object, ...]  # of files and environment variables
 
 
 class TlsContexts:
-    """The context for the latest arguments. Its files are checked at most every ``check_every`` seconds."""
+    """The context for the latest arguments.
+
+    Its files and the environment are checked at most every ``check_every`` seconds.
+    """
 
     def __init__(self, *, check_every: float = 1.0) -> None:
         self.worked: ssl.SSLContext | None = None  # the latest one with which a login has succeeded
@@ -81,9 +85,9 @@ class TlsContexts:
 
 
 def _current(arguments: Mapping[str, Any], before: _Made | None) -> _Made:
-    """The previous context, or a new one if a file has changed."""
-    files = tuple(_look(path) for path in _paths(arguments))
-    return before if before is not None and before.files == files else _Made(_make(arguments), files)
+    """The previous context, or a new one if a file or a variable has changed."""
+    state = (*map(os.environ.get, _VARIABLES), *(_look(path) for path in _paths(arguments)))
+    return before if before is not None and before.state == state else _Made(_make(arguments), state)
 
 
 def _look(path: Path) -> object:

@@ -166,6 +166,8 @@ def as_asyncpg_reads(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ("postgresql://127.0.0.1/orders?sslmode=allow&sslmode=prefer#x", False),
         ("postgresql://127.0.0.1/orders?application_name=x&sslmode=disable", True),
         ("postgresql://127.0.0.1/?dbname=orders", True),
+        ("postgresql://127.0.0.1:0/orders", True),
+        ("postgresql://:6432/orders", True),
         ("postgresql://127.0.0.1,127.0.0.2:6432/orders", True),
         ("postgresql:///orders?host=/tmp", True),
     ],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import os
+import socket
 import ssl
 import threading
 from base64 import b64decode, b64encode
@@ -492,6 +494,36 @@ def test_no_refusal_through_tls_is_lost(runner: Any, authority: Any) -> None:
             assert await settled()
 
     runner(main())
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_login_through_tls_that_is_given_up_leaves_no_socket(runner: Any, authority: Any) -> None:
+    """Even if the server does not answer the end of TLS, for which asyncio waits 30 s."""
+    theirs, ours = authority
+    ended = threading.Event()
+
+    def freeze(listener: socket.socket) -> None:
+        plain, _ = listener.accept()
+        plain.recv(8)  # SSLRequest
+        plain.sendall(b"S")
+        with theirs.wrap_socket(plain, server_side=True) as tls:
+            tls.recv(1000)
+            with socket.socket(fileno=os.dup(tls.fileno())) as below:
+                while below.recv(1000):
+                    pass
+        ended.set()
+
+    async def main() -> None:
+        address = {"host": "127.0.0.1", "port": listener.getsockname()[1], "database": "d", "ssl": ours}
+        with pytest.raises(TimeoutError):
+            await enter({**address, "timeout": 0.5})
+        assert await asyncio.to_thread(ended.wait, 10)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=freeze, args=(listener,))
+        server.start()
+        runner(main())
+        server.join()
 
 
 class Gate:

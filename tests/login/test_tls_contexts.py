@@ -49,6 +49,28 @@ async def test_modes_that_are_no_context_alone_are_left_to_asyncpg(mode: Any) ->
     assert await TlsContexts().shared({"host": "db", "ssl": mode}, asyncio.get_running_loop()) is None
 
 
+async def test_a_changed_environment_changes_the_context(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGSSLROOTCERT", str(root))
+    made, loop = TlsContexts(check_every=0.0), asyncio.get_running_loop()
+
+    async def shared(**variables: str) -> ssl.SSLContext | None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        await made.shared({"host": "db"}, loop)  # looks, and may still return the previous one
+        return await made.shared({"host": "db"}, loop)
+
+    required = await shared(PGSSLMODE="require")
+    assert required is not None
+    assert not required.check_hostname
+    verified = await shared(PGSSLMODE="verify-full")
+    assert verified is not None
+    assert verified.check_hostname
+    newest = await shared(PGSSLMINPROTOCOLVERSION="TLSv1.3")
+    assert newest is not None
+    assert newest.minimum_version is ssl.TLSVersion.TLSv1_3
+    assert await shared(PGSSLMODE="disable") is None
+
+
 async def test_a_users_own_context_is_left_alone() -> None:
     own = ssl.create_default_context()
     assert await TlsContexts().shared({"host": "db", "ssl": own}, asyncio.get_running_loop()) is None

@@ -72,6 +72,7 @@ REFUSED_DSNS: list[Any] = [
     f"postgresql://app:1234#{CANARY}@db/orders",
     f"postgresql://app:1234?{CANARY}@db/orders",
     f"postgresql://app:1234?x={CANARY}@db/orders",
+    f"postgresql://app:a@1234?x={CANARY}@db/orders",
     f"postgresql://db,app:{CANARY}?a=b@db/orders",
     f"{CANARY}",
     CANARY.encode(),
