@@ -126,7 +126,7 @@ def _fleet(plt: Any, results: dict[str, Any]) -> Any:
     )
     kinds = (("calls", "store calls/s"), ("connects", "connects/s"), ("failed", "failed logins/s"))
     for column, (name, run) in enumerate(scenes.items()):
-        axes[0, column].set_title(textwrap.fill(name.split(": ", 1)[1], 26), loc="left", fontsize=9)
+        axes[0, column].set_title(textwrap.fill(name.split(": ", 1)[1], 30), loc="left", fontsize=9)
         for row, (kind, label) in enumerate(kinds):
             axis, series = axes[row, column], run["series"][kind]
             axis.plot([second / 60 for second in range(len(series))], series, color=OURS, linewidth=0.8)
