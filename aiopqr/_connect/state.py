@@ -83,7 +83,7 @@ class ConnectorState:
         # The attempt may have waited for the end of an outage. What counts is when its login begins.
         attempt = Attempt(attempt.parity, attempt.credential, attempt.version, now, attempt.probe)
         started = Login(attempt, address, kind, now, on_end)
-        # A race cancels its logins at its deadline, so only a user's own connect= needs to know how long it may take.
+        # A race cancels its logins at its deadline. A probe has no race, and a user's own connect= expects a timeout.
         is_raced = kind is not Kind.PROBE and self._connect is None
         limit = None if is_raced or timeout == math.inf else timeout
         return self.logins.begin(started, self._perform(started, arguments, limit))

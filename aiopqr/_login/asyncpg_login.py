@@ -287,7 +287,7 @@ class _LoginLoop:
         self._claim = claim
         self._ip = ip
         self._upgraded: asyncio.Transport | None = None  # a transport for which asyncpg will make its protocol later
-        self._made: list[asyncio.Transport] = []
+        self._made: list[asyncio.Transport] = []  # every transport of this login
         # asyncpg's protocol will use these through the view. As attributes, they are as fast as the real loop's.
         self.call_later, self.time, self.create_future = real.call_later, real.time, real.create_future
 

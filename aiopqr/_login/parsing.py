@@ -88,15 +88,17 @@ def without_dsn(
     asyncpg parses a DSN for each connect, which takes 20 µs, a fiftieth of the client's time. Do not call this if a
     service file is involved.
     """
-    dsn = args[0] if args else kwargs.get("dsn")
-    query = dict(parse_qsl(urlsplit(dsn).query)) if isinstance(dsn, str) and dsn else {"": ""}
-    address, tls = target.addresses[0], kwargs.get("ssl")
-    is_plain = len(target.addresses) == 1 and not address.is_socket and address.host and address.port
-    if not is_plain or not query.keys() <= {"sslmode"}:  # as an argument, an empty host or port 0 would be a default
+    dsn, address = args[0] if args else kwargs.get("dsn"), target.addresses[0]
+    if not isinstance(dsn, str) or len(target.addresses) > 1 or address.is_socket:
         return args, dict(kwargs)
+    query = dict(parse_qsl(urlsplit(dsn).query))
+    # As arguments, an empty host and port 0 would stand for the defaults.
+    if not (address.host and address.port and query.keys() <= {"sslmode"}):
+        return args, dict(kwargs)
+    tls = kwargs.get("ssl")
+    place = {"host": address.host, "port": address.port, "database": target.database}
     rest = {key: value for key, value in kwargs.items() if key != "dsn"}
-    tls = query.get("sslmode") if tls is None else tls
-    return (), {**rest, "host": address.host, "port": address.port, "database": target.database, "ssl": tls}
+    return (), {**rest, **place, "ssl": query.get("sslmode") if tls is None else tls}
 
 
 def read_account(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, Secret]:
