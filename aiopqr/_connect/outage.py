@@ -118,4 +118,5 @@ class Hosts:
         self._silent_until[host] = now + self.LAST_FOR
 
     def answered(self, host: Address | None) -> None:
-        self._silent_until.pop(host, None)
+        if self._silent_until:
+            self._silent_until.pop(host, None)

@@ -87,8 +87,9 @@ class Race:
         # Another connect may have cancelled an extra login to make room for its own.
         self._racing = [login for login in self._racing if not login.is_cancelled]
         done = [login for login in self._racing if login.task.done()]
-        # Successes first: if another login fails at the same moment, that must not drop a good connection.
-        for login in sorted(done, key=lambda login: not login.has_connected):
+        if len(done) > 1:  # successes first: if another login fails at the same moment, that must not drop a connection
+            done.sort(key=lambda login: not login.has_connected)
+        for login in done:
             if login.is_cancelled:
                 continue  # it was given up just now, because its account was refused
             self._racing.remove(login)

@@ -106,7 +106,7 @@ class ConnectorState:
                 timeout=timeout,
                 **arguments.kwargs_for(made.address),
             )
-            is_standby = await self._examine(con, arguments, timeout)
+            is_standby = arguments.session_attribute != "any" and await self._examine(con, arguments, timeout)
         except Exception as exc:
             return self._failed(made, arguments, without_frames(exc), loop.time())
         except BaseException:

@@ -79,7 +79,7 @@ async def login(
     finally:
         one.claim.drop()
         if asked is not None and one.claim.asked:
-            asked(one.claim.asked)
+            asked("{} over {}".format(*one.claim.asked))
 
 
 async def _plain(connect: Callable[..., Awaitable[Any]], *args: Any, password: Secret, **kwargs: Any) -> Any:
@@ -157,6 +157,8 @@ class _Login:
 
         If the server rejects a client certificate, that looks like a lost connection.
         """
+        if self._kwargs.get("ssl") in (False, "disable"):
+            return await self._once(self._kwargs)
         contexts = self._cache.contexts
         arguments = {**dict(zip(("dsn",), self._args, strict=False)), **self._kwargs, "password": _PLACEHOLDER}
         context = await contexts.shared(arguments, self._loop)

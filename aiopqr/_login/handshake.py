@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import socket
 import ssl
 import struct
 from collections.abc import Callable
@@ -55,7 +54,7 @@ class Claim:
     trust: Trust = field(default_factory=Trust)
     handled: bool = False  # a handshake was in front of asyncpg's protocol
     answered: bool = False  # the server has sent something
-    asked: str = ""  # what the server asked for, in words
+    asked: tuple[str, Channel] | None = None  # what the server asked for, and how it was asked
     unverified: bool = False  # the password was sent as plain text to a server whose identity was not verified
     failure: Exception | None = None
 
@@ -96,12 +95,16 @@ class Handshake(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._claim.answered = True
-        if not self._over:
-            self._buffer += data
+        if self._over:
+            return
+        self._buffer += data
+        if self._accepted:
+            self._pass_reports(0)
+        else:
             self._advance()
 
     def _advance(self) -> None:
-        """Handle complete messages, until one ends the login or has to be answered by asyncpg."""
+        """Handle complete messages, until one accepts or ends the login, or has to be answered by asyncpg."""
         buffer = self._buffer
         while not self._over and not self._accepted and len(buffer) >= 5:
             kind, length = _HEADER.unpack_from(buffer)
@@ -119,15 +122,16 @@ class Handshake(asyncio.Protocol):
                 self._requested(bytes(buffer[: 1 + length]))
             else:
                 return self._malformed("a message that does not belong to a login")
-        if self._accepted and not self._over:
-            self._finish_login()
-        elif len(buffer) > _LONGEST:
+        if not self._accepted and len(buffer) > _LONGEST:
             self._malformed("too much data")
         return None
 
-    def _finish_login(self) -> None:
-        """The server has accepted the login. Pass on what it reports, until it is ready for queries."""
-        buffer, at = self._buffer, 0  # everything before ``at`` goes to asyncpg's protocol, in one piece
+    def _pass_reports(self, at: int) -> None:
+        """The server has accepted the login. Pass on what it reports, until it is ready for queries.
+
+        Everything before ``at`` goes to asyncpg's protocol too, in one piece.
+        """
+        buffer = self._buffer
         size, header = len(buffer), _HEADER.unpack_from
         while size >= at + 5:
             kind, length = header(buffer, at)
@@ -176,7 +180,7 @@ class Handshake(asyncio.Protocol):
             return self._malformed(exc)
         if request == _OK:
             self._accepted = True
-            return self._pass_on(len(message))
+            return self._pass_reports(len(message))
         del self._buffer[: len(message)]
         return None
 
@@ -185,7 +189,7 @@ class Handshake(asyncio.Protocol):
         trust, channel, method = self._claim.trust, self._channel(), _METHODS.get(request)
         if method is None:
             return False
-        self._claim.asked = f"{method} over {channel}"
+        self._claim.asked = method, channel
         if objection := trust.objection(method, channel):
             raise _Distrust(objection)
         if method is Method.PASSWORD:
@@ -206,15 +210,15 @@ class Handshake(asyncio.Protocol):
         return True
 
     def _begin_scram(self, offered: set[str], channel: Channel) -> bool:
-        trust = self._claim.trust
+        trust, is_tls = self._claim.trust, channel is Channel.TLS
         if not any(name.startswith(SCRAM) for name in offered):
             return False
-        binding = self._certificate_hash() if channel is Channel.TLS else None
+        binding = self._certificate_hash() if is_tls else None
         try:
-            mechanism, flag = trust.mechanism(offered, channel, binding, self._verified())
+            mechanism, flag = trust.mechanism(offered, channel, binding, is_tls and self._verified())
         except ValueError as exc:
             raise _Distrust(str(exc)) from None
-        self._claim.asked = f"{mechanism.lower()} over {channel}"
+        self._claim.asked = mechanism.lower(), channel
         self._exchange = Exchange(flag=flag, binding=binding or b"")
         first = self._exchange.first
         self._send(mechanism.encode() + b"\0" + len(first).to_bytes(4, "big") + first)
@@ -251,9 +255,8 @@ class Handshake(asyncio.Protocol):
         assert self._transport is not None
         if self._tls() is not None:
             return Channel.TLS
-        sock = self._transport.get_extra_info("socket")
-        is_unix = sock is not None and sock.family == getattr(socket, "AF_UNIX", None)
-        return Channel.UNIX if is_unix else Channel.TCP
+        is_path = isinstance(self._transport.get_extra_info("peername"), str | bytes)
+        return Channel.UNIX if is_path else Channel.TCP
 
     def _tls(self) -> ssl.SSLObject | None:
         assert self._transport is not None

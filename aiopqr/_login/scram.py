@@ -18,6 +18,7 @@ import unicodedata
 from dataclasses import dataclass, field
 
 MECHANISM = "SCRAM-SHA-256"
+_PADS = int.from_bytes(b"\x36" * 64, "big"), int.from_bytes(b"\x5c" * 64, "big")
 DEFAULT_ITERATIONS = 4096  # PostgreSQL's scram_iterations
 
 #: The most iterations that a server may ask for. A million takes 0.3 s of one core, and is more than anybody
@@ -57,6 +58,22 @@ class WrongSignature(ScramError):
     """The server does not know the password, so it is not the server that it claims to be."""
 
 
+class _Hmac:
+    """HMAC-SHA-256 (RFC 2104) with one key, which is hashed only once. Within a login, that halves its time."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        block = int.from_bytes(key.ljust(64, b"\0"), "big")
+        self._inner, self._outer = (hashlib.sha256((block ^ pad).to_bytes(64, "big")) for pad in _PADS)
+
+    def digest(self, message: bytes) -> bytes:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """The keys derived from a password, a salt and an iteration count. Keep them as secret as the password."""
@@ -64,6 +81,12 @@ class Keys:
     client: bytes = field(repr=False)
     stored: bytes = field(repr=False)
     server: bytes = field(repr=False)
+    with_stored: _Hmac = field(init=False, repr=False, compare=False)
+    with_server: _Hmac = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "with_stored", _Hmac(self.stored))
+        object.__setattr__(self, "with_server", _Hmac(self.server))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +188,15 @@ class Exchange:
         match = _SERVER_FIRST.fullmatch(server_first)
         if match is None:
             raise ScramError("the server's first message is malformed")
-        if not match["nonce"].startswith(self._nonce) or match["nonce"] == self._nonce:
+        nonce, encoded, count = match.groups()
+        if not nonce.startswith(self._nonce) or nonce == self._nonce:
             raise ScramError("the server's nonce does not continue ours")
-        salt = _unb64(match["salt"], "salt")
-        iterations = int(match["iterations"])
+        salt, iterations = _unb64(encoded, "salt"), int(count)
         if iterations > MAX_ITERATIONS:
             raise TooManyIterations(
                 f"the server asks for {iterations} iterations; at most {MAX_ITERATIONS} are computed"
             )
-        self._server_first, self._server_nonce = server_first, match["nonce"]
+        self._server_first, self._server_nonce = server_first, nonce
         return Challenge(salt, iterations)
 
     def final(self, keys: Keys) -> bytes:
@@ -183,7 +206,7 @@ class Exchange:
         self._keys = keys
         without_proof = b"c=" + self._bound + b",r=" + self._server_nonce
         self._auth_message = b",".join((self._bare, self._server_first, without_proof))
-        signature = hmac.digest(keys.stored, self._auth_message, "sha256")
+        signature = keys.with_stored.digest(self._auth_message)
         proof = (int.from_bytes(keys.client, "big") ^ int.from_bytes(signature, "big")).to_bytes(len(signature), "big")
         return without_proof + b",p=" + base64.b64encode(proof)
 
@@ -194,7 +217,7 @@ class Exchange:
         match = _SERVER_FINAL.fullmatch(server_final)
         if match is None:
             raise ScramError("the server's final message is malformed")
-        expected = hmac.digest(self._keys.server, self._auth_message, "sha256")
+        expected = self._keys.with_server.digest(self._auth_message)
         if not hmac.compare_digest(_unb64(match["signature"], "signature"), expected):
             raise WrongSignature("the server's signature is wrong")
         self.verified = True

@@ -58,8 +58,7 @@ class TlsContexts:
         If there is already a context for these arguments, this waits at most a second for the files, and otherwise as
         long as it takes. Cancelling the call does not stop the work, and the next login can use the result.
         """
-        given = arguments.get("ssl")
-        if given is False or isinstance(given, ssl.SSLContext):
+        if isinstance(arguments.get("ssl"), ssl.SSLContext):
             return None
         asked, now = [loop, *map(arguments.get, _DECISIVE)], loop.time()
         if self._asked != asked:

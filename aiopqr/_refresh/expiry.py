@@ -10,7 +10,7 @@ import math
 from datetime import datetime
 
 from ..credentials import Credential, CredentialPair
-from .quarantine import digest
+from .quarantine import Digest, digest
 
 _KEPT = 3600.0  # how long, in seconds, an expired credential is remembered after it has left the store
 
@@ -19,7 +19,7 @@ class Expiry:
     """When each credential expires. Alternators that share a refresher share it."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, tuple[datetime, float]] = {}
+        self._known: dict[Digest, tuple[datetime, float]] = {}
 
     def update(self, pair: CredentialPair, now: float, utc: datetime) -> None:
         """Note when the credentials that were just fetched expire."""

@@ -1,13 +1,11 @@
 """Which credentials are refused, and when each may be tried again: a state machine that pools may share.
 
 A refusal counts against a password, never against an account: a late refusal of an old password says nothing about the
-new one. Only keyed digests are kept, so old passwords do not stay in memory.
+new one. Only digests are kept, so old passwords do not stay in memory.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +15,13 @@ from ..credentials import Credential, Parity
 PROBE_FIRST = 30.0
 PROBE_MAX = 600.0
 _REMEMBERED = 64
-_KEY = os.urandom(32)
+
+Digest = tuple[str, bytes]  # an account's name, and the digest of one of its passwords
 
 
-def digest(credential: Credential) -> bytes:
-    """A fingerprint that distinguishes credentials without revealing them. It differs in each process."""
-    content = f"{credential.username}\0{credential.password.reveal()}".encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(content, key=_KEY, digest_size=16).digest()
+def digest(credential: Credential) -> Digest:
+    """What distinguishes credentials without revealing them. It differs in each process."""
+    return credential.username, credential.password.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,8 @@ class Quarantine:
 
     def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
         self._uniform = uniform
-        self._refused: dict[bytes, _Refusal] = {}
-        self._accepted: dict[bytes, float] = {}  # when the latest successful login began
+        self._refused: dict[Digest, _Refusal] = {}
+        self._accepted: dict[Digest, float] = {}  # when the latest successful login began
 
     @property
     def is_empty(self) -> bool:

@@ -86,10 +86,10 @@ class CredentialPair:
         if within is not None and (not isinstance(within, int | float) or math.isnan(within)):
             raise InvalidSecret("refresh_in must be a number of seconds, or None")
 
-    def __getitem__(self, parity: Parity) -> Credential | None:
-        if parity is Parity.EVEN:  # checked first, because Parity() is slow
-            return self.even
-        return self.odd if Parity(parity) is Parity.ODD else self.even
+    def __getitem__(self, parity: Parity | Literal["odd", "even"]) -> Credential | None:
+        if parity is not Parity.ODD and parity is not Parity.EVEN:  # Parity() is slow
+            parity = Parity(parity)
+        return self.odd if parity is Parity.ODD else self.even
 
     @property
     def pending_parity(self) -> Parity | None:

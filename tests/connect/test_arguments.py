@@ -151,10 +151,20 @@ def as_asyncpg_reads(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return addresses, params
 
 
-@pytest.mark.parametrize("variables", [{}, {"PGSSLMODE": "disable", "PGPORT": "7432"}], ids=["", "variables"])
+@pytest.mark.parametrize(
+    "variables",
+    [{}, {"PGSSLMODE": "disable", "PGPORT": "7432", "PGTARGETSESSIONATTRS": "read-only"}],
+    ids=["", "variables"],
+)
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, {"ssl": "require"}, {"ssl": False}, {"ssl": None, "database": "other"}, {"host": "::1", "port": 6000}],
+    [
+        {},
+        {"ssl": "require"},
+        {"ssl": False, "target_session_attrs": "read-write"},
+        {"ssl": None, "database": "other"},
+        {"host": "::1", "port": 6000},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(
@@ -164,6 +174,7 @@ def as_asyncpg_reads(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ("postgresql://u:p@db.example:6432/a%20b?sslmode=require", False),
         ("postgres://[fe80::1%25eth0]:6432/orders?sslmode=disable", False),
         ("postgresql://127.0.0.1/orders?sslmode=allow&sslmode=prefer#x", False),
+        ("postgresql://127.0.0.1/orders?target_session_attrs=primary", False),
         ("postgresql://127.0.0.1/orders?application_name=x&sslmode=disable", True),
         ("postgresql://127.0.0.1/?dbname=orders", True),
         ("postgresql://127.0.0.1:0/orders", True),

@@ -245,6 +245,7 @@ def test_what_looks_at_the_attributes_of_a_secret_does_not_find_its_text() -> No
 def test_secrets_are_equal_when_their_contents_are(one: str, other: str) -> None:
     assert (Secret(one) == Secret(other)) == (one == other)
     assert hash(Secret(one)) == hash(Secret(one))
+    assert (Secret(one).digest == Secret(other).digest) == (one == other)
     assert Secret(one) != one
     assert bool(Secret(one)) == bool(one)
 
