@@ -129,7 +129,7 @@ class Arguments:
         return named
 
 
-class Reader:
+class ArgumentReader:
     """Reads the arguments of a connector's connects for asyncpg, and caches the last result."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from ..errors import ConfigurationError, PoolClosing
 from ..events import Emitter, Event, Listener
 from ..options import positive
 from ..stats import AccountStats, Histogram
-from .arguments import Arguments, Reader
+from .arguments import ArgumentReader, Arguments
 from .attempts import Connect
 from .logins import Logins
 from .state import ConnectorState
@@ -63,7 +63,7 @@ class Maker:
         self._keys = keys
         self._state: ConnectorState | None = None
         self._attempts: weakref.WeakKeyDictionary[Any, Attempt] = weakref.WeakKeyDictionary()
-        self._reader = Reader()
+        self._reader = ArgumentReader()
         self._logins = Logins(name)
         self.is_closed = False
         _alive.add(self)

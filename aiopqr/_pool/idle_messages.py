@@ -29,7 +29,7 @@ FATAL = b"\0VFATAL\0"
 _GOODBYE = re.compile(rb"E....S[^\0]+\0VFATAL\0", re.DOTALL)
 
 
-class Verdict(enum.Enum):
+class Stop(enum.Enum):
     READY = enum.auto()  # the answer is complete, and no transaction is open
     ERROR = enum.auto()  # an ErrorResponse; on an idle connection, it means that the server closes the connection
     UNEXPECTED = enum.auto()  # a message that does not belong here, so what follows cannot be understood
@@ -40,15 +40,15 @@ class Heard:
     """The result of reading some bytes: messages for asyncpg and, if the listener has stopped, why."""
 
     forward: bytes
-    verdict: Verdict | None = None
+    stop: Stop | None = None
     fields: dict[str, str] | None = None  # of an ErrorResponse
     why: str = ""  # the reason for UNEXPECTED
 
 
-CLEAN = Heard(b"", Verdict.READY)
+CLEAN = Heard(b"", Stop.READY)
 
 
-class Listener:
+class MessageReader:
     """Parses what the server sends. It is pure, so that tests can try every way to split the bytes."""
 
     __slots__ = ("_expects_answer", "_is_answered", "_usual", "partial")
@@ -89,7 +89,7 @@ class Listener:
             while len(stream) - at >= 5:
                 kind, length = stream[at], int.from_bytes(stream[at + 1 : at + 5], "big")
                 if why := self._objection(kind, length):
-                    return Heard(b"".join(forward), Verdict.UNEXPECTED, why=why)
+                    return Heard(b"".join(forward), Stop.UNEXPECTED, why=why)
                 end = at + 1 + length
                 if len(stream) < end:
                     break
@@ -98,7 +98,7 @@ class Listener:
                     forward.append(message)
                 elif kind == ord("E"):
                     fields = _fields(message)
-                    return Heard(b"".join(forward) + message * is_fatal(fields), Verdict.ERROR, fields)
+                    return Heard(b"".join(forward) + message * is_fatal(fields), Stop.ERROR, fields)
                 elif kind == ord("Z"):
                     return self._ready(message, b"".join(forward))
                 elif kind in _COMPLETE:
@@ -116,9 +116,9 @@ class Listener:
 
     def _ready(self, message: bytes, forward: bytes) -> Heard:
         if not self._is_answered or message != b"Z\0\0\0\x05I":
-            return Heard(forward, Verdict.UNEXPECTED, why="a ReadyForQuery without an answer, or in a transaction")
+            return Heard(forward, Stop.UNEXPECTED, why="a ReadyForQuery without an answer, or in a transaction")
         self._expects_answer = False
-        return Heard(forward, Verdict.READY)
+        return Heard(forward, Stop.READY)
 
 
 def _fields(message: bytes) -> dict[str, str]:
@@ -135,5 +135,5 @@ def is_fatal(fields: dict[str, str]) -> bool:
 def fatal_error(data: bytes) -> Heard | None:
     """The fatal error in ``data``, if any, with which the server closes the connection. It may follow an answer."""
     found = _GOODBYE.search(data)
-    heard = Listener().hear(data[found.start() :] if found else data)
+    heard = MessageReader().hear(data[found.start() :] if found else data)
     return heard if heard.fields and is_fatal(heard.fields) else None

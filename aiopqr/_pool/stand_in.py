@@ -26,7 +26,7 @@ from typing import Any
 import asyncpg
 
 from ._asyncpg import wire
-from .idle_messages import CLEAN, FATAL, READY, Heard, Listener, Verdict, fatal_error, is_fatal
+from .idle_messages import CLEAN, FATAL, READY, Heard, MessageReader, Stop, fatal_error, is_fatal
 from .self_test import run_self_test
 
 logger = logging.getLogger("aiopqr")
@@ -77,7 +77,15 @@ class StandIn(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_con", "_done", "_forward", "_goodbye", "_is_lent", "_listener", "_on_goodbye", "_protocol", "_transport",
+        "_con",
+        "_done",
+        "_forward",
+        "_goodbye",
+        "_is_lent",
+        "_on_goodbye",
+        "_protocol",
+        "_reader",
+        "_transport",
         "answered",
     )  # fmt: skip
 
@@ -89,7 +97,7 @@ class StandIn(asyncio.Protocol):
         self._protocol = protocol
         self._forward: Callable[[bytes], None] = protocol.data_received
         self._on_goodbye = on_goodbye
-        self._listener = Listener()
+        self._reader = MessageReader()
         self._done: Done | None = None
         self._is_lent = True
         self._goodbye: BaseException | None = None
@@ -118,7 +126,7 @@ class StandIn(asyncio.Protocol):
         """
         message = _query_message(query)
         self._is_lent = False
-        self._listener.expect()
+        self._reader.expect()
         self._done = done
         try:
             self._transport.write(message)
@@ -134,8 +142,8 @@ class StandIn(asyncio.Protocol):
     def lend(self) -> None:
         """Stop listening, because the connection is about to be used."""
         self._is_lent = True
-        if self._listener.partial:
-            self._forward(self._listener.take_partial())
+        if self._reader.partial:
+            self._forward(self._reader.take_partial())
 
     # What the transport calls.
 
@@ -172,16 +180,16 @@ class StandIn(asyncio.Protocol):
     # What the listener makes of it.
 
     def _hear(self, data: bytes) -> None:
-        heard = self._listener.hear(data)
+        heard = self._reader.hear(data)
         if heard is CLEAN:
             return self._finish(None)
         if heard.forward:
             self._forward(heard.forward)
-        if heard.verdict is Verdict.READY:
+        if heard.stop is Stop.READY:
             self._finish(None)
-            if self._listener.partial and not self._is_lent:
+            if self._reader.partial and not self._is_lent:
                 self._hear(b"")
-        elif heard.verdict is not None:
+        elif heard.stop is not None:
             self._end(_error(heard))
         return None
 

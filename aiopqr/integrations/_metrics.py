@@ -22,7 +22,7 @@ _OUTCOME = "aiopqr.outcome"
 _REASON = "aiopqr.reason"
 
 
-class Kind(enum.Enum):
+class InstrumentKind(enum.Enum):
     """What an instrument's values mean over time."""
 
     COUNTER = "only grows"
@@ -40,7 +40,7 @@ class Metric:
     """A metric's name and unit and, if it is observed, how to read its values and attributes from a snapshot."""
 
     name: str
-    kind: Kind
+    kind: InstrumentKind
     unit: str
     description: str
     read: Callable[[PoolStats], Values] = _nothing
@@ -75,7 +75,7 @@ def _reasons(stats: PoolStats) -> Values:
 
 
 def _timing(name: str, description: str) -> Metric:
-    return Metric(name, Kind.HISTOGRAM, "s", description, buckets=BUCKETS)
+    return Metric(name, InstrumentKind.HISTOGRAM, "s", description, buckets=BUCKETS)
 
 
 HISTOGRAMS = (
@@ -87,155 +87,155 @@ HISTOGRAMS = (
 OBSERVED = (
     Metric(
         "db.client.connection.count",
-        Kind.UP_DOWN,
+        InstrumentKind.UP_DOWN,
         "{connection}",
         "The number of connections that are currently in state described by the `state` attribute.",
         _states,
     ),
     Metric(
         "db.client.connection.idle.max",
-        Kind.UP_DOWN,
+        InstrumentKind.UP_DOWN,
         "{connection}",
         "The maximum number of idle open connections allowed.",
         _one(lambda stats: stats.max_size),
     ),
     Metric(
         "db.client.connection.idle.min",
-        Kind.UP_DOWN,
+        InstrumentKind.UP_DOWN,
         "{connection}",
         "The minimum number of idle open connections allowed.",
         _one(lambda stats: stats.min_size),
     ),
     Metric(
         "db.client.connection.max",
-        Kind.UP_DOWN,
+        InstrumentKind.UP_DOWN,
         "{connection}",
         "The maximum number of open connections allowed.",
         _one(lambda stats: stats.max_size),
     ),
     Metric(
         "db.client.connection.pending_requests",
-        Kind.UP_DOWN,
+        InstrumentKind.UP_DOWN,
         "{request}",
         "The number of current pending requests for an open connection.",
         _one(lambda stats: stats.waiting),
     ),
     Metric(
         "db.client.connection.timeouts",
-        Kind.COUNTER,
+        InstrumentKind.COUNTER,
         "{timeout}",
         "The number of connection timeouts that have occurred trying to obtain a connection from the pool.",
         _one(lambda stats: stats.timeouts),
     ),
     Metric(
         "aiopqr.account.connections",
-        Kind.UP_DOWN,
+        InstrumentKind.UP_DOWN,
         "{connection}",
         "Open connections of each account, including the spare.",
         _by_account(lambda account: account.open),
     ),
     Metric(
         "aiopqr.account.logins",
-        Kind.COUNTER,
+        InstrumentKind.COUNTER,
         "{login}",
         "Logins of each account that the server accepted.",
         _by_account(lambda account: account.opened),
     ),
     Metric(
         "aiopqr.account.refusals",
-        Kind.COUNTER,
+        InstrumentKind.COUNTER,
         "{login}",
         "Logins of each account that the server refused.",
         _by_account(lambda account: account.refused),
     ),
     Metric(
         "aiopqr.account.refused_time",
-        Kind.GAUGE,
+        InstrumentKind.GAUGE,
         "s",
         "How long each account has been refused; 0 if it is not.",
         _by_account(lambda account: account.refused_for or 0.0),
     ),
     Metric(
         "aiopqr.account.expires_in",
-        Kind.GAUGE,
+        InstrumentKind.GAUGE,
         "s",
         "How long each account's password is still valid: negative if it has expired, absent if it does not expire.",
         _by_account(lambda account: account.expires_in),
     ),
     Metric(
         "aiopqr.pair.age",
-        Kind.GAUGE,
+        InstrumentKind.GAUGE,
         "s",
         "How long ago a fetch last confirmed the credentials.",
         _one(lambda stats: stats.refresh.pair_age or 0.0),
     ),
     Metric(
         "aiopqr.pair.accounts",
-        Kind.GAUGE,
+        InstrumentKind.GAUGE,
         "{account}",
         "How many accounts the credentials name; if 1, there is no account to fall back to.",
         _one(lambda stats: sum(account.username is not None for account in stats.accounts.values())),
     ),
     Metric(
         "aiopqr.fallbacks",
-        Kind.COUNTER,
+        InstrumentKind.COUNTER,
         "{fallback}",
         "Connects that used the other account because the first was refused.",
         _one(lambda stats: stats.fallbacks),
     ),
     Metric(
         "aiopqr.outages",
-        Kind.COUNTER,
+        InstrumentKind.COUNTER,
         "{outage}",
         "How often the server became unavailable.",
         _one(lambda stats: stats.outages),
     ),
     Metric(
         "aiopqr.connect.failures",
-        Kind.COUNTER,
+        InstrumentKind.COUNTER,
         "{connect}",
         "Connects that failed in the end, after any retries.",
         _one(lambda stats: stats.failed),
     ),
-    Metric("aiopqr.refreshes", Kind.COUNTER, "{refresh}", "Fetches of credentials.", _outcomes),
+    Metric("aiopqr.refreshes", InstrumentKind.COUNTER, "{refresh}", "Fetches of credentials.", _outcomes),
     Metric(
         "aiopqr.refresh.failures_in_a_row",
-        Kind.GAUGE,
+        InstrumentKind.GAUGE,
         "{refresh}",
         "Failed fetches since the last one that succeeded.",
         _one(lambda stats: stats.refresh.failures_in_a_row),
     ),
     Metric(
         "aiopqr.replacements",
-        Kind.COUNTER,
+        InstrumentKind.COUNTER,
         "{connection}",
         "Connections that were replaced.",
         _reasons,
     ),
     Metric(
         "aiopqr.replacement.delayed",
-        Kind.GAUGE,
+        InstrumentKind.GAUGE,
         "{replacement}",
         "1 while connections stay in use past their lifetime because no replacement can be opened.",
         _one(lambda stats: stats.replacements.delayed_by is not None),
     ),
     Metric(
         "aiopqr.connections.overdue",
-        Kind.UP_DOWN,
+        InstrumentKind.UP_DOWN,
         "{connection}",
         "Open connections that are more than a second past the end of their lifetime.",
         _one(lambda stats: stats.replacements.overdue),
     ),
     Metric(
         "aiopqr.connections.lost",
-        Kind.COUNTER,
+        InstrumentKind.COUNTER,
         "{connection}",
         "Connections that were found dead.",
         _one(lambda stats: stats.lost),
     ),
     Metric(
         "aiopqr.connections.not_writable",
-        Kind.COUNTER,
+        InstrumentKind.COUNTER,
         "{connection}",
         "Connections closed because their server no longer accepted writes.",
         _one(lambda stats: stats.not_writable),

@@ -20,7 +20,7 @@ from .._pool import AlternatingPool
 from ..errors import MissingExtra
 from ..events import AllRefused, Event, FellBack, Refreshed, RefreshFailed
 from ..stats import Histogram, PoolStats
-from ._metrics import HISTOGRAMS, OBSERVED, Kind, Metric
+from ._metrics import HISTOGRAMS, OBSERVED, InstrumentKind, Metric
 
 try:
     from opentelemetry import context, metrics, trace
@@ -186,9 +186,9 @@ class _Instruments:
         }
         for metric in OBSERVED:
             create = {
-                Kind.COUNTER: meter.create_observable_counter,
-                Kind.UP_DOWN: meter.create_observable_up_down_counter,
-                Kind.GAUGE: meter.create_observable_gauge,
+                InstrumentKind.COUNTER: meter.create_observable_counter,
+                InstrumentKind.UP_DOWN: meter.create_observable_up_down_counter,
+                InstrumentKind.GAUGE: meter.create_observable_gauge,
             }[metric.kind]
             create(metric.name, [self._callback(metric)], metric.unit, metric.description)
 

@@ -18,7 +18,7 @@ from ..errors import RotationError, describe
 from ..refusals import Verdict, classify
 from .connects import AccountConnect, AdminConnect, account_by_dsn, admin_by_dsn, close
 from .errors import PathDown, RotationRefused
-from .gates import Facts, Gate, Login, Objection, Session
+from .gates import Facts, Gate, LoginResult, Objection, Session
 from .sql import identifier, literal
 from .stores.store import StoredSecret
 from .words import counted
@@ -187,7 +187,7 @@ class Database:
             for row in await con.fetch(_SESSIONS, list(parities))
         )
 
-    async def login(self, credential: Credential) -> Login:
+    async def login(self, credential: Credential) -> LoginResult:
         """Log in over the applications' path, and ask the server for the session's user."""
         try:
             with no_frames():
@@ -202,10 +202,12 @@ class Database:
         finally:
             await close(con)
         if user != credential.username:
-            return Login(False, False, f"after logging in as {credential.username!r}, the session's user is {user!r}")
-        return Login(True)
+            return LoginResult(
+                False, False, f"after logging in as {credential.username!r}, the session's user is {user!r}"
+            )
+        return LoginResult(True)
 
-    async def login_patiently(self, credential: Credential, timeout: float) -> Login:
+    async def login_patiently(self, credential: Credential, timeout: float) -> LoginResult:
         """Repeat :meth:`login` until it succeeds, for up to ``timeout`` seconds. Stops early after some refusals."""
         clock = asyncio.get_running_loop()
         deadline, pause, refusals = clock.time() + timeout, _FIRST_PAUSE, 0
@@ -265,15 +267,17 @@ class Database:
         problem = f"the admin role cannot see when {counted(unseen, 'session')} began: grant it pg_read_all_stats"
         return sum(bool(row["ended"]) for row in rows), problem if unseen else None
 
-    def _failed(self, exc: BaseException) -> Login:
+    def _failed(self, exc: BaseException) -> LoginResult:
         # If the path is down, that says nothing about the password. If a connection limit is reached, the server has
         # accepted the password.
         text = f"{describe(exc)} (at {self._path})" if self._path else describe(exc)
         verdict = classify(exc)
         unreachable = verdict is Verdict.OUTAGE and not answered(exc)
-        return Login(False, verdict in (Verdict.CREDENTIAL, Verdict.ACCOUNT), text, unreachable)
+        return LoginResult(False, verdict in (Verdict.CREDENTIAL, Verdict.ACCOUNT), text, unreachable)
 
-    def _raise_if_untried(self, pair: CredentialPair, logins: dict[Parity, Login], pending: Login | None) -> None:
+    def _raise_if_untried(
+        self, pair: CredentialPair, logins: dict[Parity, LoginResult], pending: LoginResult | None
+    ) -> None:
         tried = [(account.username, logins[parity]) for parity in Parity if (account := pair[parity])]
         if pending is not None and pair.pending is not None:
             tried.append((pair.pending.username, pending))

@@ -50,7 +50,7 @@ class Objection:
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
+class LoginResult:
     """The outcome of one login over the applications' path.
 
     ``refused`` means that the server refused the account, and ``unreachable`` that nothing answered at all.
@@ -92,8 +92,8 @@ class Facts:
 
     now: datetime
     secret: StoredSecret
-    logins: dict[Parity, Login]
-    pending: Login | None = None
+    logins: dict[Parity, LoginResult]
+    pending: LoginResult | None = None
     sessions: tuple[Session, ...] = ()
     valid_until: Mapping[Parity, datetime] = field(default_factory=dict)
     absent: frozenset[Parity] = frozenset()

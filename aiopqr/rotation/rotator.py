@@ -35,7 +35,7 @@ from .errors import RotationFailed, RotationRefused, StoreConflict
 from .gates import Gate, Objection, Rules
 from .passwords import PasswordRule
 from .plan import Action, Plan, decide
-from .run import Run, Settings, Step
+from .run import RotationOptions, Run, Step
 from .stores.store import SecretStore
 from .words import text_of
 
@@ -100,7 +100,7 @@ class Rotator:
         if end_sessions_after is not None:
             non_negative("end_sessions_after", end_sessions_after)
         self._end_sessions_after = end_sessions_after
-        self._settings = Settings(
+        self._settings = RotationOptions(
             rules=rules,
             passwords=passwords or PasswordRule(),
             announce=non_negative("announce", announce),

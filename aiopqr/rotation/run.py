@@ -47,7 +47,7 @@ class Step(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class RotationOptions:
     """The options of a rotation; see :class:`Rotator`."""
 
     rules: Rules
@@ -73,7 +73,7 @@ class _Alteration:
 class Run:
     """One rotation in progress."""
 
-    def __init__(self, plan: Plan, database: Database, store: SecretStore, settings: Settings) -> None:
+    def __init__(self, plan: Plan, database: Database, store: SecretStore, settings: RotationOptions) -> None:
         self._plan = plan
         self._name = plan.username
         self._database = database

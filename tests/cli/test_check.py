@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from aiopqr.cli import application
 from aiopqr.cli.check.command import EXIT_CODES, schedule_of, sslmode_of
-from aiopqr.cli.check.facts import Account
+from aiopqr.cli.check.facts import AccountFacts
 from aiopqr.cli.check.findings import findings
 from aiopqr.cli.check.timing import period_of
-from aiopqr.cli.check.values import Facts, Finding, Level
+from aiopqr.cli.check.values import Finding, Inspected, Level
 from aiopqr.credentials import Credential, CredentialPair, Parity
 from aiopqr.refusals import Verdict
 from aiopqr.rotation import FileStore
@@ -219,9 +219,9 @@ ROLE = {
 }
 
 
-def account(name: str, **options: Any) -> Account:
+def account(name: str, **options: Any) -> AccountFacts:
     role = {**ROLE, "session_user": name, **options.pop("role", {})}
-    return Account(name, role=role, authentication=options.pop("authentication", "scram-sha-256"), **options)
+    return AccountFacts(name, role=role, authentication=options.pop("authentication", "scram-sha-256"), **options)
 
 
 def judge(**options: Any) -> dict[str, Finding]:
@@ -234,7 +234,7 @@ def judge(**options: Any) -> dict[str, Finding]:
         "max_size": 10,
         "changed_at": {ODD: NOW, EVEN: NOW - timedelta(days=1)},
     }
-    return {finding.name: finding for finding in findings(Facts(**{**defaults, **options}))}
+    return {finding.name: finding for finding in findings(Inspected(**{**defaults, **options}))}
 
 
 def test_nothing_is_found_where_all_is_well() -> None:
@@ -295,7 +295,7 @@ def test_a_degraded_pair_is_a_problem_and_a_staged_password_a_warning() -> None:
 
 
 def test_a_login_that_fails_for_another_reason_is_not_blamed_on_the_password() -> None:
-    down = Account("app_odd", "ConnectionRefusedError", Verdict.OUTAGE)
+    down = AccountFacts("app_odd", "ConnectionRefusedError", Verdict.OUTAGE)
     found = judge(accounts={ODD: down, EVEN: account("app_even")})
     assert found["odd logs in"].level is Level.PROBLEM
     assert "the password is not to blame" in found["odd logs in"].advice

@@ -24,10 +24,10 @@ from aiopqr import Parity
 from aiopqr.cli import application
 from aiopqr.cli.demo import load
 from aiopqr.cli.demo.command import run_demo
+from aiopqr.cli.demo.environment import Environment, PasswordChange, schedule
 from aiopqr.cli.demo.pools import Options
-from aiopqr.cli.demo.run import Run
-from aiopqr.cli.demo.stage import Rotation, Stage, schedule
-from aiopqr.cli.demo.verdict import Figures, Verdict
+from aiopqr.cli.demo.result import DemoResult, Figures
+from aiopqr.cli.demo.run import Demo
 from aiopqr.cli.demo.view import LiveScreen
 from aiopqr.testing import PostgresServer
 from aiopqr.testing.cluster import ADMIN_PASSWORD
@@ -40,7 +40,7 @@ MARK = "hunted"
 class Shown:
     """A run, and all its output."""
 
-    verdict: Verdict
+    result: DemoResult
     output: str
     picture: str
     tallest: int  # the most lines that a frame had
@@ -55,7 +55,7 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     heights = [0]
 
     class Measured(LiveScreen):
-        def _frame(self, run: Run) -> Any:
+        def _frame(self, run: Demo) -> Any:
             frame = super()._frame(run)
             heights.append(len(console.render_lines(frame)))
             return frame
@@ -64,29 +64,29 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("secrets.token_urlsafe", lambda size=None: f"{MARK}-{random(size)}")
         patch.setattr("aiopqr.cli.demo.command.LiveScreen", Measured)
-        verdict = asyncio.run(run_demo(dataclasses.replace(BRIEF, compare=True), console, picture))
-    assert verdict is not None
+        result = asyncio.run(run_demo(dataclasses.replace(BRIEF, compare=True), console, picture))
+    assert result is not None
     assert isinstance(console.file, io.StringIO)
-    return Shown(verdict, console.file.getvalue(), picture.read_text(), max(heights))
+    return Shown(result, console.file.getvalue(), picture.read_text(), max(heights))
 
 
 def test_passwords_change_under_load_and_no_operation_fails(shown: Shown) -> None:
-    verdict = shown.verdict
-    assert (verdict.odd, verdict.even, verdict.both) == (1, 1, 1)
-    assert verdict.ours.operations > 100
-    assert (verdict.ours.failed, verdict.ours.books_balance, verdict.exit_code) == (0, True, 0)
+    result = shown.result
+    assert (result.odd, result.even, result.both) == (1, 1, 1)
+    assert result.ours.operations > 100
+    assert (result.ours.failed, result.ours.books_balance, result.exit_code) == (0, True, 0)
     assert "PASSED: 3 rotations under load, no operation failed" in shown.output
 
 
 def test_a_pool_that_knows_one_password_fails_beside_it(shown: Shown) -> None:
-    assert shown.verdict.plain is not None
-    assert shown.verdict.plain.errors["InvalidPasswordError"] > 0
-    assert shown.verdict.plain.refused > shown.verdict.ours.refused
+    assert shown.result.plain is not None
+    assert shown.result.plain.errors["InvalidPasswordError"] > 0
+    assert shown.result.plain.refused > shown.result.ours.refused
     assert "asyncpg's pool: operations are failing with InvalidPasswordError" in shown.output
 
 
 def test_no_password_is_shown(shown: Shown) -> None:
-    everything = shown.output + shown.picture + json.dumps(shown.verdict.as_json()) + repr(shown.verdict)
+    everything = shown.output + shown.picture + json.dumps(shown.result.as_json()) + repr(shown.result)
     assert MARK not in everything
     assert ADMIN_PASSWORD.reveal() not in everything
 
@@ -101,19 +101,19 @@ def test_a_frame_fits_a_small_terminal(shown: Shown) -> None:
 
 
 async def test_a_rotation_that_the_pool_cannot_survive_fails_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def botched(stage: Stage, rotation: Rotation) -> None:
-        accounts = [account.username for account in stage.pair.credentials()]
+    async def botched(environment: Environment, rotation: PasswordChange) -> None:
+        accounts = [account.username for account in environment.pair.credentials()]
         for username in accounts:
-            await stage.server.set_password(username, "known to nobody")
-        await stage.server.terminate(*accounts)
+            await environment.server.set_password(username, "known to nobody")
+        await environment.server.terminate(*accounts)
 
-    monkeypatch.setattr(Stage, "rotate", botched)
+    monkeypatch.setattr(Environment, "rotate", botched)
     monkeypatch.setattr(load, "ACQUIRE_TIMEOUT", 0.3)
     console = Console(file=io.StringIO())
-    verdict = await run_demo(dataclasses.replace(BRIEF, seconds=2.0), console, None)
-    assert verdict is not None
-    assert verdict.ours.failed > 0
-    assert verdict.exit_code == 1
+    result = await run_demo(dataclasses.replace(BRIEF, seconds=2.0), console, None)
+    assert result is not None
+    assert result.ours.failed > 0
+    assert result.exit_code == 1
     assert "FAILED" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -228,18 +228,18 @@ def test_a_single_account_is_changed_again_and_again_and_once_with_the_file_behi
 
 
 def test_the_shortest_schedule_has_one_rotation() -> None:
-    assert schedule(2.0, 1.9) == (Rotation(1.9, (Parity.ODD,)),)
+    assert schedule(2.0, 1.9) == (PasswordChange(1.9, (Parity.ODD,)),)
 
 
 FINE = Figures(
     "aiopqr", 100, 0, p50=0.0, p99=0.0, p999=0.0, worst=0.0, silence=0.0, refused=1, by_log=True, most_open=4,
     transfers=10, books_balance=True,
 )  # fmt: skip
-GOOD = Verdict(30.0, False, "Postgres 16", 20, 10, 2.0, planned=8, odd=4, even=3, both=1, behind=1.0, ours=FINE)
+GOOD = DemoResult(30.0, False, "Postgres 16", 20, 10, 2.0, planned=8, odd=4, even=3, both=1, behind=1.0, ours=FINE)
 
 
 @pytest.mark.parametrize(
-    ("verdict", "code", "headline"),
+    ("result", "code", "headline"),
     [
         (GOOD, 0, "PASSED: 8 rotations under load"),
         (dataclasses.replace(GOOD, ours=dataclasses.replace(FINE, failed=1)), 1, "FAILED: 1 of 101 operations"),
@@ -250,9 +250,9 @@ GOOD = Verdict(30.0, False, "Postgres 16", 20, 10, 2.0, planned=8, odd=4, even=3
         (dataclasses.replace(GOOD, interrupted=True, ours=dataclasses.replace(FINE, failed=1)), 1, "FAILED"),
     ],
 )
-def test_only_a_run_that_was_tried_and_lost_nothing_exits_with_0(verdict: Verdict, code: int, headline: str) -> None:
-    assert verdict.exit_code == code
-    assert verdict.headline().startswith(headline)
+def test_only_a_run_that_was_tried_and_lost_nothing_exits_with_0(result: DemoResult, code: int, headline: str) -> None:
+    assert result.exit_code == code
+    assert result.headline().startswith(headline)
 
 
 def test_percentiles_are_right_to_two_percent() -> None:

@@ -15,7 +15,7 @@ from asyncpg import connect_utils
 
 import aiopqr
 from aiopqr._connect import arguments, maker_of
-from aiopqr._connect.arguments import Reader
+from aiopqr._connect.arguments import ArgumentReader
 from aiopqr.credentials import Endpoint
 from aiopqr.testing import RotatingPostgres
 
@@ -134,7 +134,7 @@ def test_arguments_that_stay_the_same_are_read_once(monkeypatch: pytest.MonkeyPa
     readings = []
     read = arguments.read_target
     monkeypatch.setattr(arguments, "read_target", lambda *a: readings.append(a) or read(*a))
-    reader = Reader()
+    reader = ArgumentReader()
     first, second = (reader.read((DSN,), {"command_timeout": seconds}, None) for seconds in (1, 2))
     assert len(readings) == 1
     assert first.target is second.target
@@ -188,7 +188,7 @@ def test_asyncpg_finds_the_same_in_the_arguments_that_a_connect_passes_on(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = Reader().read((dsn,), kwargs, None)
+    found = ArgumentReader().read((dsn,), kwargs, None)
     assert as_asyncpg_reads(found.args, found.kwargs) == as_asyncpg_reads((dsn,), kwargs)
     if "host" not in kwargs:
         assert bool(found.args) is is_needed, "asyncpg parses a DSN anew for each connect"
@@ -210,14 +210,14 @@ def test_a_variable_that_changes_counts_from_the_next_connect_on(
     dsn: str | None, variable: str, value: str, attribute: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGDATABASE", "orders")
-    reader, args = Reader(), (dsn,) if dsn else ()
+    reader, args = ArgumentReader(), (dsn,) if dsn else ()
     reader.read(args, {}, None)
     monkeypatch.setenv(variable, value)
-    assert getattr(reader.read(args, {}, None), attribute) == getattr(Reader().read(args, {}, None), attribute)
+    assert getattr(reader.read(args, {}, None), attribute) == getattr(ArgumentReader().read(args, {}, None), attribute)
 
 
 def test_what_the_caller_changes_counts_from_the_next_connect_on() -> None:
-    reader, hosts = Reader(), ["127.0.0.1", "127.0.0.2"]
+    reader, hosts = ArgumentReader(), ["127.0.0.1", "127.0.0.2"]
     kwargs: dict[str, Any] = {"host": hosts, "database": "orders"}
     before = reader.read((), kwargs, None).addresses
     hosts.reverse()
@@ -228,8 +228,8 @@ def test_what_the_caller_changes_counts_from_the_next_connect_on() -> None:
 
 
 def test_a_secret_may_name_several_hosts_as_a_dsn_may() -> None:
-    named = Reader().read(("postgresql://127.0.0.1,127.0.0.2:6432/orders",), {"port": 6432}, None).addresses
-    found = Reader().read((), {}, Endpoint("127.0.0.1,127.0.0.2", 6432, "orders"))
+    named = ArgumentReader().read(("postgresql://127.0.0.1,127.0.0.2:6432/orders",), {"port": 6432}, None).addresses
+    found = ArgumentReader().read((), {}, Endpoint("127.0.0.1,127.0.0.2", 6432, "orders"))
     assert found.addresses == named
     assert len(named) == 2
 
@@ -238,7 +238,7 @@ def test_a_secret_may_name_several_hosts_as_a_dsn_may() -> None:
     "kwargs", [{"dsn": "postgresql://?service=orders"}, {"service": "orders", "dsn": "postgresql:///"}]
 )
 def test_a_service_file_is_read_for_each_connect(kwargs: dict[str, Any], tmp_path: Path) -> None:
-    reader, services = Reader(), tmp_path / "services"
+    reader, services = ArgumentReader(), tmp_path / "services"
     for port in (5432, 6432):
         services.write_text(f"[orders]\nhost=127.0.0.1\nport={port}\ndbname=o\n")
         found = reader.read((), {**kwargs, "servicefile": str(services)}, None)

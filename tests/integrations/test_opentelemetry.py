@@ -23,7 +23,7 @@ from opentelemetry.trace import StatusCode
 
 import aiopqr
 from aiopqr.integrations import opentelemetry as integration
-from aiopqr.integrations._metrics import HISTOGRAMS, OBSERVED, Kind
+from aiopqr.integrations._metrics import HISTOGRAMS, OBSERVED, InstrumentKind
 from aiopqr.integrations.opentelemetry import instrument
 from aiopqr.testing import RotatingPostgres
 
@@ -93,9 +93,9 @@ class _Recorder:
 )
 def test_the_conventions_metrics_are_named_and_measured_as_their_package_says(metric: Any) -> None:
     kinds = {
-        Kind.COUNTER: "create_counter",
-        Kind.UP_DOWN: "create_up_down_counter",
-        Kind.HISTOGRAM: "create_histogram",
+        InstrumentKind.COUNTER: "create_counter",
+        InstrumentKind.UP_DOWN: "create_up_down_counter",
+        InstrumentKind.HISTOGRAM: "create_histogram",
     }
     kind, made = getattr(db_metrics, f"create_{metric.name.replace('.', '_')}")(_Recorder())
     assert kind == kinds[metric.kind]

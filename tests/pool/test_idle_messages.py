@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from aiopqr._pool.idle_messages import LONGEST, Heard, Listener, Verdict
+from aiopqr._pool.idle_messages import LONGEST, Heard, MessageReader, Stop
 from aiopqr._pool.self_test import message
 
 READY = message(b"Z", b"I")
@@ -38,14 +38,14 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
     return [stream[begin:end] for begin, end in itertools.pairwise(at)]
 
 
-def listen(listener: Listener, pieces: list[bytes]) -> list[Heard]:
+def listen(reader: MessageReader, pieces: list[bytes]) -> list[Heard]:
     """What is heard, piece by piece, and from the rest after an answer."""
     heard: list[Heard] = []
     for piece in pieces:
-        heard.append(listener.hear(piece))
-        if heard[-1].verdict is Verdict.READY:
-            heard.append(listener.hear(b""))
-        elif heard[-1].verdict is not None:
+        heard.append(reader.hear(piece))
+        if heard[-1].stop is Stop.READY:
+            heard.append(reader.hear(b""))
+        elif heard[-1].stop is not None:
             break
     return heard
 
@@ -54,16 +54,16 @@ def listen(listener: Listener, pieces: list[bytes]) -> list[Heard]:
 def test_an_answer_is_dropped_and_everything_else_goes_to_asyncpg_in_any_fragmentation(
     before: list[bytes], after: list[bytes], places: list[int]
 ) -> None:
-    listener = Listener()
+    reader = MessageReader()
     for _ in range(3):  # the second time it may know the answer
-        listener.expect()
-        heard = listen(listener, cut(b"".join(before) + DONE + READY + b"".join(after), places))
-        verdicts = [one.verdict for one in heard if one.verdict]
-        assert verdicts == [Verdict.READY]
-        ready = next(at for at, one in enumerate(heard) if one.verdict)
+        reader.expect()
+        heard = listen(reader, cut(b"".join(before) + DONE + READY + b"".join(after), places))
+        stops = [one.stop for one in heard if one.stop]
+        assert stops == [Stop.READY]
+        ready = next(at for at, one in enumerate(heard) if one.stop)
         assert b"".join(one.forward for one in heard[: ready + 1]) == b"".join(part for part in before if part != ROW)
         assert b"".join(one.forward for one in heard[ready + 1 :]) == b"".join(after)
-        assert not listener.partial
+        assert not reader.partial
 
 
 @given(messages=st.lists(at_any_time, min_size=1, max_size=4), places=st.lists(st.integers(0, 400), max_size=8))
@@ -72,10 +72,10 @@ def test_what_an_idle_server_sends_goes_to_asyncpg_whole_and_the_rest_can_be_tak
 ) -> None:
     stream = b"".join(messages)
     for end in range(len(stream) + 1):
-        listener = Listener()
-        forward = b"".join(one.forward for one in listen(listener, cut(stream[:end], places)))
-        assert forward + listener.take_partial() == stream[:end]
-        assert not listener.partial
+        reader = MessageReader()
+        forward = b"".join(one.forward for one in listen(reader, cut(stream[:end], places)))
+        assert forward + reader.take_partial() == stream[:end]
+        assert not reader.partial
         while forward:
             length = 1 + int.from_bytes(forward[1:5], "big")
             assert len(forward) >= length
@@ -84,21 +84,21 @@ def test_what_an_idle_server_sends_goes_to_asyncpg_whole_and_the_rest_can_be_tak
 
 @given(message=at_any_time, place=st.integers(1, 400))
 def test_an_answer_that_begins_within_a_message_is_never_taken_for_a_confirmation(message: bytes, place: int) -> None:
-    listener = Listener()
-    listener.expect()
+    reader = MessageReader()
+    reader.expect()
     rest = message[1 + place % (len(message) - 1) :]
     if rest:
-        assert Verdict.READY not in [heard.verdict for heard in listen(listener, [rest, CLEAN])]
+        assert Stop.READY not in [heard.stop for heard in listen(reader, [rest, CLEAN])]
 
 
 @pytest.mark.parametrize("refused", [REFUSED, GOODBYE], ids=["error", "fatal"])
 @pytest.mark.parametrize("is_answer", [True, False], ids=["in an answer", "idle"])
 def test_an_error_is_told_with_its_fields_and_asyncpg_gets_only_a_fatal_one(refused: bytes, is_answer: bool) -> None:
-    listener = Listener()
+    reader = MessageReader()
     if is_answer:
-        listener.expect()
-    *_, heard = listen(listener, [ROW * is_answer + refused])
-    assert heard.verdict is Verdict.ERROR
+        reader.expect()
+    *_, heard = listen(reader, [ROW * is_answer + refused])
+    assert heard.stop is Stop.ERROR
     assert heard.fields is not None
     assert heard.fields["C"] == ("57P01" if refused is GOODBYE else "57014")
     assert heard.forward == (GOODBYE if refused is GOODBYE else b"")
@@ -106,56 +106,56 @@ def test_an_error_is_told_with_its_fields_and_asyncpg_gets_only_a_fatal_one(refu
 
 def test_nothing_but_messages_of_any_time_and_errors_belongs_to_an_idle_connection() -> None:
     for kind in set(range(256)) - set(b"SANE"):
-        assert Listener().hear(message(bytes([kind]), b"I")).verdict is Verdict.UNEXPECTED
+        assert MessageReader().hear(message(bytes([kind]), b"I")).stop is Stop.UNEXPECTED
 
 
 def test_nothing_else_belongs_to_an_answer() -> None:
     for kind in set(range(256)) - set(b"SANETDCIZ"):
-        listener = Listener()
-        listener.expect()
-        assert listener.hear(DONE).verdict is None
-        assert listener.hear(message(bytes([kind]), b"I")).verdict is Verdict.UNEXPECTED
+        reader = MessageReader()
+        reader.expect()
+        assert reader.hear(DONE).stop is None
+        assert reader.hear(message(bytes([kind]), b"I")).stop is Stop.UNEXPECTED
 
 
 @pytest.mark.parametrize("end", [b"T", b"E", b"", b"II", b"\0"])
 def test_an_end_that_leaves_a_transaction_open_or_is_malformed_is_no_confirmation(end: bytes) -> None:
-    listener = Listener()
-    listener.expect()
-    assert listener.hear(DONE + message(b"Z", end)).verdict is Verdict.UNEXPECTED
+    reader = MessageReader()
+    reader.expect()
+    assert reader.hear(DONE + message(b"Z", end)).stop is Stop.UNEXPECTED
 
 
 def test_an_end_without_an_answer_is_no_confirmation() -> None:
-    listener = Listener()
+    reader = MessageReader()
     for pieces in (
         [CLEAN],
         [DONE, READY],
         [CLEAN],
     ):  # it may remember the first, but not the last piece of the second
-        listener.expect()
-        assert listen(listener, pieces)[len(pieces) - 1].verdict is Verdict.READY
-    listener.expect()
-    assert listener.hear(READY).verdict is Verdict.UNEXPECTED
+        reader.expect()
+        assert listen(reader, pieces)[len(pieces) - 1].stop is Stop.READY
+    reader.expect()
+    assert reader.hear(READY).stop is Stop.UNEXPECTED
 
 
 def test_a_second_answer_is_unexpected_also_if_it_is_known() -> None:
-    listener = Listener()
+    reader = MessageReader()
     for _ in range(2):
-        listener.expect()
-        assert listener.hear(CLEAN) == Heard(b"", Verdict.READY)
-    assert listener.hear(CLEAN).verdict is Verdict.UNEXPECTED
+        reader.expect()
+        assert reader.hear(CLEAN) == Heard(b"", Stop.READY)
+    assert reader.hear(CLEAN).stop is Stop.UNEXPECTED
 
 
 @pytest.mark.parametrize("kind", [b"S", b"N", b"E", b"D"])
 @pytest.mark.parametrize("length", [0, 3, LONGEST + 1, 0x7FFFFFFF, 0xFFFFFFFF])
 def test_the_length_of_a_message_is_limited_before_it_is_waited_for(kind: bytes, length: int) -> None:
-    listener = Listener()
-    listener.expect()
-    assert listener.hear(kind + length.to_bytes(4, "big")).verdict is Verdict.UNEXPECTED
+    reader = MessageReader()
+    reader.expect()
+    assert reader.hear(kind + length.to_bytes(4, "big")).stop is Stop.UNEXPECTED
 
 
 def test_the_longest_message_may_come_in_small_pieces() -> None:
     """It takes a moment; quadratic work would take many seconds."""
-    listener = Listener()
+    reader = MessageReader()
     whole = message(b"N", bytes(LONGEST - 4))
-    *_, last = [listener.hear(whole[at : at + 16]) for at in range(0, len(whole), 16)]
+    *_, last = [reader.hear(whole[at : at + 16]) for at in range(0, len(whole), 16)]
     assert last.forward == whole

@@ -11,16 +11,16 @@ import pytest
 
 from aiopqr.credentials import Credential, CredentialPair, Parity
 from aiopqr.rotation.errors import RotationRefused
-from aiopqr.rotation.gates import Facts, Gate, Login, Objection, Rules, Session
+from aiopqr.rotation.gates import Facts, Gate, LoginResult, Objection, Rules, Session
 from aiopqr.rotation.plan import Action, Plan, decide
 from aiopqr.rotation.stores.store import StoredSecret
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
 RULES = Rules(max_lifetime=1000.0, refresh_interval=60.0, margin=40.0)
 ODD, EVEN = Parity.ODD, Parity.EVEN
-YES = Login(True)
-REFUSED = Login(False, True, "28P01")
-DOWN = Login(False, False, "connection refused")
+YES = LoginResult(True)
+REFUSED = LoginResult(False, True, "28P01")
+DOWN = LoginResult(False, False, "connection refused")
 STAGED = Credential("app_odd", "new")
 
 
@@ -28,10 +28,10 @@ def facts(
     *,
     odd_age: float | None = 5000.0,
     even_age: float | None = 3000.0,
-    odd: Login = YES,
-    even: Login = YES,
+    odd: LoginResult = YES,
+    even: LoginResult = YES,
     staged: bool = False,
-    pending: Login | None = None,
+    pending: LoginResult | None = None,
     sessions: tuple[Session, ...] = (),
     active: Parity = EVEN,
 ) -> Facts:
@@ -127,7 +127,7 @@ def test_a_change_in_the_future_is_refused_as_a_wrong_clock() -> None:
 
 
 @pytest.mark.parametrize("login", [REFUSED, DOWN])
-def test_the_other_account_must_log_in_right_now(login: Login) -> None:
+def test_the_other_account_must_log_in_right_now(login: LoginResult) -> None:
     [objection] = decide(facts(even=login), RULES, account=ODD).objections
     assert objection.gate is Gate.OTHER_REFUSED
     assert login.text in objection.text
@@ -159,7 +159,7 @@ def test_exempted_applications_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("login", [REFUSED, DOWN])
-def test_a_stored_password_that_the_database_does_not_accept_is_refused(login: Login) -> None:
+def test_a_stored_password_that_the_database_does_not_accept_is_refused(login: LoginResult) -> None:
     [objection] = decide(facts(odd=login), RULES).objections
     assert objection.gate is Gate.MISMATCH
     assert "'app_odd'" in objection.text

@@ -90,7 +90,7 @@ WHERE defaclrole = (SELECT oid FROM pg_roles WHERE rolname = current_user)
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class AccountFacts:
     """What was found with one account. If it could not log in, ``problem`` says why, and the rest is empty.
 
     ``authentication`` is the method that the server used, such as ``scram-sha-256`` or ``md5``: "" means none (trust),
@@ -131,7 +131,7 @@ class Account:
         return value
 
 
-async def look(dsn: str, credential: Credential, other: str = "", *, timeout: float = 10.0) -> Account:
+async def look(dsn: str, credential: Credential, other: str = "", *, timeout: float = 10.0) -> AccountFacts:
     """Log in with ``credential`` as the applications do, and collect facts, also about the ``other`` account's role.
 
     Changes nothing.
@@ -150,18 +150,18 @@ async def look(dsn: str, credential: Credential, other: str = "", *, timeout: fl
     except Exception as exc:
         verdict = classify(exc)
         unreachable = verdict is Verdict.OUTAGE and not answered(exc)
-        return Account(credential.username, describe(exc), verdict, connected=False, unreachable=unreachable)
+        return AccountFacts(credential.username, describe(exc), verdict, connected=False, unreachable=unreachable)
     try:
         async with con.transaction(readonly=True):  # so that a pooling proxy keeps using one server connection
             return replace(await _account(con, credential.username, other), asked="".join(asked))
     except DRIVER_ERRORS as exc:
-        return Account(credential.username, describe(exc), classify(exc))
+        return AccountFacts(credential.username, describe(exc), classify(exc))
     finally:
         with contextlib.suppress(Exception):
             await con.close(timeout=5.0)
 
 
-async def _account(con: Any, username: str, other: str) -> Account:
+async def _account(con: Any, username: str, other: str) -> AccountFacts:
     role = dict(await con.fetchrow(_ROLE))
     authentication = None
     if con.get_server_version().major >= 16:
@@ -174,7 +174,7 @@ async def _account(con: Any, username: str, other: str) -> Account:
     about = await con.fetchrow(_OTHER, other)
     # These texts are compared, so each account's own name, which has to differ, is masked.
     default_privileges = await texts(_DEFAULT_PRIVILEGES)
-    return Account(
+    return AccountFacts(
         username,
         role=role,
         authentication=authentication,

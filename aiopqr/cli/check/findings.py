@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from ...credentials import Parity
 from ...rotation.words import moment
-from .facts import Account
+from .facts import AccountFacts
 from .roles import of_account, of_both
 from .timing import changes, next_rotation, of_schedule
-from .values import Facts, Finding, Level
+from .values import Finding, Inspected, Level
 
 
-def findings(facts: Facts) -> Iterator[Finding]:
+def findings(facts: Inspected) -> Iterator[Finding]:
     """All findings, beginning with the most basic checks."""
     yield from _pair(facts)
     yield from _logins(facts)
@@ -31,7 +31,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
         yield from of_schedule(facts.schedule, facts.rules)
 
 
-def _pair(facts: Facts) -> Iterator[Finding]:
+def _pair(facts: Inspected) -> Iterator[Finding]:
     missing, pending = facts.pair.missing, facts.pair.pending
     if facts.pair.is_single:
         text = "there is one account: while its password changes, connects wait until the store has the new password"
@@ -58,7 +58,7 @@ def _pair(facts: Facts) -> Iterator[Finding]:
         yield Finding(Level.OK, "pair", "both accounts are in the secret")
 
 
-def _logins(facts: Facts) -> Iterator[Finding]:
+def _logins(facts: Inspected) -> Iterator[Finding]:
     for parity, account in facts.accounts.items():
         name = f"{parity} logs in"
         if account.logs_in:
@@ -73,7 +73,7 @@ def _logins(facts: Facts) -> Iterator[Finding]:
         yield Finding(Level.PROBLEM, name, f"{account.username!r} {what}: {account.problem}{why}", advice)
 
 
-def _why_not(parity: Parity, other: Account | None) -> tuple[str, str]:
+def _why_not(parity: Parity, other: AccountFacts | None) -> tuple[str, str]:
     """Why an account cannot log in, as far as the other one can see, and what to do about it."""
     repair = f"`aiopqr rotate --account {parity} --force-mismatch` sets a new password, in the database and the store"
     if other is None or not other.logs_in:
@@ -89,7 +89,7 @@ def _why_not(parity: Parity, other: Account | None) -> tuple[str, str]:
     return "; the role may log in, so the stored password is not the one in the database", repair
 
 
-def _tls(facts: Facts) -> Iterator[Finding]:
+def _tls(facts: Inspected) -> Iterator[Finding]:
     mode = facts.sslmode
     if mode is None:
         yield Finding(Level.OK, "TLS", "not needed on a Unix socket")
@@ -107,7 +107,7 @@ def _tls(facts: Facts) -> Iterator[Finding]:
         yield Finding(Level.OK, "TLS", f"sslmode={mode}")
 
 
-def _authentication(accounts: list[Account]) -> Iterator[Finding]:
+def _authentication(accounts: list[AccountFacts]) -> Iterator[Finding]:
     methods = {account.authentication for account in accounts}
     asked = " and ".join(sorted({account.asked for account in accounts if account.asked}))
     for method in sorted(methods, key=str):
@@ -129,7 +129,7 @@ def _authentication(accounts: list[Account]) -> Iterator[Finding]:
             yield Finding(Level.WARNING, "authentication", text, "change passwords where that method keeps them")
 
 
-def _proxy(accounts: list[Account]) -> Iterator[Finding]:
+def _proxy(accounts: list[AccountFacts]) -> Iterator[Finding]:
     if not any(account.proxied for account in accounts):
         yield Finding(Level.OK, "proxy", "there is no pooling proxy")
         return

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
 from ...rotation.words import counted, moment
-from .facts import Account
-from .values import Facts, Finding, Level
+from .facts import AccountFacts
+from .values import Finding, Inspected, Level
 
 _SHOWN = 5
 
 
-def of_account(account: Account, facts: Facts) -> Iterator[Finding]:
+def of_account(account: AccountFacts, facts: Inspected) -> Iterator[Finding]:
     role, name = account.role, account.username
     if role["session_user"] != name:
         text = f"after logging in as {name!r}, the session belongs to {role['session_user']!r}"
@@ -58,7 +58,7 @@ def of_account(account: Account, facts: Facts) -> Iterator[Finding]:
             )
 
 
-def of_both(odd: Account, even: Account) -> Iterator[Finding]:
+def of_both(odd: AccountFacts, even: AccountFacts) -> Iterator[Finding]:
     yield from _acting(odd, even)
     for name, mine, theirs, advice in (
         ("memberships", odd.memberships, even.memberships, "grant the same roles to both"),
@@ -89,7 +89,7 @@ def of_both(odd: Account, even: Account) -> Iterator[Finding]:
         yield Finding(Level.WARNING, "connection limits differ", text, "give both accounts the same limit")
 
 
-def _acting(odd: Account, even: Account) -> Iterator[Finding]:
+def _acting(odd: AccountFacts, even: AccountFacts) -> Iterator[Finding]:
     roles = {account.role["current_user"] for account in (odd, even)}
     if len(roles) == 1:
         yield Finding(Level.OK, "ownership", f"what either creates belongs to {roles.pop()!r}")

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from ...credentials import CredentialPair, Parity
 from ...rotation.gates import Rules
-from .facts import Account
+from .facts import AccountFacts
 
 
 class Level(enum.IntEnum):
@@ -43,11 +43,11 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class Inspected:
     """Everything that is judged. ``changed_at`` says when each account was last changed, or None if that is unknown."""
 
     pair: CredentialPair
-    accounts: Mapping[Parity, Account]
+    accounts: Mapping[Parity, AccountFacts]
     sslmode: str | None
     rules: Rules
     max_size: int

@@ -19,7 +19,7 @@ from ...sources.vault.errors import VaultError
 from ...sources.vault.kv import KvReader
 from ...sources.vault.leases import LeaseReader
 from ...sources.vault.rights import in_policy, lacking
-from ...sources.vault.source import Reader
+from ...sources.vault.source import EngineReader
 from ...sources.vault.static_roles import StaticRolesReader
 from .values import Finding, Level
 
@@ -87,7 +87,7 @@ async def looking(
         await client.run(close)
 
 
-def _reader(kv: tuple[str, str] | None, roles: tuple[str, str] | None, dynamic: str | None, mount: str) -> Reader:
+def _reader(kv: tuple[str, str] | None, roles: tuple[str, str] | None, dynamic: str | None, mount: str) -> EngineReader:
     if kv is not None:
         return KvReader(kv[1], kv[0])
     return StaticRolesReader(*roles, mount) if roles else LeaseReader(dynamic or "", mount)

@@ -18,9 +18,9 @@ from rich.console import Console
 from ...errors import AiopqrError, ConfigurationError
 from .picture import NoPicture, draw
 from .pools import Options
-from .run import Run, perform
-from .verdict import Verdict
-from .view import LineScreen, LiveScreen, show_verdict
+from .result import DemoResult
+from .run import Demo, perform
+from .view import LineScreen, LiveScreen, show_result
 
 
 def demo(
@@ -51,13 +51,13 @@ def demo(
     ),
     plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of a live display.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the verdict as JSON on standard output, the rest on standard error.")
+        bool, typer.Option("--json", help="Print the result as JSON on standard output, the rest on standard error.")
     ] = False,
 ) -> None:
     """Watch a pool survive password changes under load, on a real Postgres.
 
     The demo starts a Postgres server, runs queries through a pool, and changes the passwords of the two accounts in
-    turn, and once both at the same time. At the end it prints a verdict.
+    turn, and once both at the same time. At the end it prints the result.
 
     Exit codes: 0 no operation failed; 1 some failed; 2 the demo could not run; 130 interrupted.
     """
@@ -65,30 +65,32 @@ def demo(
     try:
         options = _checked(seconds, every, lifetime, workers, connections, dsn, compare, picture)
         options = dataclasses.replace(options, single=single)
-        verdict = asyncio.run(run_demo(options, console, picture, plain=plain))
+        result = asyncio.run(run_demo(options, console, picture, plain=plain))
     except (AiopqrError, asyncpg.PostgresError, OSError) as exc:
         if isinstance(exc, BrokenPipeError):
             raise
         typer.echo(f"aiopqr demo: {' '.join(str(exc).split())}", err=True)
         raise typer.Exit(2) from None
-    if verdict is None:
+    if result is None:
         typer.echo("aiopqr demo: interrupted before a password was changed", err=True)
         raise typer.Exit(130)
     if as_json:
-        typer.echo(json.dumps(verdict.as_json(), indent=2))
-    raise typer.Exit(verdict.exit_code)
+        typer.echo(json.dumps(result.as_json(), indent=2))
+    raise typer.Exit(result.exit_code)
 
 
-async def run_demo(options: Options, console: Console, picture: Path | None, *, plain: bool = False) -> Verdict | None:
+async def run_demo(
+    options: Options, console: Console, picture: Path | None, *, plain: bool = False
+) -> DemoResult | None:
     """Run the demo, and show and draw its results. Ctrl-C, SIGTERM and SIGHUP end it early, but cleanly."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    run: Run | None
+    run: Demo | None
     try:
         with LineScreen(console) if plain or not console.is_terminal else LiveScreen(console) as screen:
-            run, verdict = await perform(options, screen, stop)
+            run, result = await perform(options, screen, stop)
     except* asyncpg.InsufficientPrivilegeError as group:
         problem = f"the role of --dsn must be a superuser, or have CREATEDB and CREATEROLE: {_first(group)}"
         raise ConfigurationError(problem) from None
@@ -97,20 +99,20 @@ async def run_demo(options: Options, console: Console, picture: Path | None, *, 
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)
-    if run is None or verdict is None:
+    if run is None or result is None:
         return None
     note = "no picture: there is too little to draw"
-    if picture is not None and verdict.ours.operations:
+    if picture is not None and result.ours.operations:
         try:
             draw(run, picture)
         except NoPicture as exc:
             note = f"no picture: {exc}"
         else:
-            verdict = dataclasses.replace(verdict, picture=str(picture))
+            result = dataclasses.replace(result, picture=str(picture))
             note = f"picture: {picture}"
-    show_verdict(console, verdict)
+    show_result(console, result)
     console.print(note, highlight=False, markup=False, soft_wrap=True)
-    return verdict
+    return result
 
 
 def _checked(

@@ -15,7 +15,7 @@ from math import exp, log
 
 import asyncpg
 
-from .stage import WALLETS
+from .environment import WALLETS
 
 SLOT = 0.5  # seconds that each point of the picture covers
 ACQUIRE_TIMEOUT = 5.0

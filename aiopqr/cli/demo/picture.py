@@ -11,7 +11,7 @@ from typing import Any
 
 from ...credentials import Parity
 from .load import SLOT, Slot, Tally
-from .run import Run
+from .run import Demo
 
 _INK, _FAINT = "#24292f", "#8b949e"
 _OURS, _PLAIN, _FAILED = "#0969da", "#bc4c00", "#cf222e"
@@ -22,7 +22,7 @@ class NoPicture(Exception):
     """The picture could not be drawn. The text says why."""
 
 
-def draw(run: Run, path: Path) -> None:
+def draw(run: Demo, path: Path) -> None:
     """Write the picture, in the format that the path's suffix names. Raises :class:`NoPicture`."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # otherwise it logs about its font cache
     try:
@@ -63,12 +63,12 @@ def draw(run: Run, path: Path) -> None:
             raise NoPicture(str(exc)) from None
 
 
-def _slots(tally: Tally, run: Run) -> list[tuple[float, Slot]]:
+def _slots(tally: Tally, run: Demo) -> list[tuple[float, Slot]]:
     """Each complete slot, with the middle of its time."""
     return [((number + 0.5) * SLOT, slot) for number, slot in enumerate(tally.slots) if (number + 1) * SLOT <= run.at]
 
 
-def _latency(axes: Any, run: Run) -> None:
+def _latency(axes: Any, run: Demo) -> None:
     for one in run.contestants:
         color, name = (_OURS, "aiopqr") if one.alternating else (_PLAIN, one.name)
         served = [(at, slot.waits) for at, slot in _slots(one.tally, run) if slot.waits.count]
@@ -101,7 +101,7 @@ def _latency(axes: Any, run: Run) -> None:
     _legend(axes, 3)
 
 
-def _throughput(axes: Any, run: Run) -> None:
+def _throughput(axes: Any, run: Demo) -> None:
     for one in run.contestants:
         color = _OURS if one.alternating else _PLAIN
         slots = _slots(one.tally, run)
@@ -125,7 +125,7 @@ def _throughput(axes: Any, run: Run) -> None:
     _legend(axes, 3)
 
 
-def _connections(axes: Any, run: Run) -> None:
+def _connections(axes: Any, run: Demo) -> None:
     one = run.contestants[0]
     slots = _slots(one.tally, run)
     series = [slot.odd for _, slot in slots], [slot.even for _, slot in slots]
@@ -138,14 +138,14 @@ def _connections(axes: Any, run: Run) -> None:
     _legend(axes, 2)
 
 
-def _mark_rotations(axes: Any, run: Run) -> None:
+def _mark_rotations(axes: Any, run: Demo) -> None:
     for at, rotation in run.done:
         axes.axvline(at, color=_FAILED if rotation.is_both else _FAINT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=0)
         if rotation.store_delay:
             axes.axvspan(at, at + rotation.store_delay, color=_FAILED, alpha=0.08, linewidth=0, zorder=0)
 
 
-def _label_rotations(axes: Any, run: Run) -> None:
+def _label_rotations(axes: Any, run: Demo) -> None:
     for at, rotation in run.done:
         label = f"both, file {rotation.store_delay:g} s late" if rotation.is_both else str(rotation.parities[0])
         axes.annotate(

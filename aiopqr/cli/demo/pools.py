@@ -12,8 +12,8 @@ import asyncpg
 from ... import AlternatingPool, Parity
 from ...events import Event
 from ...sources import FileSource
+from .environment import Environment
 from .load import Tally
-from .stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,14 @@ class Contestant:
 
 
 @contextlib.asynccontextmanager
-async def alternating(stage: Stage, options: Options, listener: Callable[[Event], None]) -> AsyncIterator[Contestant]:
+async def alternating(
+    environment: Environment, options: Options, listener: Callable[[Event], None]
+) -> AsyncIterator[Contestant]:
     """Our pool, with two accounts whose passwords it reads from the file."""
-    database, size = stage.databases[0], options.connections
+    database, size = environment.databases[0], options.connections
     pool = AlternatingPool(
-        stage.server.dsn_of(database),
-        credentials=FileSource(stage.file),
+        environment.server.dsn_of(database),
+        credentials=FileSource(environment.file),
         max_lifetime=options.lifetime,
         max_lifetime_jitter=options.lifetime / 2,  # so that connections are opened all the time
         min_size=size,
@@ -81,12 +83,12 @@ async def alternating(stage: Stage, options: Options, listener: Callable[[Event]
 
 
 @contextlib.asynccontextmanager
-async def plain(stage: Stage, options: Options) -> AsyncIterator[Contestant]:
+async def plain(environment: Environment, options: Options) -> AsyncIterator[Contestant]:
     """The best that asyncpg's pool can do: one account, its password read for each connect, and the same lifetime."""
-    database, size = stage.databases[1], options.connections
-    account = stage.pair.odd
+    database, size = environment.databases[1], options.connections
+    account = environment.pair.odd
     assert account is not None
-    source = FileSource(stage.file)
+    source = FileSource(environment.file)
 
     async def password() -> str:
         odd = (await source.fetch()).odd
@@ -94,7 +96,7 @@ async def plain(stage: Stage, options: Options) -> AsyncIterator[Contestant]:
         return odd.password.reveal()
 
     pool = await asyncpg.create_pool(
-        stage.server.dsn_of(database),
+        environment.server.dsn_of(database),
         user=account.username,
         password=password,
         min_size=size,

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from ...credentials import Parity
 from ...events import Event
+from .environment import COINS, WALLETS, Environment, PasswordChange, open_environment, schedule
 from .load import Tally, work
 from .pools import Contestant, Options, alternating, plain
-from .stage import COINS, WALLETS, Rotation, Stage, open_stage, schedule
-from .verdict import Figures, Verdict
+from .result import DemoResult, Figures
 from .words import log_to, sentence
 
 _WATCH_EVERY = 0.25
@@ -29,20 +29,20 @@ class Screen(Protocol):
         """Show what happened after ``at`` seconds. ``kind`` is ``rotation``, ``good``, ``bad`` or ``note``."""
         ...
 
-    async def draw(self, run: Run) -> None:
+    async def draw(self, run: Demo) -> None:
         """Draw the current state. Called a few times a second."""
         ...
 
 
-class Run:
-    """One demo, from the first connection to the verdict."""
+class Demo:
+    """One demo, from the first connection to the result."""
 
-    def __init__(self, options: Options, stage: Stage, screen: Screen) -> None:
+    def __init__(self, options: Options, environment: Environment, screen: Screen) -> None:
         self.options = options
-        self.stage = stage
+        self.environment = environment
         self.screen = screen
         self.plan = schedule(options.seconds, options.every, single=options.single)
-        self.done: list[tuple[float, Rotation]] = []
+        self.done: list[tuple[float, PasswordChange]] = []
         self.contestants: list[Contestant] = []
         self.started = time.perf_counter()
         self.stopped: float | None = None
@@ -52,13 +52,13 @@ class Run:
         """Seconds since the start."""
         return (self.stopped or time.perf_counter()) - self.started
 
-    async def play(self, stop: asyncio.Event) -> Verdict:
-        """Run to the end, or until ``stop`` is set, and return the verdict."""
+    async def play(self, stop: asyncio.Event) -> DemoResult:
+        """Run to the end, or until ``stop`` is set, and return the result."""
         async with contextlib.AsyncExitStack() as pools:
-            ours = alternating(self.stage, self.options, self._on_event)
+            ours = alternating(self.environment, self.options, self._on_event)
             self.contestants.append(await pools.enter_async_context(ours))
             if self.options.compare:
-                self.contestants.append(await pools.enter_async_context(plain(self.stage, self.options)))
+                self.contestants.append(await pools.enter_async_context(plain(self.environment, self.options)))
             self.started = time.perf_counter()
             for contestant in self.contestants:
                 contestant.tally = Tally()
@@ -80,10 +80,10 @@ class Run:
             self._observe()
             await self.screen.draw(self)
             counted = [await self._figures(one) for one in self.contestants]
-        return Verdict(
+        return DemoResult(
             seconds=self.at,
             interrupted=stop.is_set(),
-            server=f"Postgres {self.stage.server.version}",
+            server=f"Postgres {self.environment.server.version}",
             workers=self.options.workers,
             connections=self.options.connections,
             lifetime=self.options.lifetime,
@@ -110,7 +110,7 @@ class Run:
             else:
                 text = f"{rotation.parities[0]}'s password changed, and the file right after it"
             self.screen.show(at, text, "rotation")
-            await self.stage.rotate(rotation)
+            await self.environment.rotate(rotation)
             if rotation.store_delay:
                 self.screen.show(self.at, "the file is up to date again", "note")
 
@@ -121,7 +121,7 @@ class Run:
             await asyncio.sleep(_WATCH_EVERY)
 
     def _observe(self) -> None:
-        refused = self.stage.refused_logins()
+        refused = self.environment.refused_logins()
         for one in self.contestants:
             slot = one.tally.slot
             slot.odd, slot.even = one.open()
@@ -140,7 +140,7 @@ class Run:
     # After the load.
 
     async def _figures(self, one: Contestant) -> Figures:
-        coins, transfers = await self.stage.count(one.database)
+        coins, transfers = await self.environment.count(one.database)
         tally = one.tally
         figures: dict[str, Any] = {}
         if pool := one.alternating:
@@ -171,11 +171,11 @@ class Run:
         )
 
 
-async def perform(options: Options, screen: Screen, stop: asyncio.Event) -> tuple[Run | None, Verdict | None]:
-    """Set up the stage, run the demo, and clean up. If ``stop`` is set before the load begins, there is no verdict."""
-    async with open_stage(options.dsn, 1 + options.compare, single=options.single) as stage:
+async def perform(options: Options, screen: Screen, stop: asyncio.Event) -> tuple[Demo | None, DemoResult | None]:
+    """Set up the environment, run the demo, and clean up. If ``stop`` is set too early, there is no result."""
+    async with open_environment(options.dsn, 1 + options.compare, single=options.single) as environment:
         if stop.is_set():
             return None, None
-        run = Run(options, stage, screen)
+        run = Demo(options, environment, screen)
         with log_to(screen.show, run.started):
             return run, await run.play(stop)

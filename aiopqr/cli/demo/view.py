@@ -1,4 +1,4 @@
-"""Shows the demo: a live display on a terminal, or else lines; and the verdict in words.
+"""Shows the demo: a live display on a terminal, or else lines; and the result in words.
 
 It measures nothing: all times come from the run.
 """
@@ -22,8 +22,8 @@ from rich.text import Text
 
 from .load import SLOT, Slot
 from .pools import Contestant
-from .run import Run
-from .verdict import Verdict, duration
+from .result import DemoResult, duration
+from .run import Demo
 
 _STYLES = {"rotation": "bold yellow", "good": "green", "bad": "bold red", "note": "dim"}
 _MARKS = {"rotation": "⟳", "good": "✓", "bad": "✗", "note": "·"}
@@ -68,35 +68,35 @@ class LiveScreen:
         else:
             self._story.append(_Line(at, text, kind))
 
-    async def draw(self, run: Run) -> None:
+    async def draw(self, run: Demo) -> None:
         frame = self._frame(run)
         await asyncio.to_thread(lambda: self._live.update(frame, refresh=True))
 
-    def _frame(self, run: Run) -> RenderableType:
+    def _frame(self, run: Demo) -> RenderableType:
         width = min(self._console.width, 110)
         top = [self._title(run, width), self._progress(run, width), Text(), self._numbers(run), Text()]
         used = 3 + 7 + 1 + 3 + 2 + 1  # title, progress, gap; numbers; gap; pulse; panel's frame; the cursor's line
         lines = max(min(self._console.height - used, 16), 2)
         return Group(*top, self._pulse(run, width), self._panel(lines, width))
 
-    def _title(self, run: Run, width: int) -> RenderableType:
+    def _title(self, run: Demo, width: int) -> RenderableType:
         options = run.options
         title = Text.assemble(
             ("aiopqr demo", "bold cyan"),
             f"  {options.workers} workers, {options.connections} connections replaced after {options.lifetime:g} s",
-            (f"  Postgres {run.stage.server.version}", "dim"),
+            (f"  Postgres {run.environment.server.version}", "dim"),
         )
         title.truncate(width, overflow="ellipsis")
         return title
 
-    def _progress(self, run: Run, width: int) -> RenderableType:
+    def _progress(self, run: Demo, width: int) -> RenderableType:
         grid = Table.grid(padding=(0, 1))
         done = min(run.at, run.options.seconds)
         bar = ProgressBar(run.options.seconds, done, width - 16, complete_style="cyan", finished_style="cyan")
         grid.add_row(bar, f"{run.at:4.1f} of {run.options.seconds:g} s")
         return grid
 
-    def _numbers(self, run: Run) -> RenderableType:
+    def _numbers(self, run: Demo) -> RenderableType:
         table = Table.grid(padding=(0, 3, 0, 0))
         table.add_column(style="dim", min_width=17)
         labels = ("", "operations", "failed", "acquire p50, p99", "open connections", "", "refused logins")
@@ -120,7 +120,7 @@ class LiveScreen:
             table.add_row(*row)
         return table
 
-    def _pulse(self, run: Run, width: int) -> RenderableType:
+    def _pulse(self, run: Demo, width: int) -> RenderableType:
         """The slowest acquire at each moment, with a mark below for each password change."""
         slots = run.contestants[0].tally.slots
         room = width - 2
@@ -171,7 +171,7 @@ class LineScreen:
     def show(self, at: float, text: str, kind: str) -> None:
         self._print(f"{at:5.1f} s {_PLAIN_MARKS[kind]} {text}")
 
-    async def draw(self, run: Run) -> None:
+    async def draw(self, run: Demo) -> None:
         if run.at < self._reported + _REPORT_EVERY:
             return
         self._reported = run.at
@@ -189,20 +189,20 @@ class LineScreen:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_verdict(console: Console, verdict: Verdict) -> None:
-    """Print the verdict in words, in the same way on a terminal and in a pipe."""
+def show_result(console: Console, result: DemoResult) -> None:
+    """Print the result in words, in the same way on a terminal and in a pipe."""
     console.print()
-    console.print(Text(verdict.headline(), style="bold green" if verdict.passed else "bold red"), soft_wrap=True)
-    for line in verdict.tried():
+    console.print(Text(result.headline(), style="bold green" if result.passed else "bold red"), soft_wrap=True)
+    for line in result.tried():
         console.print(line, highlight=False, markup=False)
     table = Table.grid(padding=(0, 3, 0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    if verdict.plain:
+    if result.plain:
         table.add_column()
-        table.add_row("", Text(verdict.ours.name, style="bold"), Text(verdict.plain.name, style="bold"))
-    for label, ours, plain in verdict.rows():
-        table.add_row(label, ours, *([plain] if verdict.plain else []))
+        table.add_row("", Text(result.ours.name, style="bold"), Text(result.plain.name, style="bold"))
+    for label, ours, plain in result.rows():
+        table.add_row(label, ours, *([plain] if result.plain else []))
     console.print(table, highlight=False)
 
 

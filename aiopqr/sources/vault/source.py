@@ -20,7 +20,7 @@ from .static_roles import StaticRolesReader
 logger = logging.getLogger("aiopqr")
 
 
-class Reader(Protocol):
+class EngineReader(Protocol):
     """Reads credentials from one kind of Vault engine. Its methods block, and run in the client's thread."""
 
     def read(self, client: VaultClient) -> CredentialPair: ...
@@ -51,7 +51,12 @@ class VaultSource:
     """
 
     def __init__(
-        self, reader: Reader, *, interval: float = 60.0, start_spread: float = 1.0, **options: Unpack[VaultOptions]
+        self,
+        reader: EngineReader,
+        *,
+        interval: float = 60.0,
+        start_spread: float = 1.0,
+        **options: Unpack[VaultOptions],
     ) -> None:
         self._reader = reader
         self._client = VaultClient(**options)

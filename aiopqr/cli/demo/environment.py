@@ -37,7 +37,7 @@ ANALYZE wallet
 
 
 @dataclass(frozen=True, slots=True)
-class Rotation:
+class PasswordChange:
     """A password change, ``at`` seconds after the start. The file follows ``store_delay`` seconds later."""
 
     at: float
@@ -49,7 +49,7 @@ class Rotation:
         return len(self.parities) == 2
 
 
-def schedule(seconds: float, every: float, *, single: bool = False) -> tuple[Rotation, ...]:
+def schedule(seconds: float, every: float, *, single: bool = False) -> tuple[PasswordChange, ...]:
     """Plan changes of odd and even in turn and, in the middle, of both, with the file a second behind.
 
     A single account is odd.
@@ -59,9 +59,9 @@ def schedule(seconds: float, every: float, *, single: bool = False) -> tuple[Rot
     parities = (Parity.ODD,) if single else (Parity.ODD, Parity.EVEN)
     one = (parities[n % len(parities)] for n in range(count))
     return tuple(
-        Rotation(number * every, parities, min(1.0, every / 2))
+        PasswordChange(number * every, parities, min(1.0, every / 2))
         if number == middle
-        else Rotation(number * every, (next(one),))
+        else PasswordChange(number * every, (next(one),))
         for number in range(1, count + 1)
     )
 
@@ -89,7 +89,7 @@ def existing_server(dsn: str) -> PostgresServer:
     return ExistingPostgres(urlunsplit(parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}")))
 
 
-class Stage:
+class Environment:
     """The accounts, databases and file of one demo. ``pair`` is what the server accepts now."""
 
     def __init__(self, server: PostgresServer, pair: CredentialPair, databases: Sequence[str], file: Path) -> None:
@@ -103,7 +103,7 @@ class Stage:
         except NotSupported:
             self._refused = None
 
-    async def rotate(self, rotation: Rotation) -> None:
+    async def rotate(self, rotation: PasswordChange) -> None:
         """Change the passwords in the database, and ``store_delay`` seconds later in the file."""
         changed = {}
         for parity in rotation.parities:
@@ -138,8 +138,8 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def open_stage(dsn: str | None, contestants: int, *, single: bool = False) -> AsyncIterator[Stage]:
-    """Set up the stage, and clean up at the end: no process, directory, database or account is left behind."""
+async def open_environment(dsn: str | None, contestants: int, *, single: bool = False) -> AsyncIterator[Environment]:
+    """Set up the environment, and clean up at the end: no process, directory, database or account is left behind."""
     server = EmbeddedPostgres() if dsn is None else existing_server(dsn)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(server)
@@ -164,7 +164,7 @@ async def open_stage(dsn: str | None, contestants: int, *, single: bool = False)
         if single and pair.odd:
             pair = CredentialPair.single(pair.odd)
         write_pair(file, pair)
-        yield Stage(server, pair, databases, file)
+        yield Environment(server, pair, databases, file)
 
 
 def write_pair(file: Path, pair: CredentialPair) -> None:

@@ -33,7 +33,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class DemoResult:
     """What was tried, and the results. ``odd``, ``even`` and ``both`` count password changes.
 
     ``behind`` is how late the file was, in seconds, at most.
