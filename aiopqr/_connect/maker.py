@@ -84,14 +84,16 @@ class Maker:
         if self.is_closed:
             raise PoolClosing(f"{self.name}: the connector is closed")
         self._feed.revive()
-        if self._own_connect is None:
-            self._feed.check_connect(args, kwargs)
         kwargs = {**kwargs}
         timeout = kwargs.pop("timeout", CONNECT_TIMEOUT)
         if timeout is not None:
             timeout = positive("timeout", timeout)
-        read = Arguments.for_own_connect if self._own_connect else self._reader.read
-        arguments = read(args, kwargs, self._feed.pair.endpoint)
+        endpoint = self._feed.pair.endpoint
+        if self._own_connect is None:
+            self._feed.check_connect(args, kwargs)
+            arguments = self._reader.read(args, kwargs, endpoint, asyncio.get_running_loop().time())
+        else:
+            arguments = Arguments.for_own_connect(args, kwargs, endpoint)
         connected = await Connect(self._started, arguments, timeout).run(lambda: self._probe(arguments))
         inner = _unwrapped(connected.con)
         if isinstance(inner, asyncpg.Connection):  # a user's connect= may return anything

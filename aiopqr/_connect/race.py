@@ -249,7 +249,7 @@ class Race:
         self._state.logins.give_up(login)
 
     def _all_hosts(self) -> list[Address | None]:
-        return self._state.hosts.in_order(self._arguments.addresses, asyncio.get_running_loop().time())
+        return self._state.hosts.in_order(self._arguments.addresses, self._loop.time())
 
     def _add_further(self, login: Login) -> None:
         """Try the other addresses of the login's host next."""

@@ -74,6 +74,8 @@ async def login(
     cache = KeyCache() if cache is None else cache
     one = _Login(connect, args, kwargs, Claim(user, password, None, trust), cache, loop, ip)
     try:
+        if timeout is None:
+            return await one.run()
         async with asyncio.timeout(timeout):
             return await one.run()
     finally:
@@ -167,7 +169,7 @@ class _Login:
         try:
             con = await self._once({**self._kwargs, "ssl": context})
         except (ssl.SSLError, OSError, asyncpg.PostgresConnectionError):
-            if self.claim.answered or not self._view.began_tls:
+            if self.claim.answered or not self.claim.began_tls:
                 raise
             contexts.forget()
             if contexts.worked is not context:
@@ -180,9 +182,9 @@ class _Login:
         return con
 
     async def _once(self, kwargs: Mapping[str, Any]) -> Any:
-        self._view = _LoginLoop(self._loop, self.claim, self._ip)
+        view = _LoginLoop(self._loop, self.claim, self._ip)
         self.claim.keys = lambda secret, challenge: self._cache.keys(secret, challenge, self._loop)
-        return await answered(self._connect, *self._args, claim=self.claim, view=self._view, **kwargs)
+        return await answered(self._connect, *self._args, claim=self.claim, view=view, **kwargs)
 
     def _warn_of_cleartext(self) -> None:
         if self.claim.unverified and not self._cache.has_warned:
@@ -285,7 +287,6 @@ class _LoginLoop:
 
     def __init__(self, real: asyncio.AbstractEventLoop, claim: Claim, ip: str | None = None) -> None:
         self.real = real
-        self.began_tls = False
         self._claim = claim
         self._ip = ip
         self._upgraded: asyncio.Transport | None = None  # a transport for which asyncpg will make its protocol later
@@ -298,7 +299,7 @@ class _LoginLoop:
 
     async def create_connection(self, factory: Callable[[], Any], host: str, port: int, **kwargs: Any) -> Any:
         if kwargs.get("ssl"):
-            self.began_tls = True
+            self._claim.began_tls = True
             kwargs["server_hostname"] = host
         build, failures = self._in_front(factory), list[OSError]()
         for address in [self._ip] if self._ip else await addresses_of(host, port, self.real):
@@ -318,7 +319,7 @@ class _LoginLoop:
             raise
 
     async def start_tls(self, *args: Any, **kwargs: Any) -> Any:
-        self.began_tls = True
+        self._claim.began_tls = True
         self._upgraded = await self.real.start_tls(*args, **kwargs)
         if self._upgraded is not None:
             self._made.append(self._upgraded)

@@ -30,6 +30,8 @@ _GOODBYE = re.compile(rb"E....S[^\0]+\0VFATAL\0", re.DOTALL)
 
 
 class Stop(enum.Enum):
+    """Why reading has stopped."""
+
     READY = enum.auto()  # the answer is complete, and no transaction is open
     ERROR = enum.auto()  # an ErrorResponse; on an idle connection, it means that the server closes the connection
     UNEXPECTED = enum.auto()  # a message that does not belong here, so what follows cannot be understood
@@ -37,7 +39,7 @@ class Stop(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The result of reading some bytes: messages for asyncpg and, if the listener has stopped, why."""
+    """The result of reading some bytes: messages for asyncpg and, if reading has stopped, why."""
 
     forward: bytes
     stop: Stop | None = None

@@ -77,15 +77,7 @@ class StandIn(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_con",
-        "_done",
-        "_forward",
-        "_goodbye",
-        "_is_lent",
-        "_on_goodbye",
-        "_protocol",
-        "_reader",
-        "_transport",
+        "_con", "_done", "_forward", "_goodbye", "_is_lent", "_on_goodbye", "_protocol", "_reader", "_transport",
         "answered",
     )  # fmt: skip
 
@@ -177,7 +169,7 @@ class StandIn(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._protocol.resume_writing()
 
-    # What the listener makes of it.
+    # What the reader makes of it.
 
     def _hear(self, data: bytes) -> None:
         heard = self._reader.hear(data)

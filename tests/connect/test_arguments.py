@@ -135,7 +135,7 @@ def test_arguments_that_stay_the_same_are_read_once(monkeypatch: pytest.MonkeyPa
     read = arguments.read_target
     monkeypatch.setattr(arguments, "read_target", lambda *a: readings.append(a) or read(*a))
     reader = ArgumentReader()
-    first, second = (reader.read((DSN,), {"command_timeout": seconds}, None) for seconds in (1, 2))
+    first, second = (reader.read((DSN,), {"command_timeout": seconds}, None, 0.0) for seconds in (1, 2))
     assert len(readings) == 1
     assert first.target is second.target
     assert [found.kwargs["command_timeout"] for found in (first, second)] == [1, 2]
@@ -188,7 +188,7 @@ def test_asyncpg_finds_the_same_in_the_arguments_that_a_connect_passes_on(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = ArgumentReader().read((dsn,), kwargs, None)
+    found = ArgumentReader().read((dsn,), kwargs, None, 0.0)
     assert as_asyncpg_reads(found.args, found.kwargs) == as_asyncpg_reads((dsn,), kwargs)
     if "host" not in kwargs:
         assert bool(found.args) is is_needed, "asyncpg parses a DSN anew for each connect"
@@ -206,30 +206,34 @@ def test_asyncpg_finds_the_same_in_the_arguments_that_a_connect_passes_on(
         ("PGDATABASE", "other", "target"),
     ],
 )
-def test_a_variable_that_changes_counts_from_the_next_connect_on(
+def test_a_variable_that_changes_counts_within_a_second(
     dsn: str | None, variable: str, value: str, attribute: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGDATABASE", "orders")
     reader, args = ArgumentReader(), (dsn,) if dsn else ()
-    reader.read(args, {}, None)
+    before = reader.read(args, {}, None, 7.0)
     monkeypatch.setenv(variable, value)
-    assert getattr(reader.read(args, {}, None), attribute) == getattr(ArgumentReader().read(args, {}, None), attribute)
+    fresh = ArgumentReader().read(args, {}, None, 7.5)
+    assert getattr(reader.read(args, {}, None, 7.5), attribute) == getattr(before, attribute)
+    assert getattr(reader.read(args, {}, None, 8.0), attribute) == getattr(fresh, attribute)
 
 
 def test_what_the_caller_changes_counts_from_the_next_connect_on() -> None:
     reader, hosts = ArgumentReader(), ["127.0.0.1", "127.0.0.2"]
     kwargs: dict[str, Any] = {"host": hosts, "database": "orders"}
-    before = reader.read((), kwargs, None).addresses
+    before = reader.read((), kwargs, None, 0.0).addresses
     hosts.reverse()
-    assert reader.read((), kwargs, None).addresses == before[::-1]
-    assert reader.read((), {**kwargs, "host": None}, Endpoint(host="127.0.0.3")).addresses[0] == replace(
+    assert reader.read((), kwargs, None, 0.0).addresses == before[::-1]
+    assert reader.read((), {**kwargs, "host": None}, Endpoint(host="127.0.0.3"), 0.0).addresses[0] == replace(
         before[0], host="127.0.0.3", ip="127.0.0.3"
     )
 
 
 def test_a_secret_may_name_several_hosts_as_a_dsn_may() -> None:
-    named = ArgumentReader().read(("postgresql://127.0.0.1,127.0.0.2:6432/orders",), {"port": 6432}, None).addresses
-    found = ArgumentReader().read((), {}, Endpoint("127.0.0.1,127.0.0.2", 6432, "orders"))
+    named = (
+        ArgumentReader().read(("postgresql://127.0.0.1,127.0.0.2:6432/orders",), {"port": 6432}, None, 0.0).addresses
+    )
+    found = ArgumentReader().read((), {}, Endpoint("127.0.0.1,127.0.0.2", 6432, "orders"), 0.0)
     assert found.addresses == named
     assert len(named) == 2
 
@@ -241,5 +245,5 @@ def test_a_service_file_is_read_for_each_connect(kwargs: dict[str, Any], tmp_pat
     reader, services = ArgumentReader(), tmp_path / "services"
     for port in (5432, 6432):
         services.write_text(f"[orders]\nhost=127.0.0.1\nport={port}\ndbname=o\n")
-        found = reader.read((), {**kwargs, "servicefile": str(services)}, None)
+        found = reader.read((), {**kwargs, "servicefile": str(services)}, None, 0.0)
         assert [address.port for address in found.addresses] == [port]
