@@ -118,5 +118,4 @@ class Hosts:
         self._silent_until[host] = now + self.LAST_FOR
 
     def answered(self, host: Address | None) -> None:
-        if self._silent_until:
-            self._silent_until.pop(host, None)
+        self._silent_until.pop(host, None)

@@ -74,8 +74,6 @@ async def login(
     cache = KeyCache() if cache is None else cache
     one = _Login(connect, args, kwargs, Claim(user, password, None, trust), cache, loop, ip)
     try:
-        if timeout is None:
-            return await one.run()
         async with asyncio.timeout(timeout):
             return await one.run()
     finally:
@@ -159,8 +157,6 @@ class _Login:
 
         If the server rejects a client certificate, that looks like a lost connection.
         """
-        if self._kwargs.get("ssl") in (False, "disable"):
-            return await self._once(self._kwargs)
         contexts = self._cache.contexts
         arguments = {**dict(zip(("dsn",), self._args, strict=False)), **self._kwargs, "password": _PLACEHOLDER}
         context = await contexts.shared(arguments, self._loop)

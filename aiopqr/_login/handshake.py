@@ -52,7 +52,7 @@ class Claim:
     password: Secret | None
     keys: Callable[[Secret, Challenge], Keys | asyncio.Future[Keys]] | None
     trust: Trust = field(default_factory=Trust)
-    began_tls: bool = False  # TLS, if any, has begun
+    began_tls: bool = False  # the login has begun TLS
     handled: bool = False  # a handshake was in front of asyncpg's protocol
     answered: bool = False  # the server has sent something
     asked: tuple[str, Channel] | None = None  # what the server asked for, and how it was asked

@@ -58,7 +58,8 @@ class TlsContexts:
         If there is already a context for these arguments, this waits at most a second for the files, and otherwise as
         long as it takes. Cancelling the call does not stop the work, and the next login can use the result.
         """
-        if isinstance(arguments.get("ssl"), ssl.SSLContext):
+        given = arguments.get("ssl")
+        if given in (False, "disable") or isinstance(given, ssl.SSLContext):
             return None
         asked, now = [loop, *map(arguments.get, _DECISIVE)], loop.time()
         if self._asked != asked:

@@ -100,7 +100,7 @@ class Rotator:
         if end_sessions_after is not None:
             non_negative("end_sessions_after", end_sessions_after)
         self._end_sessions_after = end_sessions_after
-        self._settings = RotationOptions(
+        self._options = RotationOptions(
             rules=rules,
             passwords=passwords or PasswordRule(),
             announce=non_negative("announce", announce),
@@ -112,7 +112,7 @@ class Rotator:
     @property
     def announce(self) -> float:
         """Seconds between staging a password and changing it."""
-        return self._settings.announce
+        return self._options.announce
 
     async def plan(self, *, account: Parity | None = None, force: Iterable[Gate] = ()) -> Plan:
         """Return what would be done now, with all objections. This logs in with both accounts, and changes nothing.
@@ -127,7 +127,7 @@ class Rotator:
                 await check_writable()
             async with self._database.connected() as admin:
                 facts = await self._database.gather(admin, secret)
-        return decide(facts, self._settings.rules, account=account, forced=force)
+        return decide(facts, self._options.rules, account=account, forced=force)
 
     async def apply(self, plan: Plan) -> Rotation:
         """Carry out the plan. First, the facts are gathered and judged again, with other rotators locked out.
@@ -153,21 +153,21 @@ class Rotator:
         return Rotation(plan.action, plan.parity, plan.username, changed_at, ended, warning)
 
     async def _rotate(self, plan: Plan) -> datetime:
-        return await Run(plan, self._database, self._store, self._settings).rotate()
+        return await Run(plan, self._database, self._store, self._options).rotate()
 
     async def _end_sessions(self, plan: Plan, before: datetime) -> tuple[int | None, str | None]:
         """End the account's old sessions after the grace period. Returns how many and a warning; never raises."""
         if self._end_sessions_after is None:
             return None, None
         await asyncio.sleep(self._end_sessions_after)
-        exempt = sorted(self._settings.rules.exempt_applications)
+        exempt = sorted(self._options.rules.exempt_applications)
         try:
             async with self._database.connected() as admin:
                 ended, warning = await self._database.terminate(admin, plan.username, before, exempt)
         except (RotationError, *DRIVER_ERRORS) as exc:
             ended, warning = 0, text_of(exc)
         if warning is None:
-            self._settings.listener(Step.ENDED)
+            self._options.listener(Step.ENDED)
         return ended, warning and f"old sessions of {plan.username!r} could not be ended: {warning}"
 
 

@@ -73,18 +73,18 @@ class _Alteration:
 class Run:
     """One rotation in progress."""
 
-    def __init__(self, plan: Plan, database: Database, store: SecretStore, settings: RotationOptions) -> None:
+    def __init__(self, plan: Plan, database: Database, store: SecretStore, options: RotationOptions) -> None:
         self._plan = plan
         self._name = plan.username
         self._database = database
         self._store = store
-        self._settings = settings
+        self._options = options
 
     async def rotate(self) -> datetime:
         """Do all steps except ending old sessions. Returns when the account was changed."""
-        pair, done = (await self._store.read()).pair, self._settings.listener
+        pair, done = (await self._store.read()).pair, self._options.listener
         async with self._database.exclusively(pair) as guard:
-            remedies = Remedies(self._plan, self._database, self._store, guard, self._settings.verify_timeout)
+            remedies = Remedies(self._plan, self._database, self._store, guard, self._options.verify_timeout)
             staged = await self._stage(pair)
             if self._plan.action is not Action.FINISH:
                 waited = await self._announce(staged)
@@ -105,7 +105,7 @@ class Run:
 
     async def _stage(self, pair: CredentialPair) -> StoredSecret:
         """Return the secret with this account's stage, the open one or a new one. Raises if the plan is outdated."""
-        plan, done = self._plan, self._settings.listener
+        plan, done = self._plan, self._options.listener
         async with self._database.altering(pair) as admin:
             secret = await self._store.read()
             now = await self._judge(admin, secret)
@@ -137,7 +137,7 @@ class Run:
     async def _open_stage(self, secret: StoredSecret) -> StoredSecret:
         """Stage a new password. Raises :class:`StoreNotWritable` if that failed and the store is still as it was."""
         try:
-            return await self._store.stage(secret, Credential(self._name, self._settings.passwords.generate()))
+            return await self._store.stage(secret, Credential(self._name, self._options.passwords.generate()))
         except StoreConflict:
             raise
         except StoreError as exc:
@@ -151,24 +151,24 @@ class Run:
     async def _judge(self, admin: Any, secret: StoredSecret) -> Plan:
         """Make the plan again with current facts. Raises :class:`RotationRefused` if a gate objects."""
         facts = await self._database.gather(admin, secret)
-        now = decide(facts, self._settings.rules, account=self._plan.account, forced=self._plan.forced)
+        now = decide(facts, self._options.rules, account=self._plan.account, forced=self._plan.forced)
         now.raise_for_refusals()
         return now
 
     async def _announce(self, staged: StoredSecret) -> bool:
         """Give pools time to see the stage and to step aside. Returns whether it had to wait."""
-        left = announcement_left(staged, self._settings.announce)
+        left = announcement_left(staged, self._options.announce)
         if left <= 0:
             return False
-        self._settings.on_announcing(Announcing(left, self._name))
+        self._options.on_announcing(Announcing(left, self._name))
         await asyncio.sleep(left)
-        if late := await unaware(self._database, staged, self._settings.announce, self._settings.rules):
+        if late := await unaware(self._database, staged, self._options.announce, self._options.rules):
             # Not a gate, because a pool that does not see the stage has at most one failed login.
-            again = Announcing(announced_longer(staged, self._settings.announce), self._name, late)
+            again = Announcing(announced_longer(staged, self._options.announce), self._name, late)
             logger.warning("rotation: %s", again)
-            self._settings.on_announcing(again)
+            self._options.on_announcing(again)
             await asyncio.sleep(again.seconds)
-        self._settings.listener(Step.ANNOUNCED)
+        self._options.listener(Step.ANNOUNCED)
         return True
 
     async def _alter(self, staged: StoredSecret, *, judge: bool) -> _Alteration:
@@ -191,7 +191,7 @@ class Run:
 
     async def _verify(self, staged: StoredSecret, remedies: Remedies) -> None:
         """Log in with the new password over the applications' path. Undoes the change if it is refused."""
-        login = await self._database.login_patiently(pending_of(staged), self._settings.verify_timeout)
+        login = await self._database.login_patiently(pending_of(staged), self._options.verify_timeout)
         if login.refused:
             await remedies.undo(staged, f"the applications' path refuses its new password: {login.text}")
         if not login.accepted:

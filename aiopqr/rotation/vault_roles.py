@@ -115,7 +115,7 @@ class VaultRolesRotator(Rotator):
         return RolePlan(**{field.name: getattr(plan, field.name) for field in fields(plan)})
 
     async def _rotate(self, plan: Plan) -> datetime:
-        parity, settings = plan.parity, self._settings
+        parity, settings = plan.parity, self._options
         secret = await self._roles.read()
         async with self._database.exclusively(secret.pair) as guard:
             secret = await self._roles.read()

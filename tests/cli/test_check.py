@@ -20,7 +20,7 @@ from aiopqr.cli.check.command import EXIT_CODES, schedule_of, sslmode_of
 from aiopqr.cli.check.facts import AccountFacts
 from aiopqr.cli.check.findings import findings
 from aiopqr.cli.check.timing import period_of
-from aiopqr.cli.check.values import Finding, Inspected, Level
+from aiopqr.cli.check.values import CheckFacts, Finding, Level
 from aiopqr.credentials import Credential, CredentialPair, Parity
 from aiopqr.refusals import Verdict
 from aiopqr.rotation import FileStore
@@ -234,7 +234,7 @@ def judge(**options: Any) -> dict[str, Finding]:
         "max_size": 10,
         "changed_at": {ODD: NOW, EVEN: NOW - timedelta(days=1)},
     }
-    return {finding.name: finding for finding in findings(Inspected(**{**defaults, **options}))}
+    return {finding.name: finding for finding in findings(CheckFacts(**{**defaults, **options}))}
 
 
 def test_nothing_is_found_where_all_is_well() -> None:

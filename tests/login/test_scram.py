@@ -24,11 +24,13 @@ def test_keys_match_rfc_7677() -> None:
         b"s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,"
         b"c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
     )
-    signature = PENCIL.with_stored.digest(auth)
-    assert signature == hmac.digest(PENCIL.stored, auth, "sha256")
+    signature = scram.signature_of(PENCIL.stored_hmac, auth)
     proof = bytes(a ^ b for a, b in zip(PENCIL.client, signature, strict=True))
     assert base64.b64encode(proof) == b"dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
-    assert base64.b64encode(PENCIL.with_server.digest(auth)) == b"6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+    assert (
+        base64.b64encode(scram.signature_of(PENCIL.server_hmac, auth))
+        == b"6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+    )
 
 
 def test_a_verifier_has_postgres_form_and_its_own_salt() -> None:

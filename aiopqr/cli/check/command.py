@@ -30,7 +30,7 @@ from ..ops_input import VAULT_HELP, dsn_without_password, exactly_one, from_aws,
 from .facts import look
 from .findings import file_findings, findings
 from .timing import period_of
-from .values import Finding, Inspected, Level, Schedule
+from .values import CheckFacts, Finding, Level, Schedule
 from .vault import looking
 
 EXIT_CODES = {Level.OK: 0, Level.NOTE: 0, Level.WARNING: 3, Level.PROBLEM: 4}
@@ -108,7 +108,7 @@ def check(
             why = "the applications' path is down: nothing answered at" if down else "no account could log in at"
             raise AiopqrError(f"the check could not run: {why} {place_of(dsn) or 'the given address'}: {problems[0]}")
         by_socket = any(account.asked.endswith(Channel.UNIX) for account in accounts.values())
-        facts = Inspected(pair, accounts, sslmode_of(dsn, by_socket=by_socket), rules, max_size, times, schedule)
+        facts = CheckFacts(pair, accounts, sslmode_of(dsn, by_socket=by_socket), rules, max_size, times, schedule)
         found = [*findings(facts), *more]
         _print_json(found) if as_json else _print_table(found)
         return EXIT_CODES[max(finding.level for finding in found)]

@@ -9,10 +9,10 @@ from ...rotation.words import moment
 from .facts import AccountFacts
 from .roles import of_account, of_both
 from .timing import changes, next_rotation, of_schedule
-from .values import Finding, Inspected, Level
+from .values import CheckFacts, Finding, Level
 
 
-def findings(facts: Inspected) -> Iterator[Finding]:
+def findings(facts: CheckFacts) -> Iterator[Finding]:
     """All findings, beginning with the most basic checks."""
     yield from _pair(facts)
     yield from _logins(facts)
@@ -31,7 +31,7 @@ def findings(facts: Inspected) -> Iterator[Finding]:
         yield from of_schedule(facts.schedule, facts.rules)
 
 
-def _pair(facts: Inspected) -> Iterator[Finding]:
+def _pair(facts: CheckFacts) -> Iterator[Finding]:
     missing, pending = facts.pair.missing, facts.pair.pending
     if facts.pair.is_single:
         text = "there is one account: while its password changes, connects wait until the store has the new password"
@@ -58,7 +58,7 @@ def _pair(facts: Inspected) -> Iterator[Finding]:
         yield Finding(Level.OK, "pair", "both accounts are in the secret")
 
 
-def _logins(facts: Inspected) -> Iterator[Finding]:
+def _logins(facts: CheckFacts) -> Iterator[Finding]:
     for parity, account in facts.accounts.items():
         name = f"{parity} logs in"
         if account.logs_in:
@@ -89,7 +89,7 @@ def _why_not(parity: Parity, other: AccountFacts | None) -> tuple[str, str]:
     return "; the role may log in, so the stored password is not the one in the database", repair
 
 
-def _tls(facts: Inspected) -> Iterator[Finding]:
+def _tls(facts: CheckFacts) -> Iterator[Finding]:
     mode = facts.sslmode
     if mode is None:
         yield Finding(Level.OK, "TLS", "not needed on a Unix socket")

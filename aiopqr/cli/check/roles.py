@@ -7,12 +7,12 @@ from datetime import timedelta
 
 from ...rotation.words import counted, moment
 from .facts import AccountFacts
-from .values import Finding, Inspected, Level
+from .values import CheckFacts, Finding, Level
 
 _SHOWN = 5
 
 
-def of_account(account: AccountFacts, facts: Inspected) -> Iterator[Finding]:
+def of_account(account: AccountFacts, facts: CheckFacts) -> Iterator[Finding]:
     role, name = account.role, account.username
     if role["session_user"] != name:
         text = f"after logging in as {name!r}, the session belongs to {role['session_user']!r}"

@@ -9,10 +9,10 @@ from datetime import timedelta
 from ...credentials import Parity
 from ...rotation.gates import Rules
 from ...rotation.words import duration, moment
-from .values import Finding, Inspected, Level, Schedule
+from .values import CheckFacts, Finding, Level, Schedule
 
 
-def changes(facts: Inspected) -> Iterator[Finding]:
+def changes(facts: CheckFacts) -> Iterator[Finding]:
     """Whether both accounts can change before a pool has noticed, which would leave it with two old passwords."""
     if facts.pair.is_single:
         return
@@ -37,7 +37,7 @@ def changes(facts: Inspected) -> Iterator[Finding]:
         yield Finding(Level.OK, "rotation spacing", text)
 
 
-def next_rotation(facts: Inspected) -> Iterator[Finding]:
+def next_rotation(facts: CheckFacts) -> Iterator[Finding]:
     """When the gate ``too-soon`` allows a rotation: one spacing after the most recent change."""
     times = [time for time in (facts.changed_at.get(parity) for parity in Parity) if time]
     now = next((account.role["now"] for account in facts.accounts.values() if "now" in account.role), None)

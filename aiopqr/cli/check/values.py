@@ -43,7 +43,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspected:
+class CheckFacts:
     """Everything that is judged. ``changed_at`` says when each account was last changed, or None if that is unknown."""
 
     pair: CredentialPair

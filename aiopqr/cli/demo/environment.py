@@ -118,7 +118,7 @@ class Environment:
         write_pair(self.file, self.pair)
 
     def refused_logins(self) -> dict[str, int] | None:
-        """How many logins the server has refused so far, by database, according to its log, or None."""
+        """How many logins the server has refused so far, by database. None if its log cannot be read."""
         if self._refused is None:
             return None
         text = self.server.log_text(self._mark)

@@ -172,7 +172,10 @@ class Demo:
 
 
 async def perform(options: Options, screen: Screen, stop: asyncio.Event) -> tuple[Demo | None, DemoResult | None]:
-    """Set up the environment, run the demo, and clean up. If ``stop`` is set too early, there is no result."""
+    """Set up the environment, run the demo, and clean up.
+
+    If ``stop`` is set before the load begins, there is no result.
+    """
     async with open_environment(options.dsn, 1 + options.compare, single=options.single) as environment:
         if stop.is_set():
             return None, None
