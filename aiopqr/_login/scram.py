@@ -61,8 +61,7 @@ class WrongSignature(ScramError):
 class Keys:
     """The keys derived from a password, a salt and an iteration count. Keep them as secret as the password.
 
-    The HMACs are made once, and copied for each login: in the middle of a login, a copy takes 36 µs, and making a new
-    one 66 µs.
+    The HMACs are made once, and copied for each login, which takes a third less time than making new ones.
     """
 
     client: bytes = field(repr=False)
